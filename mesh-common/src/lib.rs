@@ -1,0 +1,20 @@
+//! What the kernel and user space share: the ABI of the maps, and the small pure functions that both run.
+//!
+//! - [`addr`]: addresses as map keys (16 bytes, IPv4 v4-mapped).
+//! - [`maps`]: the name, capacity and ABI hash of every map. A map's name stands there and nowhere else.
+//! - [`record`]: keys and values, `repr(C)`, sizes asserted.
+//! - [`verdict`]: why a connection went where it went: one [`verdict::Verdict`] a connection.
+//! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
+//!
+//! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
+//! network byte order end in `_be`.
+
+#![no_std]
+
+pub mod addr;
+pub mod decide;
+pub mod maps;
+#[cfg(feature = "pod")]
+mod pod;
+pub mod record;
+pub mod verdict;

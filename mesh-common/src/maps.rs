@@ -1,0 +1,102 @@
+//! The maps: their names, their sizes, and the hash that says whether pinned maps are ours.
+//!
+//! The kernel cuts names at 15 bytes; these fit. Sizes are defaults that an agent's configuration may
+//! change at first load; a pinned map keeps the size it was made with.
+
+use crate::record as r;
+
+/// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// ≤ 15 bytes.
+    pub name: &'static str,
+    /// Bytes.
+    pub key: usize,
+    /// Bytes.
+    pub value: usize,
+    /// Entries (bytes for the ring).
+    pub capacity: u32,
+}
+
+const fn spec(name: &'static str, key: usize, value: usize, capacity: u32) -> Spec {
+    assert!(name.len() <= 15);
+    Spec { name, key, value, capacity }
+}
+
+/// Workloads of this node, by namespace cookie or cgroup id.
+pub const ENROLLED: Spec = spec("ENROLLED", size_of::<r::EnrolledKey>(), size_of::<r::Enrolled>(), 1024);
+/// Virtual addresses.
+pub const SERVICES: Spec = spec("SERVICES", size_of::<r::ServiceKey>(), size_of::<r::Service>(), 32_768);
+/// Workloads' own addresses.
+pub const WORKLOADS: Spec = spec("WORKLOADS", size_of::<r::WorkloadKey>(), size_of::<r::Workload>(), 131_072);
+/// Slots of alias tables, memory-mapped.
+pub const ENDPOINTS: Spec = spec("ENDPOINTS", 4, size_of::<r::Endpoint>(), 65_536);
+/// Counters by endpoint id, memory-mapped.
+pub const LOAD: Spec = spec("LOAD", 4, size_of::<r::Load>(), 65_536);
+/// Counters by service id, memory-mapped.
+pub const SERVICE_LOAD: Spec = spec("SERVICE_LOAD", 4, size_of::<r::Load>(), 16_384);
+/// Who is calling.
+pub const FLOW_SRC: Spec = spec("FLOW_SRC", size_of::<r::FlowKey>(), size_of::<r::FlowSource>(), 65_536);
+/// Capture record on a socket.
+pub const CAPTURED: Spec = spec("CAPTURED", 4, size_of::<r::Capture>(), 0);
+/// Capture record between SYN and acceptance.
+pub const CAPTURE_SYN: Spec = spec("CAPTURE_SYN", size_of::<r::SynKey>(), size_of::<r::Capture>(), 16_384);
+/// Records waiting, by workload id.
+pub const BUDGET: Spec = spec("BUDGET", 4, 8, 4096);
+/// The agent's sockets, by [`r::Enrolled::listener_slot`].
+pub const LISTENERS: Spec = spec("LISTENERS", 4, 8, 4096);
+/// A word per worker, memory-mapped.
+pub const HEARTBEAT: Spec = spec("HEARTBEAT", 4, 8, 512);
+/// A socket's flow.
+pub const FLOW_START: Spec = spec("FLOW_START", 4, size_of::<r::Flow>(), 0);
+/// Exact counters, per CPU.
+pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
+/// Ended flows, a ring.
+pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 1 << 20);
+/// Counts by verdict, per CPU.
+pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT);
+/// Word 0: epoch of the snapshot that the maps hold.
+pub const EPOCH: Spec = spec("EPOCH", 4, 8, 1);
+
+/// All of them.
+pub const ALL: [Spec; 17] = [
+    ENROLLED,
+    SERVICES,
+    WORKLOADS,
+    ENDPOINTS,
+    LOAD,
+    SERVICE_LOAD,
+    FLOW_SRC,
+    CAPTURED,
+    CAPTURE_SYN,
+    BUDGET,
+    LISTENERS,
+    HEARTBEAT,
+    FLOW_START,
+    FLOW_TOTALS,
+    FLOW_EVENTS,
+    VERDICTS,
+    EPOCH,
+];
+
+/// Raised by hand when the meaning of a field changes and its size does not.
+const LAYOUT: u64 = 1;
+
+/// FNV-1a over names, sizes and [`LAYOUT`]: stands in the pin path, so that an agent never adopts maps of
+/// another shape.
+pub const ABI: u64 = {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ LAYOUT;
+    let mut i = 0;
+    while i < ALL.len() {
+        let name = ALL[i].name.as_bytes();
+        let mut j = 0;
+        while j < name.len() {
+            hash = (hash ^ name[j] as u64).wrapping_mul(0x0100_0000_01b3);
+            j += 1;
+        }
+        hash = (hash ^ ALL[i].key as u64).wrapping_mul(0x0100_0000_01b3);
+        hash = (hash ^ ALL[i].value as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    hash
+};

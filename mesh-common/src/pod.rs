@@ -1,0 +1,31 @@
+//! `aya::Pod` for what crosses the system call boundary.
+#![allow(unsafe_code)]
+
+use crate::record as r;
+
+macro_rules! pod {
+    ($($t:ty),* $(,)?) => {$(
+        // SAFETY: `repr(C)`, made of integers and arrays of them alone, no padding (sizes asserted beside
+        // the types), `Copy` and `'static`: any bit pattern is a value.
+        unsafe impl aya::Pod for $t {}
+    )*};
+}
+
+pod!(
+    r::EnrolledKey,
+    r::Enrolled,
+    r::ServiceKey,
+    r::Service,
+    r::WorkloadKey,
+    r::Workload,
+    r::Endpoint,
+    r::Load,
+    r::FlowKey,
+    r::FlowSource,
+    r::SynKey,
+    r::Capture,
+    r::Flow,
+    r::TotalsKey,
+    r::Totals,
+    r::FlowEvent,
+);

@@ -1,0 +1,126 @@
+//! Why a connection went where it went. Every connection of an enrolled workload gets exactly one
+//! [`Verdict`], counted in `VERDICTS` and carried in its flow record.
+
+/// What connection a verdict is about, and what became of it.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// A service's endpoint was chosen in the kernel; the connection goes straight there.
+    Balanced = 0,
+    /// A workload's own address (headless service, direct address): left as it is, and counted.
+    Direct = 1,
+    /// Not a destination of the mesh: left as it is.
+    Outside = 2,
+    /// Taken to the agent's listener in the workload's namespace.
+    Captured = 3,
+    /// Needs the proxy, which is gone; the policy allows the kernel path to the route's endpoints.
+    Bypassed = 4,
+    /// Inbound: handed to the agent's inbound listener.
+    InboundCaptured = 5,
+    /// Inbound: needs the proxy, which is gone; passed to the application as the policy allows.
+    InboundBypassed = 6,
+    /// Inbound: needs the proxy, which is gone: dropped.
+    InboundProxyLost = 7,
+    /// Needs the proxy, which is gone, and the policy says refuse: `ECONNREFUSED`.
+    ProxyLost = 8,
+    /// The service has no endpoint that takes connections: `ECONNREFUSED`.
+    NoEndpoint = 9,
+    /// The table changed under the reader twice: `EHOSTUNREACH`. A bug if seen in numbers.
+    TableChanged = 10,
+    /// No room for the socket's record: `ECONNREFUSED` for a captured connection.
+    RecordFull = 11,
+    /// The workload holds as many connections waiting for the agent as its budget allows: `ECONNREFUSED`.
+    BudgetPending = 12,
+    /// The hand-over map is full; the agent closes the connection that arrives without a record.
+    HandoverFull = 13,
+    /// `FLOW_SRC` is full: the connection goes on without proof of its source.
+    FlowSourceFull = 14,
+    /// `FLOW_TOTALS` is full: counted under the overflow key.
+    TotalsFull = 15,
+    /// The ring of flow records was full: the record is lost, the totals are not.
+    EventLost = 16,
+}
+
+impl Verdict {
+    /// How many there are; the size of `VERDICTS`.
+    pub const COUNT: u32 = 17;
+
+    /// All of them, in order of their numbers.
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::Balanced,
+        Self::Direct,
+        Self::Outside,
+        Self::Captured,
+        Self::Bypassed,
+        Self::InboundCaptured,
+        Self::InboundBypassed,
+        Self::InboundProxyLost,
+        Self::ProxyLost,
+        Self::NoEndpoint,
+        Self::TableChanged,
+        Self::RecordFull,
+        Self::BudgetPending,
+        Self::HandoverFull,
+        Self::FlowSourceFull,
+        Self::TotalsFull,
+        Self::EventLost,
+    ];
+
+    /// The name in metrics, logs and `meshctl`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Balanced => "balanced",
+            Self::Direct => "direct",
+            Self::Outside => "outside",
+            Self::Captured => "captured",
+            Self::Bypassed => "bypassed",
+            Self::InboundCaptured => "inbound_captured",
+            Self::InboundBypassed => "inbound_bypassed",
+            Self::InboundProxyLost => "inbound_proxy_lost",
+            Self::ProxyLost => "proxy_lost",
+            Self::NoEndpoint => "no_endpoint",
+            Self::TableChanged => "table_changed",
+            Self::RecordFull => "record_full",
+            Self::BudgetPending => "budget_pending",
+            Self::HandoverFull => "handover_full",
+            Self::FlowSourceFull => "flow_source_full",
+            Self::TotalsFull => "totals_full",
+            Self::EventLost => "event_lost",
+        }
+    }
+
+    /// The verdict of a number read from a map.
+    pub fn from_u8(n: u8) -> Option<Self> {
+        Self::ALL.get(n as usize).copied()
+    }
+
+    /// The errno that the caller of `connect()` sees; `None`: the connection goes on.
+    #[inline(always)]
+    pub const fn errno(self) -> Option<i32> {
+        match self {
+            Self::ProxyLost | Self::NoEndpoint | Self::RecordFull | Self::BudgetPending => Some(ECONNREFUSED),
+            Self::TableChanged => Some(EHOSTUNREACH),
+            _ => None,
+        }
+    }
+}
+
+/// `errno` 111.
+pub const ECONNREFUSED: i32 = 111;
+/// `errno` 113.
+pub const EHOSTUNREACH: i32 = 113;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_names_and_order_agree() {
+        for (i, v) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*v as usize, i);
+            assert_eq!(Verdict::from_u8(i as u8), Some(*v));
+            assert_eq!(Verdict::ALL.iter().filter(|o| o.name() == v.name()).count(), 1);
+        }
+        assert_eq!(Verdict::from_u8(Verdict::COUNT as u8), None);
+    }
+}

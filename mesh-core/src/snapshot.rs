@@ -1,0 +1,186 @@
+//! The compiled, immutable state of everything this node was told. One epoch number; replaced whole, shared
+//! in structure: a change copies what changed.
+//!
+//! model (xDS) → compile → **snapshot** → { proxy reads it, plan writes it to the BPF maps }
+//!
+//! Invariant: every id that stands in a snapshot is in it, and every table is non-empty or absent.
+//! Not here: what the kernel is told of it (plan), load and health at this moment (they live outside, by
+//! endpoint id).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use imbl::HashMap;
+use mesh_api::proto::v1::Protocol;
+
+use crate::route::RouteTable;
+
+/// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
+pub type ServiceId = u32;
+/// Node-local id of one (service, service port, workload, target port). Never 0.
+pub type EndpointId = u32;
+/// Node-local id of a workload. Never 0.
+pub type WorkloadId = u32;
+
+/// Where in the control plane's history a snapshot stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// Random id of the store.
+    pub store: String,
+    /// Revision within it.
+    pub number: u64,
+}
+
+/// Everything, at one epoch.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Rises by one with each compiled change; kept across restarts of the agent.
+    pub epoch: u64,
+    /// What it was compiled from.
+    pub revision: Revision,
+    /// By id.
+    pub services: HashMap<ServiceId, Arc<Service>>,
+    /// By id.
+    pub workloads: HashMap<WorkloadId, Arc<Workload>>,
+    /// Trust domain of the mesh.
+    pub trust_domain: Arc<str>,
+}
+
+/// One port of one service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Mesh namespace.
+    pub namespace: Arc<str>,
+    /// Name within the namespace.
+    pub name: Arc<str>,
+    /// Service port, host order.
+    pub port: u16,
+    /// The port's name; may be empty.
+    pub port_name: Arc<str>,
+    /// Virtual addresses; none: headless.
+    pub vips: Vec<IpAddr>,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// Why connections to it need the proxy; `None`: the kernel path.
+    pub why: Option<Why>,
+    /// What becomes of new connections while the proxy is gone.
+    pub on_proxy_loss: OnProxyLoss,
+    /// Inbound connections to its endpoints go through their node's agent.
+    pub inbound_proxy: bool,
+    /// Those that take new connections (weight above 0, healthy, not draining) first, then the rest.
+    pub endpoints: Arc<[Endpoint]>,
+    /// How many of `endpoints`, from the first on, take new connections.
+    pub serving: usize,
+    /// HTTP routes attached to this port; `None`: requests go to its own endpoints.
+    pub routes: Option<Arc<RouteTable>>,
+    /// The route's weights as (service, weight) for connections that bypass a lost proxy: the catch-all
+    /// rule's backends, else the service itself.
+    pub fallback: Vec<(ServiceId, u32)>,
+}
+
+impl Service {
+    /// Those that take new connections.
+    pub fn serving(&self) -> &[Endpoint] {
+        &self.endpoints[..self.serving]
+    }
+}
+
+/// Why a connection needs the proxy. Shown by `meshctl get service`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// An HTTP route is attached.
+    Route,
+    /// The port speaks HTTP and HTTP goes through the proxy (`http: proxy`).
+    Http,
+}
+
+impl Why {
+    /// Its name in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// What new connections do while the proxy is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnProxyLoss {
+    /// They take the kernel path to the route's weights.
+    #[default]
+    Bypass,
+    /// They are refused.
+    Refuse,
+}
+
+/// One workload behind a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Workload behind it.
+    pub workload: WorkloadId,
+    /// IPv4 address of the workload, if it has one.
+    pub v4: Option<std::net::Ipv4Addr>,
+    /// IPv6 address of the workload, if it has one.
+    pub v6: Option<std::net::Ipv6Addr>,
+    /// Target port.
+    pub port: u16,
+    /// Weight as configured, 0..=65535.
+    pub weight: u32,
+    /// Lives on this node.
+    pub local: bool,
+}
+
+impl Endpoint {
+    /// Where to dial it from a client that used an address of this family; the other family where that is
+    /// all there is.
+    pub fn address(&self, prefer_v6: bool) -> Option<SocketAddr> {
+        let v4 = self.v4.map(|a| SocketAddr::from((a, self.port)));
+        let v6 = self.v6.map(|a| SocketAddr::from((a, self.port)));
+        if prefer_v6 { v6.or(v4) } else { v4.or(v6) }
+    }
+}
+
+/// One workload of the mesh, on this node or another.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Its id.
+    pub id: WorkloadId,
+    /// Mesh namespace.
+    pub namespace: Arc<str>,
+    /// Name within the namespace.
+    pub name: Arc<str>,
+    /// Service account within the namespace.
+    pub service_account: Arc<str>,
+    /// Node; empty for endpoints outside any.
+    pub node: Arc<str>,
+    /// On this node.
+    pub local: bool,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What it serves.
+    pub ports: Vec<WorkloadPort>,
+}
+
+/// One port of a workload that serves a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPort {
+    /// Target port.
+    pub port: u16,
+    /// The service port that it serves.
+    pub service: ServiceId,
+    /// The endpoint that it is.
+    pub endpoint: EndpointId,
+    /// As the service's: a connection to the workload's own address is treated as one to the service.
+    pub proxy: bool,
+    /// As the service's.
+    pub on_proxy_loss: OnProxyLoss,
+    /// As the service's.
+    pub inbound_proxy: bool,
+    /// As the service's.
+    pub protocol: Protocol,
+}
