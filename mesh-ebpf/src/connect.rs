@@ -1,0 +1,358 @@
+//! `connect()` of an enrolled workload: which endpoint, or the agent, or a refusal.
+//!
+//! look up: own namespace → enrolled? → service by address and port, else workload by address → way →
+//! rewrite the destination, put the flow's record on the socket.
+//!
+//! Every path ends in [`finish`], the one table from verdict to fate.
+
+use aya_ebpf::bindings::{bpf_sock_addr, sockaddr};
+use aya_ebpf::helpers::generated::{
+    bpf_bind, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
+};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::addr::{self, Addr};
+use mesh_common::decide::{self, Way};
+use mesh_common::record::{
+    Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, Service, ServiceKey, Workload,
+    WorkloadKey, flags, flow, listener, role,
+};
+use mesh_common::verdict::Verdict;
+
+use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, FLOW_START, SERVICES, WORKLOADS};
+use crate::socket::{add, agent_alive, count, drop_record, put_record, record};
+use crate::totals;
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const SOCK_STREAM: u32 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// A call under way.
+struct Call {
+    ctx: *mut bpf_sock_addr,
+    dst: Addr,
+    port_be: u16,
+    /// The hook is `connect6`; the address may still be v4-mapped.
+    v6: bool,
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for the run; volatile, because merged context loads are refused.
+    let (ip, port) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4),
+            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_port),
+        )
+    };
+    connect(&Call { ctx: ctx.sock_addr, dst: addr::from_v4_be(ip), port_be: port as u16, v6: false })
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    let c = ctx.sock_addr;
+    // SAFETY: as in `mesh_connect4`.
+    let (words, port) = unsafe {
+        (
+            [
+                core::ptr::read_volatile(&raw const (*c).user_ip6[0]),
+                core::ptr::read_volatile(&raw const (*c).user_ip6[1]),
+                core::ptr::read_volatile(&raw const (*c).user_ip6[2]),
+                core::ptr::read_volatile(&raw const (*c).user_ip6[3]),
+            ],
+            core::ptr::read_volatile(&raw const (*c).user_port),
+        )
+    };
+    connect(&Call { ctx: c, dst: addr::from_v6_be(words), port_be: port as u16, v6: true })
+}
+
+#[inline(always)]
+fn connect(call: &Call) -> i32 {
+    // SAFETY: the context is valid for the run.
+    let (kind, proto, sk, cookie) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*call.ctx).type_),
+            core::ptr::read_volatile(&raw const (*call.ctx).protocol),
+            (*call.ctx).__bindgen_anon_1.sk,
+            bpf_get_netns_cookie(call.ctx.cast()),
+        )
+    };
+    // SAFETY: entries are replaced whole and freed after a grace period; a stale one is still one.
+    let Some(me) = (unsafe { ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id: cookie }) }) else {
+        return ALLOW;
+    };
+    if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
+        return ALLOW;
+    }
+    if let Some(own) = record(&CAPTURED, sk.cast())
+        && (own.role == role::LEG || own.role == role::DIAL)
+    {
+        return ALLOW;
+    }
+    let mut flow = new_flow(me, call);
+    let verdict = decide_and_rewrite(call, me, &mut flow);
+    finish(sk.cast(), &mut flow, verdict)
+}
+
+#[inline(always)]
+fn new_flow(me: &Enrolled, call: &Call) -> Flow {
+    Flow {
+        peer: call.dst,
+        // SAFETY: no arguments.
+        start_ns: unsafe { bpf_ktime_get_ns() },
+        workload: me.workload,
+        service: 0,
+        endpoint: 0,
+        peer_workload: 0,
+        flags: 0,
+        protocol: 0,
+        peer_port_be: call.port_be,
+        verdict: 0,
+        pad: 0,
+        identity: me.identity,
+    }
+}
+
+#[inline(always)]
+fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
+    if let Some(entry) = find_service(call, me.mesh_ns) {
+        flow.service = entry.service;
+        flow.protocol = entry.protocol;
+        return match decide::way(
+            entry.flags,
+            entry.table_len,
+            entry.fallback_len,
+            alive(call, me, entry.flags),
+        ) {
+            Way::Kernel => balance(call, me, flow, &entry, false),
+            Way::Bypass => balance(call, me, flow, &entry, true),
+            Way::Capture => capture(call, me, flow),
+            Way::Refuse(verdict) => verdict,
+        };
+    }
+    if let Some(peer) = find_workload(call) {
+        flow.service = peer.service;
+        flow.endpoint = peer.endpoint;
+        flow.peer_workload = peer.workload;
+        flow.protocol = peer.protocol;
+        if peer.flags & flags::LOCAL != 0 {
+            flow.flags |= flow::LOCAL;
+        }
+        return match decide::way_direct(peer.flags, alive(call, me, peer.flags)) {
+            Way::Kernel => Verdict::Direct,
+            Way::Bypass => Verdict::Bypassed,
+            Way::Capture => capture(call, me, flow),
+            Way::Refuse(verdict) => verdict,
+        };
+    }
+    Verdict::Outside
+}
+
+/// Asked only where the answer matters: it costs a socket look-up and a clock.
+#[inline(always)]
+fn alive(call: &Call, me: &Enrolled, entry_flags: u32) -> bool {
+    let v6 = call.v6 && !addr::is_v4(&call.dst);
+    let slot = me.listener_slot + if v6 { listener::OUT6 } else { listener::OUT4 };
+    entry_flags & flags::PROXY != 0 && agent_alive(slot, me.heartbeat_slot)
+}
+
+#[inline(always)]
+fn find_service(call: &Call, mesh_ns: u32) -> Option<Service> {
+    let mut key =
+        ServiceKey { addr: call.dst, scope: mesh_ns, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
+    // SAFETY: copied out; slots are checked against the copy's generation.
+    if let Some(entry) = unsafe { SERVICES.get(&key) } {
+        return Some(*entry);
+    }
+    key.scope = 0;
+    // SAFETY: as above.
+    unsafe { SERVICES.get(&key) }.copied()
+}
+
+#[inline(always)]
+fn find_workload(call: &Call) -> Option<Workload> {
+    let mut key = WorkloadKey { addr: call.dst, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
+    // SAFETY: copied out.
+    if let Some(entry) = unsafe { WORKLOADS.get(&key) } {
+        return Some(*entry);
+    }
+    key.port_be = 0;
+    // SAFETY: as above.
+    unsafe { WORKLOADS.get(&key) }.copied()
+}
+
+/// Draws an endpoint and goes there. The table may be replaced under the draw: then the entry is read
+/// again, once.
+#[inline(always)]
+fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
+    let picked = match pick(entry, fallback) {
+        Some(picked) => Some(picked),
+        None => match find_service(call, me.mesh_ns) {
+            Some(again) if again.table_len != 0 || again.fallback_len != 0 => pick(&again, fallback),
+            _ => return Verdict::NoEndpoint,
+        },
+    };
+    let Some(endpoint) = picked else {
+        return Verdict::TableChanged;
+    };
+    flow.endpoint = endpoint.endpoint;
+    flow.peer_workload = endpoint.workload;
+    flow.flags |= flow::SHOW_PEER;
+    if endpoint.flags & flags::LOCAL != 0 {
+        flow.flags |= flow::LOCAL;
+    }
+    redirect(call, &endpoint.addr, endpoint.port_be);
+    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
+}
+
+#[inline(always)]
+fn pick(entry: &Service, fallback: bool) -> Option<Endpoint> {
+    let (first, len) =
+        if fallback { (entry.fallback, entry.fallback_len) } else { (entry.table, entry.table_len) };
+    // SAFETY: no arguments.
+    let (slot, fraction) = decide::draw(unsafe { bpf_get_prandom_u32() }, len);
+    let drawn = read_slot(first + slot)?;
+    if !decide::belongs(&drawn, entry) {
+        return None;
+    }
+    let Some(alias) = decide::aliased(&drawn, fraction) else {
+        return Some(drawn);
+    };
+    let other = read_slot(first + alias)?;
+    decide::belongs(&other, entry).then_some(other)
+}
+
+#[inline(always)]
+fn read_slot(index: u32) -> Option<Endpoint> {
+    let slot = ENDPOINTS.get_ptr(index)?;
+    // SAFETY: a live array; volatile, because user space writes it through its own mapping.
+    Some(unsafe { core::ptr::read_volatile(slot) })
+}
+
+/// Sends the connection to the agent's listener in this namespace, with a record of where it wanted to go.
+#[inline(always)]
+fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
+    if let Some(pending) = BUDGET.get_ptr(me.workload) {
+        // SAFETY: an aligned word of a live array.
+        if unsafe { core::ptr::read_volatile(pending) } >= u64::from(me.budget_pending) {
+            return Verdict::BudgetPending;
+        }
+    }
+    let mut capture = Capture {
+        addr: call.dst,
+        // SAFETY: a live array.
+        epoch: EPOCH.get_ptr(0).map_or(0, |e| unsafe { core::ptr::read_volatile(e) }),
+        workload: me.workload,
+        service: flow.service,
+        endpoint: flow.endpoint,
+        role: role::CLIENT,
+        port_be: call.port_be,
+        pad: [0; 3],
+    };
+    // SAFETY: the context is valid and `sk` was checked by the caller.
+    let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };
+    if put_record(&CAPTURED, sk.cast(), &mut capture).is_none() {
+        return Verdict::RecordFull;
+    }
+    bind_own(call, me);
+    flow.flags |= flow::SHOW_PEER | flow::CAPTURED;
+    // The client's connection to the agent is not load of any endpoint; the agent's own leg is.
+    flow.endpoint = 0;
+    flow.flags &= !flow::LOCAL;
+    if !call.v6 || addr::is_v4(&call.dst) {
+        redirect(call, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1], me.port4_be);
+    } else {
+        redirect(call, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], me.port6_be);
+    }
+    Verdict::Captured
+}
+
+#[repr(C)]
+struct SockAddr4 {
+    family: u16,
+    port_be: u16,
+    addr_be: u32,
+    zero: [u8; 8],
+}
+
+#[repr(C)]
+struct SockAddr6 {
+    family: u16,
+    port_be: u16,
+    flow_info: u32,
+    addr: Addr,
+    scope: u32,
+}
+
+/// Binds to the workload's own address, so that `getsockname()` shows it although the connection stays on
+/// loopback. A socket that the application has bound itself keeps what it has: the call fails, harmlessly.
+#[inline(always)]
+fn bind_own(call: &Call, me: &Enrolled) {
+    let v4 = !call.v6 || addr::is_v4(&call.dst);
+    let own = if v4 { &me.addr4 } else { &me.addr6 };
+    if *own == addr::UNSPECIFIED {
+        return;
+    }
+    if call.v6 {
+        let mut sa = SockAddr6 { family: AF_INET6, port_be: 0, flow_info: 0, addr: *own, scope: 0 };
+        // SAFETY: a valid context and an address of the size given.
+        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr6>() as i32) };
+    } else {
+        let mut sa = SockAddr4 { family: AF_INET, port_be: 0, addr_be: addr::to_v4_be(own), zero: [0; 8] };
+        // SAFETY: as above.
+        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr4>() as i32) };
+    }
+}
+
+#[inline(always)]
+fn redirect(call: &Call, dst: &Addr, port_be: u16) {
+    if call.v6 {
+        set_v6(call.ctx, &addr::to_v6_be(dst), u32::from(port_be));
+        return;
+    }
+    // SAFETY: the context is valid; volatile, because merged context stores are refused.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*call.ctx).user_ip4, addr::to_v4_be(dst));
+        core::ptr::write_volatile(&raw mut (*call.ctx).user_port, u32::from(port_be));
+    }
+}
+
+/// Writes an IPv6 address and port into a context.
+#[inline(always)]
+pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
+    // SAFETY: as in `redirect`.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*ctx).user_ip6[0], words[0]);
+        core::ptr::write_volatile(&raw mut (*ctx).user_ip6[1], words[1]);
+        core::ptr::write_volatile(&raw mut (*ctx).user_ip6[2], words[2]);
+        core::ptr::write_volatile(&raw mut (*ctx).user_ip6[3], words[3]);
+        core::ptr::write_volatile(&raw mut (*ctx).user_port, port_be);
+    }
+}
+
+/// Counts the verdict and turns it into what `connect()` does.
+#[inline(always)]
+fn finish(sk: *mut core::ffi::c_void, flow: &mut Flow, verdict: Verdict) -> i32 {
+    flow.verdict = verdict as u8;
+    count(verdict);
+    if let Some(errno) = verdict.errno() {
+        if let Some(totals) = totals::of(flow) {
+            // SAFETY: a live map value.
+            add(unsafe { &raw mut (*totals).refused }, 1);
+        }
+        // SAFETY: sets the result of the system call.
+        unsafe { bpf_set_retval(-errno) };
+        return DENY;
+    }
+    if verdict != Verdict::Captured {
+        // Left over where the same socket was captured at an earlier attempt.
+        drop_record(&CAPTURED, sk);
+    }
+    if put_record(&FLOW_START, sk, flow).is_none() {
+        // Still balanced, but nobody counts it and getpeername() shows the endpoint: say so.
+        count(Verdict::RecordFull);
+    }
+    ALLOW
+}

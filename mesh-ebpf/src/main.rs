@@ -1,0 +1,34 @@
+//! The kernel half of the data plane: what happens inside `connect()`, at a handshake, at an accept and at
+//! a close. One file a program; decisions are `mesh_common::decide`'s.
+//!
+//! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
+//! - [`names`]: what `getpeername()` and `accept()` show.
+//! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
+//! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
+//! - [`maps`], [`socket`], [`totals`]: what they share.
+//!
+//! Invariants: no L7, no policy language, no loop without a constant bound; every refusal has an errno and
+//! a counted verdict; a socket that belongs to no enrolled workload costs one look-up.
+
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+
+mod connect;
+mod maps;
+mod names;
+mod sk_lookup;
+mod sock_ops;
+mod socket;
+mod totals;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// Helpers that only GPL programs may call are used; the kernel reads this section.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,91 @@
+//! The maps of `mesh_common::maps`, as the programs see them. Sizes are defaults; the agent overrides them
+//! at first load.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use mesh_common::maps as m;
+use mesh_common::record::{
+    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, Service, ServiceKey, SynKey,
+    Totals, TotalsKey, Workload, WorkloadKey,
+};
+
+// Not allocated in advance: memory is paid for what is there.
+#[map]
+pub static ENROLLED: HashMap<EnrolledKey, Enrolled> =
+    HashMap::with_max_entries(m::ENROLLED.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(m::SERVICES.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static WORKLOADS: HashMap<WorkloadKey, Workload> =
+    HashMap::with_max_entries(m::WORKLOADS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(m::ENDPOINTS.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static LOAD: Array<Load> = Array::with_max_entries(m::LOAD.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static SERVICE_LOAD: Array<Load> = Array::with_max_entries(m::SERVICE_LOAD.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static FLOW_SRC: HashMap<FlowKey, FlowSource> =
+    HashMap::with_max_entries(m::FLOW_SRC.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static CAPTURE_SYN: HashMap<SynKey, Capture> =
+    HashMap::with_max_entries(m::CAPTURE_SYN.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static BUDGET: Array<u64> = Array::with_max_entries(m::BUDGET.capacity, 0);
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(m::LISTENERS.capacity, 0);
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(m::HEARTBEAT.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static FLOW_TOTALS: PerCpuHashMap<TotalsKey, Totals> =
+    PerCpuHashMap::with_max_entries(m::FLOW_TOTALS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(m::FLOW_EVENTS.capacity, 0);
+#[map]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
+#[map]
+pub static EPOCH: Array<u64> = Array::with_max_entries(m::EPOCH.capacity, 0);
+
+const SK_STORAGE: usize = 24;
+const NO_PREALLOC: usize = 1;
+const CLONE: usize = 1 << 9;
+
+/// A socket storage map. aya's own has neither `BPF_F_CLONE` nor getters for other contexts than
+/// `sock_addr`. The loader reads this type's BTF; nothing reads its fields.
+#[repr(C)]
+pub struct SkStorage<T, const FLAGS: usize> {
+    r#type: *const [i32; SK_STORAGE],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the fields are placeholders that the loader replaces; nothing is read or written through them.
+unsafe impl<T, const FLAGS: usize> Sync for SkStorage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// For helpers.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// Accepted sockets inherit the record of the agent's listener: that is how they are known.
+#[btf_map]
+pub static CAPTURED: SkStorage<Capture, { NO_PREALLOC | CLONE }> = SkStorage::new();
+#[btf_map]
+pub static FLOW_START: SkStorage<Flow, NO_PREALLOC> = SkStorage::new();

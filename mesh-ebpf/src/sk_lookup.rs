@@ -1,0 +1,104 @@
+//! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped.
+//!
+//! Skipped: loopback and what a pod sends to its own address; whatever no entry names. A connection that
+//! the agent opened on this node, and has asked everything about, carries a flow source that says so.
+
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::addr::{self, Addr};
+use mesh_common::decide::{Inbound, inbound};
+use mesh_common::record::{FlowKey, PROTO_TCP, Workload, WorkloadKey, flags};
+use mesh_common::verdict::Verdict;
+
+use crate::maps::{FLOW_SRC, LISTENERS, WORKLOADS};
+use crate::socket::{count, worker_alive};
+
+const PASS: u32 = 1;
+const DROP: u32 = 0;
+const AF_INET: u32 = 2;
+/// `lo`; 0: a look-up by another program.
+const LOOPBACK_IFINDEX: u32 = 1;
+
+macro_rules! field {
+    ($ctx:expr, $($f:tt)+) => {
+        // SAFETY: the context is valid for the run; volatile, because merged context loads are refused.
+        unsafe { core::ptr::read_volatile(&raw const (*$ctx).$($f)+) }
+    };
+}
+
+#[sk_lookup]
+pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
+    let c = ctx.lookup;
+    if field!(c, protocol) != u32::from(PROTO_TCP) || field!(c, ingress_ifindex) <= LOOPBACK_IFINDEX {
+        return PASS;
+    }
+    let (local, remote) = ends(c);
+    if local == remote || addr::is_loopback(&local) {
+        return PASS;
+    }
+    let port_be = (field!(c, local_port) as u16).to_be();
+    // SAFETY: entries are replaced whole; a stale one is still one.
+    let Some(entry) =
+        (unsafe { WORKLOADS.get(&WorkloadKey { addr: local, port_be, proto: PROTO_TCP, network: 0 }) })
+    else {
+        return PASS;
+    };
+    if entry.flags & flags::INBOUND_PROXY == 0 {
+        return PASS;
+    }
+    let flow = FlowKey { src: remote, dst: local, src_port_be: field!(c, remote_port), dst_port_be: port_be };
+    // SAFETY: read at once.
+    let authorised = unsafe { FLOW_SRC.get(&flow) }.is_some_and(|source| source.authorised != 0);
+    act(&ctx, entry, authorised)
+}
+
+#[inline(always)]
+fn act(ctx: &SkLookupContext, entry: &Workload, authorised: bool) -> u32 {
+    let alive = worker_alive(entry.heartbeat_slot);
+    match inbound(entry.flags, authorised, alive) {
+        Inbound::Pass => PASS,
+        Inbound::Assign => {
+            if LISTENERS.redirect_sk_lookup(ctx, entry.inbound_slot, 0).is_ok() {
+                count(Verdict::InboundCaptured);
+                return PASS;
+            }
+            // The socket is gone although its worker still beats: as if it did not.
+            lost(entry.flags)
+        }
+        Inbound::PassBypassed | Inbound::Drop => lost(entry.flags),
+    }
+}
+
+#[inline(always)]
+fn lost(entry_flags: u32) -> u32 {
+    if entry_flags & flags::BYPASS != 0 {
+        count(Verdict::InboundBypassed);
+        PASS
+    } else {
+        count(Verdict::InboundProxyLost);
+        DROP
+    }
+}
+
+#[inline(always)]
+fn ends(c: *mut bpf_sk_lookup) -> (Addr, Addr) {
+    if field!(c, family) == AF_INET {
+        (addr::from_v4_be(field!(c, local_ip4)), addr::from_v4_be(field!(c, remote_ip4)))
+    } else {
+        (
+            addr::from_v6_be([
+                field!(c, local_ip6[0]),
+                field!(c, local_ip6[1]),
+                field!(c, local_ip6[2]),
+                field!(c, local_ip6[3]),
+            ]),
+            addr::from_v6_be([
+                field!(c, remote_ip6[0]),
+                field!(c, remote_ip6[1]),
+                field!(c, remote_ip6[2]),
+                field!(c, remote_ip6[3]),
+            ]),
+        )
+    }
+}

@@ -1,0 +1,288 @@
+//! TCP events of tracked sockets: SYN about to leave, handshake done, connection accepted, state changed.
+//!
+//! - SYN: counts load, proves the source to a local peer, puts the capture record where the agent's
+//!   accepted socket will find it. All before the SYN reaches the other side.
+//! - accepted: the record moves onto the accepted socket.
+//! - closed: totals, the flow's record, and everything that was put is taken back.
+
+use aya_ebpf::bindings::bpf_sock_ops;
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::addr::{self, Addr};
+use mesh_common::decide::payload;
+use mesh_common::record::{Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
+use mesh_common::verdict::Verdict;
+
+use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC, FLOW_START};
+use crate::socket::{add, count, load, put_record, record};
+use crate::totals;
+
+const TCP_CONNECT_CB: u32 = 3;
+const ACTIVE_ESTABLISHED_CB: u32 = 4;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const STATE_CB: u32 = 10;
+const STATE_CB_FLAG: i32 = 4;
+const TCP_CLOSE: u32 = 7;
+const AF_INET: u32 = 2;
+const ANY: u64 = 0;
+
+macro_rules! field {
+    ($ops:expr, $($f:tt)+) => {
+        // SAFETY: the context is valid for the run; volatile, because merged context loads are refused.
+        unsafe { core::ptr::read_volatile(&raw const (*$ops).$($f)+) }
+    };
+}
+
+#[sock_ops]
+pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
+    let ops = ctx.ops;
+    let op = field!(ops, op);
+    if op != TCP_CONNECT_CB && op != ACTIVE_ESTABLISHED_CB && op != PASSIVE_ESTABLISHED_CB && op != STATE_CB {
+        return 1;
+    }
+    // SAFETY: as above; the kernel gives null where the socket is not a full one.
+    let sk: *mut c_void = unsafe { (*ops).__bindgen_anon_2.sk }.cast();
+    if sk.is_null() {
+        return 1;
+    }
+    match op {
+        TCP_CONNECT_CB => begun(ops, sk),
+        ACTIVE_ESTABLISHED_CB => established(sk),
+        PASSIVE_ESTABLISHED_CB => accepted(ops, sk),
+        _ => state_changed(ops, sk),
+    }
+    1
+}
+
+#[inline(always)]
+fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
+    let Some(flow) = record(&FLOW_START, sk) else {
+        return;
+    };
+    // Events of one connection never run at once: the socket is locked.
+    flow.flags &= !(flow::ESTABLISHED | flow::PENDING | flow::SOURCED | flow::COUNTED);
+    let leg = flow.flags & flow::LEG != 0;
+    if flow.endpoint != 0 {
+        flow.flags |= flow::COUNTED;
+        load(flow.endpoint, flow.service, |l| {
+            // SAFETY: a live map value.
+            unsafe {
+                add(&raw mut (*l).live, 1);
+                add(&raw mut (*l).opened, 1);
+            }
+        });
+    }
+    if flow.flags & flow::LOCAL != 0 {
+        let value =
+            FlowSource { workload: flow.workload, identity: flow.identity, authorised: u32::from(leg) };
+        if FLOW_SRC.insert(&ends(ops, false), &value, ANY).is_ok() {
+            flow.flags |= flow::SOURCED;
+        } else {
+            count(Verdict::FlowSourceFull);
+        }
+    }
+    hand_over(ops, sk, flow);
+    // SAFETY: a valid context.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
+}
+
+/// Leaves the capture record for the socket that will be accepted at the other end of loopback.
+#[inline(always)]
+fn hand_over(ops: *mut bpf_sock_ops, sk: *mut c_void, flow: &mut Flow) {
+    if flow.flags & (flow::CAPTURED | flow::LEG) == 0 {
+        return;
+    }
+    let Some(capture) = record(&CAPTURED, sk) else {
+        return;
+    };
+    if capture.role != role::CLIENT && capture.role != role::DIAL {
+        return;
+    }
+    let value = *capture;
+    if CAPTURE_SYN.insert(&syn_key(ops, false), &value, ANY).is_err() {
+        count(Verdict::HandoverFull);
+        return;
+    }
+    flow.flags |= flow::PENDING;
+    if capture.role == role::DIAL {
+        capture.role = role::DIALLED;
+    }
+    if let Some(pending) = BUDGET.get_ptr_mut(value.workload) {
+        add(pending, 1);
+    }
+}
+
+#[inline(always)]
+fn established(sk: *mut c_void) {
+    let Some(flow) = record(&FLOW_START, sk) else {
+        return;
+    };
+    flow.flags |= flow::ESTABLISHED;
+    if flow.flags & flow::LEG == 0
+        && let Some(totals) = totals::of(flow)
+    {
+        // SAFETY: a live map value.
+        add(unsafe { &raw mut (*totals).opened }, 1);
+    }
+}
+
+/// A connection was accepted: by the agent's listener (its record is inherited), or by an application that
+/// the agent dialled (a record waits for it), or by anybody else (nothing waits).
+#[inline(always)]
+fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
+    let key = syn_key(ops, true);
+    // SAFETY: copied out before it is removed.
+    let waiting = unsafe { CAPTURE_SYN.get(&key) }.copied();
+    if let Some(own) = record(&CAPTURED, sk)
+        && own.role == role::LISTENER
+    {
+        match waiting {
+            Some(mut capture) => {
+                capture.role = role::ACCEPTED;
+                *own = capture;
+                taken(&key, capture.workload);
+            }
+            None => own.role = role::LOST,
+        }
+        return;
+    }
+    let Some(capture) = waiting else {
+        return;
+    };
+    if capture.role != role::DIAL {
+        return;
+    }
+    taken(&key, capture.workload);
+    let mut flow = Flow {
+        peer: capture.addr,
+        start_ns: 0,
+        workload: 0,
+        service: 0,
+        endpoint: 0,
+        peer_workload: 0,
+        flags: flow::SHOW_PEER,
+        protocol: 0,
+        peer_port_be: capture.port_be,
+        verdict: 0,
+        pad: 0,
+        identity: 0,
+    };
+    if put_record(&FLOW_START, sk, &mut flow).is_none() {
+        count(Verdict::RecordFull);
+    }
+}
+
+/// Removes a waiting record. Whoever removes it gives the budget back: exactly one does.
+#[inline(always)]
+fn taken(key: &SynKey, workload: u32) {
+    if CAPTURE_SYN.remove(key).is_ok()
+        && let Some(pending) = BUDGET.get_ptr_mut(workload)
+    {
+        add(pending, u64::MAX);
+    }
+}
+
+#[inline(always)]
+fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
+    // SAFETY: a valid context; for this operation the second argument is the new state.
+    let new = unsafe { core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[1]) };
+    if new != TCP_CLOSE {
+        return;
+    }
+    let Some(flow) = record(&FLOW_START, sk) else {
+        return;
+    };
+    let established = flow.flags & flow::ESTABLISHED != 0;
+    if flow.flags & flow::COUNTED != 0 {
+        // An application that gives up before anything was heard or retried says nothing of the endpoint.
+        let failed = !established && (field!(ops, segs_in) > 0 || field!(ops, total_retrans) > 0);
+        load(flow.endpoint, flow.service, |l| {
+            // SAFETY: a live map value.
+            unsafe {
+                add(&raw mut (*l).live, u64::MAX);
+                if failed {
+                    add(&raw mut (*l).failures, 1);
+                }
+            }
+        });
+    }
+    if flow.flags & flow::SOURCED != 0 {
+        let _ = FLOW_SRC.remove(&ends(ops, false));
+    }
+    if flow.flags & flow::PENDING != 0 {
+        taken(&syn_key(ops, false), flow.workload);
+    }
+    flow.flags &= !(flow::COUNTED | flow::SOURCED | flow::PENDING);
+    if flow.flags & flow::LEG == 0 {
+        ended(ops, flow, established);
+    }
+}
+
+#[inline(always)]
+fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool) {
+    let sent = payload(field!(ops, bytes_acked), established);
+    let received = payload(field!(ops, bytes_received), established);
+    if let Some(totals) = totals::of(flow) {
+        // SAFETY: a live map value.
+        unsafe {
+            if established {
+                add(&raw mut (*totals).closed, 1);
+                add(&raw mut (*totals).sent, sent);
+                add(&raw mut (*totals).received, received);
+            } else {
+                add(&raw mut (*totals).failed, 1);
+            }
+        }
+    }
+    let event = FlowEvent {
+        flow: *flow,
+        // SAFETY: no arguments.
+        end_ns: unsafe { bpf_ktime_get_ns() },
+        sent,
+        received,
+        srtt_us: field!(ops, srtt_us) >> 3,
+        retransmits: field!(ops, total_retrans),
+    };
+    if FLOW_EVENTS.output::<FlowEvent>(&event, 0).is_err() {
+        count(Verdict::EventLost);
+    }
+}
+
+/// The two ends, from the one that opened the connection; `passive`: this is the other one.
+#[inline(always)]
+fn ends(ops: *mut bpf_sock_ops, passive: bool) -> FlowKey {
+    let (local, remote): (Addr, Addr) = if field!(ops, family) == AF_INET {
+        (addr::from_v4_be(field!(ops, local_ip4)), addr::from_v4_be(field!(ops, remote_ip4)))
+    } else {
+        (
+            addr::from_v6_be([
+                field!(ops, local_ip6[0]),
+                field!(ops, local_ip6[1]),
+                field!(ops, local_ip6[2]),
+                field!(ops, local_ip6[3]),
+            ]),
+            addr::from_v6_be([
+                field!(ops, remote_ip6[0]),
+                field!(ops, remote_ip6[1]),
+                field!(ops, remote_ip6[2]),
+                field!(ops, remote_ip6[3]),
+            ]),
+        )
+    };
+    let local_port = (field!(ops, local_port) as u16).to_be();
+    // The kernel shows it in network order in the upper half.
+    let remote_port = (field!(ops, remote_port) >> 16) as u16;
+    if passive {
+        FlowKey { src: remote, dst: local, src_port_be: remote_port, dst_port_be: local_port }
+    } else {
+        FlowKey { src: local, dst: remote, src_port_be: local_port, dst_port_be: remote_port }
+    }
+}
+
+#[inline(always)]
+fn syn_key(ops: *mut bpf_sock_ops, passive: bool) -> SynKey {
+    // SAFETY: a valid context.
+    SynKey { netns: unsafe { bpf_get_netns_cookie(ops.cast()) }, flow: ends(ops, passive), pad: 0 }
+}
