@@ -1,2 +1,60 @@
-//! placeholder
-fn main() {}
+//! The project's own commands: `cargo xtask {build-ebpf, test, demo, bench, tidy}`.
+//!
+//! One file a command. What a command needs on the machine (tool chain, Debian packages) is looked for and,
+//! as root on Debian, installed by [`tools`]; a command that can't go on says what to install.
+//! Few dependencies on purpose: this is the first thing that a fresh clone compiles.
+//!
+//! Not here: what demo, stories and benches do. They are programs of the `tests` crate.
+
+#![forbid(unsafe_code)]
+
+mod ebpf;
+mod run;
+mod test;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  build-ebpf             build the BPF object that mesh-agent embeds
+  build                  build-ebpf, then every program of the workspace
+  test [--all] [NAME]    unit tests and stories (--all: the long ones too; NAME: stories that contain it)
+  demo [--once]          two nodes, a control plane and a small shop, until Ctrl-C (--once: exit by itself)
+  bench l4 [--json FILE] kernel path against no mesh
+  tidy                   checks on the source that the compiler does not make
+  ci                     what .ci/run runs: test, tidy, clippy, fmt";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    std::env::set_current_dir(run::root())?;
+    let Some((command, rest)) = args.split_first() else { bail!("no command\n{USAGE}") };
+    match command.as_str() {
+        "build-ebpf" => ebpf::build(),
+        "build" => test::build(),
+        "test" => test::test(rest),
+        "demo" => test::program("mesh-demo", rest),
+        "bench" => test::program("mesh-bench", rest),
+        "tidy" => tidy::tidy(),
+        "ci" => test::ci(),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("unknown command {other:?}\n{USAGE}"),
+    }
+}

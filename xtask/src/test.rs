@@ -1,0 +1,140 @@
+//! `build`, `test`, `ci`, and the programs of the `tests` crate (`demo`, `bench`).
+//!
+//! A test run: Debian packages, BPF object, every program, unit tests, stories; then a summary that ends
+//! with cargo's own result lines. A part that fails does not hide the parts after it.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    ebpf,
+    run::{cargo, root, run, say},
+    tidy, tools,
+};
+
+/// Program → Debian package: what stories, demo and benches run.
+const PROGRAMS: [(&str, &str); 10] = [
+    ("nginx", "nginx-light"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("ss", "iproute2"),
+    ("wrk", "wrk"),
+    ("python3", "python3"),
+    ("ps", "procps"),
+    ("strace", "strace"),
+    ("bpftool", "bpftool"),
+    ("setsid", "util-linux"),
+];
+
+/// The BPF object, then everything that runs.
+pub fn build() -> Result<()> {
+    ebpf::build()?;
+    run("build the workspace", &mut cargo(&["build", "--workspace", "--bins"]))?;
+    Ok(())
+}
+
+/// What a part of the test run came to.
+struct Part {
+    name: &'static str,
+    failed: Vec<String>,
+    results: Vec<String>,
+    ok: bool,
+    seconds: u64,
+}
+
+/// Unit tests and stories.
+pub fn test(args: &[String]) -> Result<()> {
+    let all = args.iter().any(|a| a == "--all");
+    let filter: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
+    let begin = Instant::now();
+    tools::programs(&PROGRAMS)?;
+    build()?;
+    let mut parts = Vec::new();
+    if filter.is_empty() {
+        let mut unit = cargo(&["test", "--workspace", "--exclude", "mesh-tests", "--no-fail-fast"]);
+        parts.push(part("unit tests", &mut unit)?);
+        let mut harness = cargo(&["test", "-p", "mesh-tests", "--lib", "--bins"]);
+        parts.push(part("tests of the harness", &mut harness)?);
+    }
+    let mut stories = cargo(&["test", "-p", "mesh-tests", "--test", "stories", "--"]);
+    stories.args(&filter);
+    if !all {
+        stories.args(["--skip", "long::"]);
+    }
+    parts.push(part("stories", &mut stories)?);
+    if all {
+        let mut bench = Command::new(root().join("target/debug/mesh-bench"));
+        bench.args(["l4", "--json", "target/bench-l4.json"]);
+        parts.push(part("bench l4", &mut bench)?);
+    }
+    summary(&parts, begin.elapsed().as_secs())
+}
+
+fn summary(parts: &[Part], seconds: u64) -> Result<()> {
+    println!("\n==> summary after {} min {} s", seconds / 60, seconds % 60);
+    for part in parts {
+        println!("    {:<22} {:>4} s  {}", part.name, part.seconds, if part.ok { "ok" } else { "FAILED" });
+        for name in &part.failed {
+            println!("        {name}");
+        }
+    }
+    println!();
+    for line in parts.iter().flat_map(|part| &part.results) {
+        println!("{line}");
+    }
+    let failed: Vec<_> = parts.iter().filter(|part| !part.ok).map(|part| part.name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs one part, its output passing through, cargo's result lines kept.
+fn part(name: &'static str, command: &mut Command) -> Result<Part> {
+    say(name);
+    let begin = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't start {name}"))?;
+    let output = child.stdout.take().context("no output of the child")?;
+    let (mut failed, mut results) = (Vec::new(), Vec::new());
+    let mut out = std::io::stdout().lock();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        writeln!(out, "{line}")?;
+        // Doc tests of crates without any, and binaries without tests, say nothing of use.
+        if line.starts_with("test result:") && !line.contains(" 0 passed; 0 failed; 0 ignored;") {
+            results.push(line);
+        } else if line.starts_with("test ") && line.ends_with("FAILED") {
+            failed.push(line);
+        }
+    }
+    let ok = child.wait()?.success();
+    Ok(Part { name, failed, results, ok, seconds: begin.elapsed().as_secs() })
+}
+
+/// Builds everything and becomes the program `name` of the `tests` crate: Ctrl-C goes straight to it.
+pub fn program(name: &str, args: &[String]) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    if !tools::is_root() {
+        bail!("{name} makes network namespaces and loads BPF programs: run it as root");
+    }
+    tools::programs(&PROGRAMS)?;
+    build()?;
+    let path = root().join("target/debug").join(name);
+    let error = Command::new(&path).args(args).exec();
+    Err(error).with_context(|| format!("can't run {}", path.display()))
+}
+
+/// What a change must pass.
+pub fn ci() -> Result<()> {
+    test(&[])?;
+    tidy::tidy()?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run("clippy", &mut cargo(&clippy))?;
+    run("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    Ok(())
+}
