@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(grpc)
         .build_server(grpc)
         .build_transport(false)
+        // Sorted maps: the same content encodes to the same bytes, which content hashes rest on.
+        .btree_map(".")
         .compile_well_known_types(false)
         .compile_fds(set)?;
     Ok(())
