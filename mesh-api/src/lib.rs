@@ -1,10 +1,26 @@
 //! What control plane, agents and CLI say to each other.
 //!
-//! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`).
+//! - [`local`]: what an agent's own Unix socket carries.
+//! - [`resource`]: what people write (YAML, JSON) and what is stored; [`error::ApiError`] is what they get back.
+//! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`); [`wire`]: from
+//!   one to the other.
+//! - [`spiffe`], [`token`], [`duration`], [`name`]: text forms that both sides read and write.
+//! - `schema`: JSON schemas of the resources.
 //!
 //! Not here: I/O of any kind.
 
 #![forbid(unsafe_code)]
+
+pub mod duration;
+pub mod error;
+pub mod name;
+pub mod resource;
+pub mod spiffe;
+pub mod token;
+mod walk;
+pub mod wire;
+
+pub mod local;
 
 /// Generated from `proto/`: `nodemesh.v1`, and the part of Envoy's delta xDS that carries it.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

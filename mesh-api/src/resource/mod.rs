@@ -1,0 +1,177 @@
+//! Resources: what people write and what is stored. One type, [`Resource`], whatever the kind.
+//!
+//! YAML or JSON → `serde_json::Value` → **Resource** → store, registry → `proto::v1` (wire.rs)
+//!
+//! Parsed, not validated: a [`Resource`] that exists is well-formed. Unknown fields are refused; what is
+//! planned but not built is refused by name. Status and the server-set part of the metadata are read back from
+//! the store by the same parser; what users send there is overwritten ([`Resource::admitted`]).
+//! Not here: whether what is referred to exists (mesh-registry says so in conditions).
+
+mod envelope;
+mod http_route;
+mod kind;
+mod mesh;
+mod service;
+mod traffic_policy;
+mod workload;
+
+pub use envelope::{Condition, Metadata, Status};
+pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
+pub use kind::{Key, Kind};
+pub use mesh::{HttpMode, MeshSpec, VipPool};
+pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
+pub use traffic_policy::{Balancing, OnProxyLoss, TargetRef, TrafficPolicySpec};
+pub use workload::{Membership, WorkloadSpec};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::error::{ApiError, Reason};
+use crate::walk::At;
+
+/// Largest JSON text of one object that callers should read, in bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Deepest nesting that callers should read (serde_json's own limit; YAML readers set it).
+pub const MAX_DEPTH: usize = 128;
+/// Namespace of what names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// One object of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Names, labels and what the server set.
+    pub metadata: Metadata,
+    /// What was asked for.
+    pub spec: Spec,
+    /// What was observed or allocated; never written by users.
+    pub status: Status,
+}
+
+/// What was asked for, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Spec {
+    /// Ports and virtual addresses.
+    Service(ServiceSpec),
+    /// A running instance.
+    Workload(WorkloadSpec),
+    /// HTTP requests to a service, by host and path, to weighted backends.
+    HttpRoute(HttpRouteSpec),
+    /// How traffic to a service is treated.
+    TrafficPolicy(TrafficPolicySpec),
+    /// Settings of the whole mesh.
+    Mesh(MeshSpec),
+}
+
+impl Resource {
+    /// Reads one object; every refusal names path, value and what is accepted.
+    pub fn parse(value: &Value) -> Result<Self, ApiError> {
+        let root = At::root(value);
+        let fields = root.object(&["apiVersion", "kind", "metadata", "spec", "status"], &[])?;
+        let kind = Kind::read(&fields)?;
+        let metadata = Metadata::read(&fields.need("metadata", "an object with a name")?, kind)?;
+        let spec = match (kind, fields.get("spec")) {
+            // Every field of a Mesh has a default.
+            (Kind::Mesh, None) => Spec::Mesh(MeshSpec::default()),
+            (_, None) => fields.need("spec", "an object").map(|_| Spec::Mesh(MeshSpec::default()))?,
+            (Kind::Service, Some(at)) => Spec::Service(ServiceSpec::read(&at)?),
+            (Kind::Workload, Some(at)) => Spec::Workload(WorkloadSpec::read(&at)?),
+            (Kind::HttpRoute, Some(at)) => Spec::HttpRoute(HttpRouteSpec::read(&at, &metadata.namespace)?),
+            (Kind::TrafficPolicy, Some(at)) => Spec::TrafficPolicy(TrafficPolicySpec::read(&at)?),
+            (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
+        };
+        let status = fields.read("status", |at| Status::read(&at))?.unwrap_or_default();
+        Ok(Self { metadata, spec, status })
+    }
+
+    /// [`Resource::parse`] of JSON text.
+    pub fn from_json(text: &[u8]) -> Result<Self, ApiError> {
+        if text.len() > MAX_BYTES {
+            let error = ApiError::new(Reason::OutOfRange, "", Value::Null, format!("1..={MAX_BYTES} bytes"));
+            return Err(
+                error.saying(format!("the object has {} bytes; accepted: up to {MAX_BYTES}", text.len()))
+            );
+        }
+        let value = serde_json::from_slice(text).map_err(|cause| {
+            let error = ApiError::new(Reason::Malformed, "", Value::Null, "one JSON object");
+            error.saying(format!("not JSON: {cause}"))
+        })?;
+        Self::parse(&value)
+    }
+
+    /// An object of default metadata, for programs.
+    pub fn new(namespace: &str, name: &str, spec: Spec) -> Self {
+        let metadata =
+            Metadata { name: name.to_owned(), namespace: namespace.to_owned(), ..Metadata::default() };
+        Self { metadata, spec, status: Status::default() }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self.spec {
+            Spec::Service(_) => Kind::Service,
+            Spec::Workload(_) => Kind::Workload,
+            Spec::HttpRoute(_) => Kind::HttpRoute,
+            Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Spec::Mesh(_) => Kind::Mesh,
+        }
+    }
+
+    /// What it is stored and referred to by.
+    pub fn key(&self) -> Key {
+        Key {
+            kind: self.kind(),
+            namespace: self.metadata.namespace.clone(),
+            name: self.metadata.name.clone(),
+        }
+    }
+
+    /// The object as JSON, the same for equal objects; [`Resource::parse`] reads it back.
+    pub fn to_json(&self) -> Value {
+        let kind = self.kind();
+        let mut out = json!({
+            "apiVersion": kind.api_version(),
+            "kind": kind.name(),
+            "metadata": self.metadata,
+            "spec": self.spec,
+        });
+        if self.status != Status::default() {
+            out["status"] = json!(self.status);
+        }
+        out
+    }
+
+    /// As it is stored: what only the server says is taken from the object that it replaces, or made.
+    #[must_use]
+    pub fn admitted(
+        mut self,
+        replaces: Option<&Self>,
+        now_ms: u64,
+        new_uid: impl FnOnce() -> String,
+    ) -> Self {
+        match replaces {
+            Some(old) => {
+                self.metadata.uid.clone_from(&old.metadata.uid);
+                self.metadata.created_ms = old.metadata.created_ms;
+                self.status = old.status.clone();
+            }
+            None => {
+                self.metadata.uid = Some(new_uid());
+                self.metadata.created_ms = now_ms;
+                self.status = Status::default();
+            }
+        }
+        // The store knows the revision; conditions are derived, never stored.
+        self.metadata.revision = 0;
+        self.status.conditions.clear();
+        self
+    }
+
+    /// Whether users asked for the same: labels and spec.
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        self.spec == other.spec && self.metadata.labels == other.metadata.labels
+    }
+}
+
+#[cfg(test)]
+mod tests;

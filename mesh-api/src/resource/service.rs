@@ -1,0 +1,164 @@
+//! `Service`: a name for a set of workloads: virtual addresses, ports, which workloads.
+//!
+//! Not here: endpoints (workloads carry them), allocation of virtual addresses (mesh-registry).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use super::envelope::labels;
+use crate::error::{ApiError, Reason};
+use crate::name::LABEL;
+use crate::walk::{At, distinct};
+
+/// Most given virtual addresses.
+const MAX_VIPS: usize = 16;
+/// Most ports: all that there are; the request's size ends it earlier.
+const MAX_PORTS: usize = 65_535;
+
+/// What a `Service` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ServiceSpec {
+    /// Given virtual addresses; none: allocated, one of each family, unless headless.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<IpAddr>,
+    /// No virtual address at all: clients dial the workloads' own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub headless: bool,
+    /// Labels that a workload of the same namespace must have to serve it; empty: only workloads that name it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: BTreeMap<String, String>,
+    /// Ports; at least one.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Name, unique in the service; may be empty if it is the only port.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Number, unique in the service.
+    pub port: u16,
+    /// Port of the selected workloads.
+    pub target_port: u16,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// Whether the agent takes inbound connections at the endpoints.
+    pub inbound: Inbound,
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    /// Opaque bytes.
+    #[default]
+    Tcp,
+    /// HTTP/1.1 in plain text.
+    Http,
+    /// TLS, which is not opened.
+    Tls,
+}
+
+/// How inbound connections reach the application.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Inbound {
+    /// Straight.
+    #[default]
+    Kernel,
+    /// Through the node's agent.
+    Proxy,
+}
+
+impl ServiceSpec {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(
+            &["vips", "headless", "selector", "ports"],
+            &["healthCheck", "health", "affinity", "sessionAffinity", "endpoints", "recovery"],
+        )?;
+        let vips = fields.each("vips", 0..=MAX_VIPS, |at| address(&at))?;
+        distinct(&vips, |i| (format!("{}.vips[{i}]", at.path()), vips[i].to_string().into()), "once")?;
+        let headless = fields.read("headless", |at| at.boolean())?.unwrap_or(false);
+        if let (true, false, Some(vips)) = (headless, vips.is_empty(), fields.get("vips")) {
+            return Err(vips.refuse(Reason::Conflict, "none, or headless: false"));
+        }
+        let selector = fields.read("selector", |at| labels(&at))?.unwrap_or_default();
+        let entries = fields.need("ports", "a list of 1 or more ports")?.list(1..=MAX_PORTS)?;
+        let several = entries.len() > 1;
+        let ports: Vec<ServicePort> =
+            entries.into_iter().map(|at| ServicePort::read(&at, several)).collect::<Result<_, _>>()?;
+        let place = |i: usize, field: &str| format!("{}.ports[{i}].{field}", at.path());
+        let numbers = ports.iter().map(|port| port.port);
+        distinct(numbers, |i| (place(i, "port"), ports[i].port.into()), "a number of its own")?;
+        let names = ports.iter().map(|port| &port.name);
+        distinct(names, |i| (place(i, "name"), ports[i].name.clone().into()), "a name of its own")?;
+        Ok(Self { vips, headless, selector, ports })
+    }
+
+    /// The port of this name; of no name: the only port.
+    pub fn port_by_name(&self, name: &str) -> Option<&ServicePort> {
+        match (name, &self.ports[..]) {
+            ("", [only]) => Some(only),
+            ("", _) => None,
+            _ => self.ports.iter().find(|port| port.name == name),
+        }
+    }
+}
+
+impl ServicePort {
+    fn read(at: &At<'_>, several: bool) -> Result<Self, ApiError> {
+        let fields = at.object(
+            &["name", "port", "targetPort", "protocol", "inbound"],
+            &["appProtocol", "nodePort", "healthCheck", "dependencies"],
+        )?;
+        let name = match fields.get("name") {
+            Some(at) => at.checked(&LABEL)?,
+            None if several => {
+                return Err(fields
+                    .need("name", LABEL.accepted)
+                    .err()
+                    .unwrap_or_else(|| at.refuse(Reason::MissingField, LABEL.accepted)));
+            }
+            None => String::new(),
+        };
+        let port = fields.need("port", "1..=65535")?.port()?;
+        let target_port = fields.read("targetPort", |at| at.port())?.unwrap_or(port);
+        let protocol = fields.read("protocol", |at| {
+            let words = [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("tls", Protocol::Tls)];
+            at.one_of(&words, &["udp", "http2", "grpc", "auto"])
+        })?;
+        let inbound = fields.read("inbound", |at| {
+            at.one_of(&[("kernel", Inbound::Kernel), ("proxy", Inbound::Proxy)], &[])
+        })?;
+        Ok(Self {
+            name,
+            port,
+            target_port,
+            protocol: protocol.unwrap_or_default(),
+            inbound: inbound.unwrap_or_default(),
+        })
+    }
+}
+
+/// An address that something can be reached at.
+pub(super) fn address(at: &At<'_>) -> Result<IpAddr, ApiError> {
+    let accepted = "an IPv4 or IPv6 unicast address that is not loopback, link-local or v4-mapped";
+    at.parsed(accepted, |text| text.parse().ok().filter(is_unicast))
+}
+
+fn is_unicast(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let odd = v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_link_local();
+            !odd && !v4.is_broadcast() && v4.octets()[0] != 0
+        }
+        IpAddr::V6(v6) => {
+            let odd = v6.is_unspecified() || v6.is_loopback() || v6.is_multicast();
+            !odd && !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none()
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Resources to wire messages (`proto::v1`).
+//!
+//! Only what stands in the object itself: a Workload's memberships are filled in by the registry, which knows
+//! the services.
+//! Not here: delta xDS (mesh-control), hashes (mesh-registry).
+
+use crate::proto::v1;
+use crate::resource::{
+    Balancing, HttpMode, HttpRouteSpec, HttpRule, Inbound, Kind, MeshSpec, OnProxyLoss, PathMatch, Protocol,
+    Resource, ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
+};
+
+/// A wire message of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wire {
+    /// `Service`
+    Service(v1::Service),
+    /// `Workload`
+    Workload(v1::Workload),
+    /// `HttpRoute`
+    HttpRoute(v1::HttpRoute),
+    /// `TrafficPolicy`
+    TrafficPolicy(v1::TrafficPolicy),
+    /// `Mesh`
+    Mesh(v1::Mesh),
+}
+
+impl Wire {
+    /// Its bytes, the same for equal messages.
+    pub fn encode(&self) -> Vec<u8> {
+        use prost::Message as _;
+        match self {
+            Self::Service(message) => message.encode_to_vec(),
+            Self::Workload(message) => message.encode_to_vec(),
+            Self::HttpRoute(message) => message.encode_to_vec(),
+            Self::TrafficPolicy(message) => message.encode_to_vec(),
+            Self::Mesh(message) => message.encode_to_vec(),
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::Workload(_) => Kind::Workload,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::Mesh(_) => Kind::Mesh,
+        }
+    }
+}
+
+/// The message of an object; `memberships` are the resolved ones of a Workload.
+pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire {
+    match &resource.spec {
+        Spec::Service(spec) => Wire::Service(service(resource, spec)),
+        Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
+        Spec::HttpRoute(spec) => Wire::HttpRoute(http_route(resource, spec)),
+        Spec::TrafficPolicy(spec) => Wire::TrafficPolicy(traffic_policy(resource, spec)),
+        Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
+    }
+}
+
+fn service(resource: &Resource, spec: &ServiceSpec) -> v1::Service {
+    let vips = match (spec.headless, spec.vips.is_empty()) {
+        (true, _) => &[][..],
+        (false, true) => &resource.status.vips[..],
+        (false, false) => &spec.vips[..],
+    };
+    v1::Service {
+        namespace: resource.metadata.namespace.clone(),
+        name: resource.metadata.name.clone(),
+        vips: vips.iter().map(ToString::to_string).collect(),
+        ports: spec.ports.iter().map(service_port).collect(),
+    }
+}
+
+fn service_port(port: &ServicePort) -> v1::ServicePort {
+    let protocol = match port.protocol {
+        Protocol::Tcp => v1::Protocol::Tcp,
+        Protocol::Http => v1::Protocol::Http,
+        Protocol::Tls => v1::Protocol::Tls,
+    };
+    v1::ServicePort {
+        name: port.name.clone(),
+        port: port.port.into(),
+        protocol: protocol.into(),
+        inbound_proxy: port.inbound == Inbound::Proxy,
+    }
+}
+
+fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::WorkloadService>) -> v1::Workload {
+    v1::Workload {
+        namespace: resource.metadata.namespace.clone(),
+        name: resource.metadata.name.clone(),
+        service_account: spec.service_account.clone(),
+        node: spec.node.clone(),
+        addresses: spec.addresses.iter().map(ToString::to_string).collect(),
+        labels: resource.metadata.labels.clone().into_iter().collect(),
+        services: memberships,
+    }
+}
+
+fn http_route(resource: &Resource, spec: &HttpRouteSpec) -> v1::HttpRoute {
+    let own = &resource.metadata.namespace;
+    let parent = |parent: &crate::resource::ParentRef| v1::ServiceRef {
+        namespace: own.clone(),
+        service: parent.name.clone(),
+        port: parent.port.map_or(0, u32::from),
+    };
+    v1::HttpRoute {
+        namespace: own.clone(),
+        name: resource.metadata.name.clone(),
+        parents: spec.parent_refs.iter().map(parent).collect(),
+        hostnames: spec.hostnames.clone(),
+        rules: spec.rules.iter().map(|rule| http_rule(rule, own)).collect(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn http_rule(rule: &HttpRule, own: &str) -> v1::HttpRule {
+    let matches = rule.matches.iter().map(|path| v1::HttpMatch {
+        path: Some(match path {
+            PathMatch::Exact(path) => v1::http_match::Path::Exact(path.clone()),
+            PathMatch::PathPrefix(path) => v1::http_match::Path::Prefix(path.clone()),
+        }),
+    });
+    let backends = rule.backend_refs.iter().map(|backend| v1::WeightedBackend {
+        backend: Some(v1::ServiceRef {
+            namespace: backend.namespace.clone().unwrap_or_else(|| own.to_owned()),
+            service: backend.name.clone(),
+            port: backend.port.into(),
+        }),
+        weight: backend.weight,
+    });
+    v1::HttpRule { matches: matches.collect(), backends: backends.collect() }
+}
+
+fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficPolicy {
+    let target = |target: &crate::resource::TargetRef| v1::PolicyTarget {
+        service: target.name.clone(),
+        section_name: target.section_name.clone().unwrap_or_default(),
+    };
+    let on_proxy_loss = match spec.on_proxy_loss {
+        None => v1::OnProxyLoss::Unset,
+        Some(OnProxyLoss::Bypass) => v1::OnProxyLoss::Bypass,
+        Some(OnProxyLoss::Refuse) => v1::OnProxyLoss::Refuse,
+    };
+    let balancing = match spec.balancing {
+        None => v1::Balancing::Unset,
+        Some(Balancing::RoundRobin) => v1::Balancing::RoundRobin,
+    };
+    v1::TrafficPolicy {
+        namespace: resource.metadata.namespace.clone(),
+        name: resource.metadata.name.clone(),
+        targets: spec.target_refs.iter().map(target).collect(),
+        http: spec.http.map_or(v1::HttpMode::Unset, http_mode).into(),
+        on_proxy_loss: on_proxy_loss.into(),
+        balancing: balancing.into(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn mesh(spec: &MeshSpec) -> v1::Mesh {
+    v1::Mesh { trust_domain: spec.trust_domain.clone(), http: http_mode(spec.http).into() }
+}
+
+fn http_mode(mode: HttpMode) -> v1::HttpMode {
+    match mode {
+        HttpMode::Proxy => v1::HttpMode::Proxy,
+        HttpMode::Kernel => v1::HttpMode::Kernel,
+    }
+}
