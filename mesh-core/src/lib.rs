@@ -1,1 +1,13 @@
-//! placeholder
+//! Pure traffic logic: no I/O, no clock, no runtime; `now` and randomness are arguments.
+//!
+//! Configuration: xDS resources → [`model`] → [`compile`] → [`snapshot`] → [`plan`] → BPF maps.
+
+#![forbid(unsafe_code)]
+
+pub mod alias;
+pub mod compile;
+pub mod ids;
+pub mod model;
+pub mod plan;
+pub mod route;
+pub mod snapshot;

@@ -78,6 +78,8 @@ pub struct Service {
     /// The route's weights as (service, weight) for connections that bypass a lost proxy: the catch-all
     /// rule's backends, else the service itself.
     pub fallback: Vec<(ServiceId, u32)>,
+    /// Every service that its connections may end at, in order: its routes' backends, else itself.
+    pub backends: Vec<ServiceId>,
 }
 
 impl Service {
@@ -160,6 +162,10 @@ pub struct Workload {
     pub node: Arc<str>,
     /// On this node.
     pub local: bool,
+    /// Node-local id of its identity (namespace and service account).
+    pub identity: u32,
+    /// Node-local id of its mesh namespace.
+    pub mesh_ns: u32,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
     /// What it serves.

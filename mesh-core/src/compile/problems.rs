@@ -1,0 +1,58 @@
+//! What is wrong with a resource, by name, for as long as it is wrong.
+//!
+//! Invariant: a problem stays with its own resource and stops nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{Kind, Name};
+
+/// Something that a person should mend: shown by `meshctl status`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Condition {
+    /// "<kind> <namespace>/<name>".
+    pub subject: String,
+    /// The cause and the remedy.
+    pub problem: String,
+}
+
+/// All problems of now.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    held: BTreeMap<(Kind, Name), Vec<String>>,
+    shown: Option<Arc<[Condition]>>,
+}
+
+impl Problems {
+    /// Replaces what is known to be wrong with one resource.
+    pub fn set(&mut self, kind: Kind, name: &Name, problems: Vec<String>) {
+        let key = (kind, Name::clone(name));
+        let changed = if problems.is_empty() {
+            self.held.remove(&key).is_some()
+        } else {
+            self.held.get(&key) != Some(&problems) && {
+                self.held.insert(key, problems);
+                true
+            }
+        };
+        if changed {
+            self.shown = None;
+        }
+    }
+
+    /// All of them, by kind and name. Built again only when something changed.
+    pub fn all(&mut self) -> Arc<[Condition]> {
+        let held = &self.held;
+        let shown = self.shown.get_or_insert_with(|| {
+            held.iter()
+                .flat_map(|((kind, name), problems)| {
+                    problems.iter().map(move |problem| Condition {
+                        subject: format!("{kind} {name}"),
+                        problem: problem.clone(),
+                    })
+                })
+                .collect()
+        });
+        Arc::clone(shown)
+    }
+}

@@ -1,0 +1,155 @@
+//! The entries of `SERVICES` and their tables.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mesh_common::addr;
+use mesh_common::record::{PROTO_TCP, ServiceKey};
+
+use super::table::{Content, Fallback};
+use super::view::Full;
+use super::{Condition, MapOp, Ops, Scope, View, condition};
+use crate::model::Kind;
+use crate::snapshot::{Service, ServiceId, Snapshot};
+
+pub(super) fn plan(
+    view: &mut View,
+    snapshot: &Snapshot,
+    dirty: &BTreeSet<ServiceId>,
+    scope: Scope,
+    now: Duration,
+    ops: &mut Ops,
+) {
+    // Every waiting key is tried again; what still does not fit comes back.
+    let mut touched: BTreeSet<ServiceKey> = std::mem::take(&mut view.waiting_services).into_keys().collect();
+    let mut ids = dirty.clone();
+    if scope.sweep {
+        ids.extend(view.service_claims.ids());
+        ids.extend(snapshot.services.keys());
+        touched.extend(view.services.keys());
+    }
+    for id in ids {
+        let keys = snapshot.services.get(&id).map_or_else(Vec::new, |service| keys(service));
+        view.service_claims.set(id, keys, &mut touched);
+    }
+    for key in touched {
+        let mut troubles = Vec::new();
+        match view.service_claims.owner(key).and_then(|id| snapshot.services.get(&id)) {
+            Some(service) => put(view, snapshot, key, service, scope, now, ops, &mut troubles),
+            None if scope.full => {
+                if view.del_service(key, now) {
+                    ops.deletions.push(MapOp::DelService { key });
+                }
+            }
+            None => {}
+        }
+        if troubles.is_empty() {
+            view.service_troubles.remove(&key);
+        } else {
+            view.service_troubles.insert(key, troubles);
+        }
+    }
+}
+
+/// A service's keys, one a virtual address.
+fn keys(service: &Service) -> Vec<ServiceKey> {
+    let mut keys: Vec<ServiceKey> = service
+        .vips
+        .iter()
+        .map(|&vip| ServiceKey {
+            addr: addr::from_ip(vip),
+            scope: 0,
+            port_be: service.port.to_be(),
+            proto: PROTO_TCP,
+            network: 0,
+        })
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, of what `plan` was given")]
+fn put(
+    view: &mut View,
+    snapshot: &Snapshot,
+    key: ServiceKey,
+    service: &Service,
+    scope: Scope,
+    now: Duration,
+    ops: &mut Ops,
+    troubles: &mut Vec<Condition>,
+) {
+    let vip = addr::to_ip(&key.addr);
+    for rival in view.service_claims.rivals(key).filter_map(|id| snapshot.services.get(&id)) {
+        troubles.push(of(rival, format!(
+            "{vip} port {} is also a virtual address of service {}/{}, which keeps it: give one of them another address",
+            service.port, service.namespace, service.name
+        )));
+    }
+    let content = Content::of(service, vip.is_ipv6(), snapshot);
+    if let Some(problem) = unreachable_family(service, vip, &content) {
+        troubles.push(of(service, problem));
+    }
+    let shorter = view.services.get(&key).is_some_and(|held| {
+        content.table_len() < held.value.table_len || content.fallback_len() < held.value.fallback_len
+    });
+    if shorter && !scope.full {
+        return;
+    }
+    match view.put_service(key, content, now, &mut ops.slots, &mut ops.services) {
+        Ok(()) => {}
+        Err(full) => {
+            view.waiting_services.insert(key, full);
+            troubles.push(of(service, explain(full, view, vip, service.port)));
+        }
+    }
+}
+
+/// A virtual address whose service has endpoints, but none that a client of this family can reach.
+fn unreachable_family(service: &Service, vip: IpAddr, content: &Content) -> Option<String> {
+    let bypass = match &content.fallback {
+        Fallback::Absent | Fallback::Table => &content.table,
+        Fallback::Own(choices) => choices,
+    };
+    let others =
+        service.serving().iter().any(|e| if vip.is_ipv6() { e.v4.is_some() } else { e.v6.is_some() });
+    let none = content.table.is_empty() && others && (service.routes.is_none() || bypass.is_empty());
+    let family = if vip.is_ipv6() { "IPv6" } else { "IPv4" };
+    let effect = if content.fallback == Fallback::Absent { "" } else { " while the proxy is gone" };
+    none.then(|| {
+        format!(
+            "virtual address {vip} port {}: no endpoint has an {family} address, connections are refused{effect}: \
+             give the workloads one, or the service no {family} address",
+            service.port
+        )
+    })
+}
+
+fn explain(full: Full, view: &View, vip: IpAddr, port: u16) -> String {
+    let what = format!("virtual address {vip} port {port} stays as it was");
+    match full {
+        Full::Services => format!(
+            "{what}: map SERVICES is full ({} entries): raise --map-services",
+            view.capacities.services
+        ),
+        Full::Slots(len, room) if room.free >= len => format!(
+            "{what}: map ENDPOINTS ({} slots) is fragmented: {len} slots in a row are needed, {} are free, the \
+             longest range has {}: raise --map-endpoints",
+            view.slots.capacity(),
+            room.free,
+            room.longest
+        ),
+        Full::Slots(len, room) => format!(
+            "{what}: map ENDPOINTS is full ({} slots): {len} are needed, {} are free, {} soon: raise --map-endpoints",
+            view.slots.capacity(),
+            room.free,
+            room.resting
+        ),
+    }
+}
+
+fn of(service: &Service, problem: String) -> Condition {
+    condition(Kind::Service, &service.namespace, &service.name, problem)
+}

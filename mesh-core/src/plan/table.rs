@@ -1,0 +1,202 @@
+//! What an entry of `SERVICES` is to say: its tables as lists of choices, its flags; and the slots of them.
+//!
+//! A table holds addresses of the family of its virtual address: an IPv6 socket may be IPv6-only, so a
+//! v4-mapped destination is not for it.
+
+use std::net::IpAddr;
+
+use mesh_api::proto::v1::Protocol;
+use mesh_common::addr::{self, Addr};
+use mesh_common::record::{self, app, flags};
+
+use crate::alias;
+use crate::snapshot::{Endpoint, EndpointId, OnProxyLoss, Service, ServiceId, Snapshot, WorkloadId};
+
+/// An endpoint in a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    addr: Addr,
+    port: u16,
+    endpoint: EndpointId,
+    workload: WorkloadId,
+    flags: u32,
+    weight: u64,
+}
+
+/// The second table of a service that needs the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fallback {
+    /// None: the kernel path needs no other.
+    Absent,
+    /// The first table serves.
+    Table,
+    /// One of its own, behind the first.
+    Own(Vec<Choice>),
+}
+
+/// An entry, but for where its tables lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    pub service: ServiceId,
+    pub table: Vec<Choice>,
+    pub fallback: Fallback,
+    pub flags: u32,
+    pub protocol: u32,
+}
+
+impl Content {
+    /// The entry of `service` under a virtual address of this family.
+    pub fn of(service: &Service, v6: bool, snapshot: &Snapshot) -> Self {
+        let table = choices(service.serving(), v6);
+        let mut content = Self {
+            service: service.id,
+            table,
+            fallback: Fallback::Absent,
+            flags: 0,
+            protocol: protocol(service.protocol),
+        };
+        if service.why.is_none() {
+            return content;
+        }
+        content.flags = flags::PROXY;
+        let own = service.routes.is_none();
+        let backends = if own { Vec::new() } else { weighted(&service.fallback, v6, snapshot) };
+        let bypass = if own { &content.table } else { &backends };
+        if !bypass.is_empty() {
+            if service.on_proxy_loss == OnProxyLoss::Bypass {
+                content.flags |= flags::BYPASS;
+            }
+            let same = own || backends == content.table;
+            content.fallback = if same { Fallback::Table } else { Fallback::Own(backends) };
+            return content;
+        }
+        // Nothing that a connection could be let go to, but the proxy may have something: another rule of
+        // the route, or the other family. The slots say so; without BYPASS nobody is sent to them.
+        let reachable = service.backends.iter().filter_map(|id| snapshot.services.get(id));
+        let any = reachable.flat_map(|s| s.serving()).find_map(|e| choice(e, v6).or_else(|| choice(e, !v6)));
+        content.fallback = Fallback::Own(any.into_iter().collect());
+        content
+    }
+
+    /// Slots of the first table.
+    pub fn table_len(&self) -> u32 {
+        self.table.len() as u32
+    }
+
+    /// Slots of the fallback table, wherever it lies.
+    pub fn fallback_len(&self) -> u32 {
+        match &self.fallback {
+            Fallback::Absent => 0,
+            Fallback::Table => self.table_len(),
+            Fallback::Own(choices) => choices.len() as u32,
+        }
+    }
+
+    /// Slots of both.
+    pub fn slots_len(&self) -> u32 {
+        match &self.fallback {
+            Fallback::Own(choices) => self.table_len() + choices.len() as u32,
+            Fallback::Absent | Fallback::Table => self.table_len(),
+        }
+    }
+
+    /// Do both say the same of their tables, whatever their flags?
+    pub fn same_tables(&self, other: &Self) -> bool {
+        self.service == other.service && self.table == other.table && self.fallback == other.fallback
+    }
+
+    /// The entry with its tables from slot `first` on.
+    pub fn value(&self, first: u32, generation: u32) -> record::Service {
+        let fallback = match &self.fallback {
+            Fallback::Own(choices) if !choices.is_empty() => first + self.table_len(),
+            Fallback::Table if !self.table.is_empty() => first,
+            _ => 0,
+        };
+        record::Service {
+            service: self.service,
+            generation,
+            table: if self.table.is_empty() { 0 } else { first },
+            table_len: self.table_len(),
+            fallback,
+            fallback_len: self.fallback_len(),
+            flags: self.flags,
+            protocol: self.protocol,
+        }
+    }
+
+    /// The slots of both tables, one behind the other.
+    pub fn slots(&self, generation: u32) -> Vec<record::Endpoint> {
+        let mut slots = Vec::with_capacity(self.slots_len() as usize);
+        self.fill(&self.table, generation, &mut slots);
+        if let Fallback::Own(choices) = &self.fallback {
+            self.fill(choices, generation, &mut slots);
+        }
+        slots
+    }
+
+    fn fill(&self, choices: &[Choice], generation: u32, slots: &mut Vec<record::Endpoint>) {
+        let weights: Vec<u64> = choices.iter().map(|c| c.weight).collect();
+        slots.extend(choices.iter().zip(alias::table(&weights)).map(|(choice, slot)| record::Endpoint {
+            addr: choice.addr,
+            service: self.service,
+            generation,
+            endpoint: choice.endpoint,
+            workload: choice.workload,
+            flags: choice.flags,
+            threshold: slot.threshold,
+            alias: slot.alias,
+            port_be: choice.port.to_be(),
+            pad: 0,
+            reserved: [0; 4],
+        }));
+    }
+}
+
+fn choice(e: &Endpoint, v6: bool) -> Option<Choice> {
+    let ip = if v6 { e.v6.map(IpAddr::V6) } else { e.v4.map(IpAddr::V4) };
+    let flags = if e.local { flags::LOCAL } else { 0 };
+    (e.weight > 0).then_some(()).and(ip).map(|ip| Choice {
+        addr: addr::from_ip(ip),
+        port: e.port,
+        endpoint: e.id,
+        workload: e.workload,
+        flags,
+        weight: u64::from(e.weight),
+    })
+}
+
+fn choices(serving: &[Endpoint], v6: bool) -> Vec<Choice> {
+    serving.iter().filter_map(|e| choice(e, v6)).collect()
+}
+
+/// The endpoints of several services, each service's weight shared out among its endpoints by theirs. A
+/// service without an endpoint leaves its share to the others.
+fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot) -> Vec<Choice> {
+    let mut all = Vec::new();
+    for &(id, weight) in backends {
+        let Some(service) = snapshot.services.get(&id) else { continue };
+        let mut own = choices(service.serving(), v6);
+        let sum: u128 = own.iter().map(|c| u128::from(c.weight)).sum();
+        if weight == 0 || sum == 0 {
+            continue;
+        }
+        // Alone, its own weights will do: its table may then be that of the parent itself.
+        if backends.len() > 1 {
+            for c in &mut own {
+                let share = (u128::from(weight) << 32) * u128::from(c.weight) / sum;
+                c.weight = u64::try_from(share).unwrap_or(u64::MAX).max(1);
+            }
+        }
+        all.append(&mut own);
+    }
+    all
+}
+
+/// [`app`] of a protocol.
+pub(super) fn protocol(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Http => app::HTTP,
+        Protocol::Tls => app::TLS,
+        Protocol::Tcp | Protocol::Http2 | Protocol::Grpc | Protocol::Udp | Protocol::Auto => app::TCP,
+    }
+}

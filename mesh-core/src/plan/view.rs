@@ -1,0 +1,215 @@
+//! What the maps hold, as far as the planner knows: the entries, whose they are, which slots they point to.
+//!
+//! Invariant: every slot is free, resting, or in the range of exactly one entry here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use mesh_common::{maps, record};
+
+use super::alloc::{Allocator, NoRoom, Range};
+use super::claims::Claims;
+use super::table::Content;
+use super::{Condition, MapOp};
+
+/// How long a freed range of slots rests before it is written again. A program runs for microseconds.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Entries that the maps have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Of `SERVICES`.
+    pub services: u32,
+    /// Of `WORKLOADS`.
+    pub workloads: u32,
+    /// Of `ENDPOINTS`.
+    pub endpoints: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            services: maps::SERVICES.capacity,
+            workloads: maps::WORKLOADS.capacity,
+            endpoints: maps::ENDPOINTS.capacity,
+        }
+    }
+}
+
+/// An entry of `SERVICES` with the slots that it owns.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub value: record::Service,
+    /// Unknown for an adopted entry.
+    pub content: Option<Content>,
+    /// One range; an adopted entry may have two.
+    pub ranges: Vec<Range>,
+}
+
+/// What the maps hold.
+#[derive(Debug)]
+pub struct View {
+    pub(super) capacities: Capacities,
+    pub(super) services: HashMap<record::ServiceKey, Held>,
+    pub(super) workloads: HashMap<record::WorkloadKey, record::Workload>,
+    pub(super) service_claims: Claims<record::ServiceKey>,
+    pub(super) workload_claims: Claims<record::WorkloadKey>,
+    pub(super) slots: Allocator,
+    generation: u32,
+    pub(super) epoch: Option<u64>,
+    /// The first full plan has looked at every entry.
+    pub(super) swept: bool,
+    /// To be planned again: there was no room.
+    pub(super) waiting_services: BTreeMap<record::ServiceKey, Full>,
+    pub(super) waiting_workloads: BTreeSet<record::WorkloadKey>,
+    /// What is wrong, by the key that it is wrong with.
+    pub(super) service_troubles: BTreeMap<record::ServiceKey, Vec<Condition>>,
+    pub(super) workload_troubles: BTreeMap<record::WorkloadKey, Vec<Condition>>,
+}
+
+impl View {
+    /// Empty maps.
+    pub fn new(capacities: Capacities) -> Self {
+        Self {
+            capacities,
+            services: HashMap::new(),
+            workloads: HashMap::new(),
+            service_claims: Claims::default(),
+            workload_claims: Claims::default(),
+            slots: Allocator::new(capacities.endpoints),
+            generation: 0,
+            epoch: None,
+            swept: false,
+            waiting_services: BTreeMap::new(),
+            waiting_workloads: BTreeSet::new(),
+            service_troubles: BTreeMap::new(),
+            workload_troubles: BTreeMap::new(),
+        }
+    }
+
+    /// Maps that an agent before this one has filled. Their slots are not read: what is still wanted gets
+    /// new tables. What is not wanted any more is deleted by the first full plan.
+    pub fn adopt(
+        services: Vec<(record::ServiceKey, record::Service)>,
+        workloads: Vec<(record::WorkloadKey, record::Workload)>,
+        capacities: Capacities,
+    ) -> Self {
+        let mut view = Self::new(capacities);
+        for (key, value) in services {
+            view.generation = view.generation.max(value.generation);
+            let mut ranges = Vec::new();
+            for (first, len) in [(value.table, value.table_len), (value.fallback, value.fallback_len)] {
+                let range = Range { first, len };
+                if len > 0 && view.slots.reserve(range) {
+                    ranges.push(range);
+                }
+            }
+            view.services.insert(key, Held { value, content: None, ranges });
+        }
+        view.workloads = workloads.into_iter().collect();
+        view
+    }
+
+    /// What does not fit or collides, as of now.
+    pub(super) fn conditions(&self) -> Vec<Condition> {
+        self.service_troubles.values().chain(self.workload_troubles.values()).flatten().cloned().collect()
+    }
+
+    /// When to plan again for what waits: at once where only entries lacked and this plan has deleted some,
+    /// else when slots have rested. `None`: nothing waits, or only a change can help.
+    pub(super) fn retry_at(&self, now: Duration) -> Option<Duration> {
+        let for_entries = self.waiting_services.values().any(|full| *full == Full::Services)
+            && self.services.len() < self.capacities.services as usize;
+        let for_workloads =
+            !self.waiting_workloads.is_empty() && self.workloads.len() < self.capacities.workloads as usize;
+        if for_entries || for_workloads {
+            Some(now)
+        } else if self.waiting_services.is_empty() {
+            None
+        } else {
+            self.slots.next_free()
+        }
+    }
+
+    /// Entries of `SERVICES`.
+    pub fn services_len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Entries of `WORKLOADS`.
+    pub fn workloads_len(&self) -> usize {
+        self.workloads.len()
+    }
+
+    /// Makes the entry say `content`: where its tables differ, in new slots with a new generation.
+    /// Appends the operations to `slots` and `entries`.
+    pub(super) fn put_service(
+        &mut self,
+        key: record::ServiceKey,
+        content: Content,
+        now: Duration,
+        slots: &mut Vec<MapOp>,
+        entries: &mut Vec<MapOp>,
+    ) -> Result<(), Full> {
+        let held = self.services.get(&key);
+        if held.is_none() && self.services.len() >= self.capacities.services as usize {
+            return Err(Full::Services);
+        }
+        if let Some(Held { value, content: Some(before), ranges }) = held
+            && before.same_tables(&content)
+        {
+            let first = ranges.first().map_or(0, |range| range.first);
+            let new = content.value(first, value.generation);
+            if new != *value {
+                entries.push(MapOp::PutService { key, value: new });
+            }
+            if let Some(held) = self.services.get_mut(&key) {
+                (held.value, held.content) = (new, Some(content));
+            }
+            return Ok(());
+        }
+        let len = content.slots_len();
+        let range =
+            if len == 0 { None } else { Some(self.slots.take(len).map_err(|e| Full::Slots(len, e))?) };
+        let generation = self.next_generation();
+        let first = range.map_or(0, |range| range.first);
+        if range.is_some() {
+            slots.push(MapOp::PutSlots { first, slots: content.slots(generation) });
+        }
+        let value = content.value(first, generation);
+        entries.push(MapOp::PutService { key, value });
+        let new = Held { value, content: Some(content), ranges: range.into_iter().collect() };
+        if let Some(before) = self.services.insert(key, new) {
+            self.free(&before, now);
+        }
+        Ok(())
+    }
+
+    /// Forgets an entry; its slots rest.
+    pub(super) fn del_service(&mut self, key: record::ServiceKey, now: Duration) -> bool {
+        let Some(held) = self.services.remove(&key) else { return false };
+        self.free(&held, now);
+        true
+    }
+
+    fn free(&mut self, held: &Held, now: Duration) {
+        for &range in &held.ranges {
+            self.slots.give_back(range, now + GRACE);
+        }
+    }
+
+    /// Never 0, and not used by any entry or slot that a reader could still compare it with.
+    fn next_generation(&mut self) -> u32 {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        self.generation
+    }
+}
+
+/// Which map has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// `SERVICES`.
+    Services,
+    /// `ENDPOINTS`, for a table of this many slots.
+    Slots(u32, NoRoom),
+}

@@ -1,0 +1,172 @@
+//! The entries of `WORKLOADS`: a workload's own addresses, one entry for each port that it serves and one
+//! for any other port.
+
+use std::collections::{BTreeSet, HashMap};
+
+use mesh_common::addr;
+use mesh_common::record::{self, PROTO_TCP, WorkloadKey, flags, listener};
+
+use super::table::protocol;
+use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition};
+use crate::model::Kind;
+use crate::snapshot::{OnProxyLoss, Snapshot, Workload, WorkloadId, WorkloadPort};
+
+pub(super) fn plan(
+    view: &mut View,
+    snapshot: &Snapshot,
+    dirty: &BTreeSet<WorkloadId>,
+    locals: &HashMap<WorkloadId, LocalSlots>,
+    scope: Scope,
+    ops: &mut Ops,
+) {
+    let mut touched = std::mem::take(&mut view.waiting_workloads);
+    let mut ids = dirty.clone();
+    if scope.sweep {
+        ids.extend(view.workload_claims.ids());
+        ids.extend(snapshot.workloads.keys());
+        touched.extend(view.workloads.keys());
+    }
+    for id in ids {
+        let keys = snapshot.workloads.get(&id).map_or_else(Vec::new, |workload| keys(workload));
+        view.workload_claims.set(id, keys, &mut touched);
+    }
+    for key in touched {
+        let mut troubles = Vec::new();
+        match view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
+            Some(workload) => {
+                name_rivals(view, snapshot, key, workload, &mut troubles);
+                let value = value(workload, u16::from_be(key.port_be), locals.get(&workload.id).copied());
+                put(view, key, value, workload, ops, &mut troubles);
+            }
+            None if scope.full => {
+                if view.workloads.remove(&key).is_some() {
+                    ops.deletions.push(MapOp::DelWorkload { key });
+                }
+            }
+            None => {}
+        }
+        if troubles.is_empty() {
+            view.workload_troubles.remove(&key);
+        } else {
+            view.workload_troubles.insert(key, troubles);
+        }
+    }
+}
+
+/// A workload's keys.
+fn keys(workload: &Workload) -> Vec<WorkloadKey> {
+    let ports = || std::iter::once(0).chain(workload.ports.iter().map(|p| p.port));
+    let mut keys: Vec<WorkloadKey> = workload
+        .addresses
+        .iter()
+        .flat_map(|&ip| {
+            ports().map(move |port| WorkloadKey {
+                addr: addr::from_ip(ip),
+                port_be: port.to_be(),
+                proto: PROTO_TCP,
+                network: 0,
+            })
+        })
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+/// Several services may be served on one port; connections to the workload's own address then count as
+/// ones to the service with the lowest id.
+fn served(workload: &Workload, port: u16) -> Option<&WorkloadPort> {
+    workload.ports.iter().filter(|p| p.port == port).min_by_key(|p| p.service)
+}
+
+fn value(workload: &Workload, port: u16, slots: Option<LocalSlots>) -> record::Workload {
+    let mut value = record::Workload {
+        workload: workload.id,
+        identity: workload.identity,
+        policy_set: 0,
+        endpoint: 0,
+        service: 0,
+        flags: if workload.local || slots.is_some() { flags::LOCAL } else { 0 },
+        inbound_slot: 0,
+        heartbeat_slot: 0,
+        protocol: record::app::TCP,
+    };
+    let Some(served) = served(workload, port) else { return value };
+    value.endpoint = served.endpoint;
+    value.service = served.service;
+    value.protocol = protocol(served.protocol);
+    if served.proxy {
+        value.flags |= flags::PROXY;
+    }
+    if served.on_proxy_loss == OnProxyLoss::Bypass && (served.proxy || served.inbound_proxy) {
+        value.flags |= flags::BYPASS;
+    }
+    if let Some(slots) = slots {
+        value.inbound_slot = slots.listener_slot + listener::IN;
+        value.heartbeat_slot = slots.heartbeat_slot;
+        if served.inbound_proxy {
+            value.flags |= flags::INBOUND_PROXY;
+        }
+    }
+    value
+}
+
+fn put(
+    view: &mut View,
+    key: WorkloadKey,
+    value: record::Workload,
+    workload: &Workload,
+    ops: &mut Ops,
+    troubles: &mut Vec<Condition>,
+) {
+    let held = view.workloads.get(&key);
+    if held == Some(&value) {
+        return;
+    }
+    if held.is_none() && view.workloads.len() >= view.capacities.workloads as usize {
+        view.waiting_workloads.insert(key);
+        troubles.push(of(
+            workload,
+            format!(
+                "{} is left out: map WORKLOADS is full ({} entries): raise --map-workloads",
+                place(key),
+                view.capacities.workloads
+            ),
+        ));
+        return;
+    }
+    view.workloads.insert(key, value);
+    ops.workloads.push(MapOp::PutWorkload { key, value });
+}
+
+fn name_rivals(
+    view: &View,
+    snapshot: &Snapshot,
+    key: WorkloadKey,
+    owner: &Workload,
+    troubles: &mut Vec<Condition>,
+) {
+    for rival in view.workload_claims.rivals(key).filter_map(|id| snapshot.workloads.get(&id)) {
+        troubles.push(of(
+            rival,
+            format!(
+                "{} is also that of workload {}/{}: connections to it count as ones to that workload",
+                place(key),
+                owner.namespace,
+                owner.name
+            ),
+        ));
+    }
+}
+
+fn place(key: WorkloadKey) -> String {
+    let ip = addr::to_ip(&key.addr);
+    match u16::from_be(key.port_be) {
+        0 => format!("address {ip}"),
+        port => format!("address {ip} port {port}"),
+    }
+}
+
+fn of(workload: &Workload, problem: String) -> Condition {
+    condition(Kind::Workload, &workload.namespace, &workload.name, problem)
+}
