@@ -5,7 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod alias;
+pub mod balance;
 pub mod compile;
+pub mod error;
+pub mod head;
+pub mod http1;
 pub mod ids;
 pub mod model;
 pub mod plan;

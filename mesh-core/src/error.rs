@@ -1,0 +1,222 @@
+//! What the proxy refuses, and how it says so.
+//!
+//! One enum for the whole request path: a variant is a status, a reason and a sentence. The reason is the same
+//! text in the `x-mesh-reason` header, in the log and as the metric's label, so it is stable: renaming one
+//! breaks somebody's alert.
+//!
+//! Invariant: reasons are unique and lower-case (tested). `Copy`, without allocation: refusing is cheap.
+//! Not here: what a malformed message looks like ([`Malformed`]), the reply's bytes (`http1::write_error`).
+
+use std::io::ErrorKind;
+
+use crate::http1::{Malformed, Side};
+
+/// Why the proxy did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    /// The client's bytes break HTTP.
+    #[error("malformed request: {0}")]
+    BadRequest(Malformed),
+    /// The client's request head is larger than the limit, in bytes or in headers.
+    #[error("request head exceeds the limit on its bytes or its number of headers")]
+    HeadTooLarge,
+    /// The port speaks HTTP and the client's first bytes are something else.
+    #[error("the first bytes are not an HTTP/1 request, and this port is declared to speak HTTP")]
+    NotHttp,
+    /// The client did not send its whole request head in time.
+    #[error("the request head did not arrive in time")]
+    HeaderTimeout,
+    /// No rule of the service's HTTP routes matches.
+    #[error("no route of this service matches the request's host and path")]
+    NoRoute,
+    /// The rule that matches has nowhere to send the request.
+    #[error("the matching rule has no backend with a weight, or chose one that does not exist")]
+    NoBackend,
+    /// The service has no endpoint that takes connections.
+    #[error("the service has no endpoint that takes connections")]
+    NoEndpoints,
+    /// The endpoint refused the connection.
+    #[error("the endpoint refused the connection")]
+    ConnectRefused,
+    /// The endpoint did not answer the connection in time.
+    #[error("connecting to the endpoint took too long")]
+    ConnectTimeout,
+    /// The connection to the endpoint could not be made for another reason.
+    #[error("connecting to the endpoint failed: {0}")]
+    ConnectFailed(ErrorKind),
+    /// The workload has as many connections through the proxy as its budget allows.
+    #[error("the workload's budget of proxied connections is used up")]
+    BudgetConnections,
+    /// The workload has as many bytes in the proxy's buffers as its budget allows.
+    #[error("the workload's budget of buffered bytes is used up")]
+    BudgetBytes,
+    /// A captured connection came without the record of where it was going.
+    #[error("the connection's original destination is not known any more")]
+    RecordLost,
+    /// The endpoint reset the connection before its response was complete.
+    #[error("the endpoint reset the connection")]
+    UpstreamReset,
+    /// The endpoint closed the connection before its response was complete.
+    #[error("the endpoint closed the connection before the response was complete")]
+    UpstreamClosed,
+    /// The endpoint's bytes break HTTP.
+    #[error("malformed response: {0}")]
+    UpstreamProtocol(Malformed),
+    /// The endpoint did not answer in time.
+    #[error("the endpoint did not answer in time")]
+    UpstreamTimeout,
+    /// The agent is stopping.
+    #[error("the agent is shutting down")]
+    Draining,
+    /// A bug or an exhausted resource of the agent itself.
+    #[error("internal error of the agent")]
+    Internal,
+}
+
+impl ProxyError {
+    /// One value of each variant, for tables that have a row a reason.
+    pub const ALL: [Self; 19] = [
+        Self::BadRequest(Malformed::Version),
+        Self::HeadTooLarge,
+        Self::NotHttp,
+        Self::HeaderTimeout,
+        Self::NoRoute,
+        Self::NoBackend,
+        Self::NoEndpoints,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::ConnectFailed(ErrorKind::Other),
+        Self::BudgetConnections,
+        Self::BudgetBytes,
+        Self::RecordLost,
+        Self::UpstreamReset,
+        Self::UpstreamClosed,
+        Self::UpstreamProtocol(Malformed::Version),
+        Self::UpstreamTimeout,
+        Self::Draining,
+        Self::Internal,
+    ];
+
+    /// The error for a malformed message, by who sent it.
+    pub fn malformed(side: Side, cause: Malformed) -> Self {
+        match (side, cause) {
+            (Side::Client, Malformed::HeadTooLarge | Malformed::TooManyHeaders) => Self::HeadTooLarge,
+            (Side::Client, Malformed::NotHttp) => Self::NotHttp,
+            (Side::Client, cause) => Self::BadRequest(cause),
+            (Side::Upstream, cause) => Self::UpstreamProtocol(cause),
+        }
+    }
+
+    /// The error for a failed `connect()`.
+    pub fn connect(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::ConnectionRefused => Self::ConnectRefused,
+            ErrorKind::TimedOut => Self::ConnectTimeout,
+            other => Self::ConnectFailed(other),
+        }
+    }
+
+    /// The error for a failed read or write on an established upstream connection.
+    pub fn upstream(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::UnexpectedEof | ErrorKind::WriteZero => Self::UpstreamClosed,
+            _ => Self::UpstreamReset,
+        }
+    }
+
+    /// Text of the `x-mesh-reason` header, the log field and the metric label.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::NotHttp => "not_http",
+            Self::HeaderTimeout => "header_timeout",
+            Self::NoRoute => "no_route",
+            Self::NoBackend => "no_backend",
+            Self::NoEndpoints => "no_endpoints",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ConnectFailed(_) => "connect_failed",
+            Self::BudgetConnections => "budget_connections",
+            Self::BudgetBytes => "budget_bytes",
+            Self::RecordLost => "record_lost",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamProtocol(_) => "upstream_protocol",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Status of the reply, where one can still be sent.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) | Self::NotHttp => 400,
+            Self::NoRoute => 404,
+            Self::HeaderTimeout => 408,
+            Self::HeadTooLarge => 431,
+            Self::NoBackend | Self::Internal => 500,
+            Self::UpstreamReset | Self::UpstreamClosed | Self::UpstreamProtocol(_) => 502,
+            Self::ConnectTimeout | Self::UpstreamTimeout => 504,
+            Self::NoEndpoints
+            | Self::ConnectRefused
+            | Self::ConnectFailed(_)
+            | Self::BudgetConnections
+            | Self::BudgetBytes
+            | Self::RecordLost
+            | Self::Draining => 503,
+        }
+    }
+
+    /// The client's connection is in a known state, so that a reply need not close it.
+    pub const fn keeps_client(&self) -> bool {
+        !matches!(
+            self,
+            Self::BadRequest(_)
+                | Self::HeadTooLarge
+                | Self::NotHttp
+                | Self::HeaderTimeout
+                | Self::BudgetConnections
+                | Self::BudgetBytes
+                | Self::RecordLost
+                | Self::Draining
+                | Self::Internal
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn reasons_are_unique_labels() {
+        let reasons: BTreeSet<_> = ProxyError::ALL.iter().map(ProxyError::reason).collect();
+        assert_eq!(reasons.len(), ProxyError::ALL.len());
+        for reason in reasons {
+            assert!(reason.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_message_names_its_sender() {
+        let cause = Malformed::BareLf;
+        assert_eq!(ProxyError::malformed(Side::Client, cause), ProxyError::BadRequest(cause));
+        assert_eq!(ProxyError::malformed(Side::Upstream, cause), ProxyError::UpstreamProtocol(cause));
+        assert_eq!(ProxyError::malformed(Side::Client, Malformed::TooManyHeaders).status(), 431);
+        assert_eq!(ProxyError::malformed(Side::Upstream, Malformed::HeadTooLarge).status(), 502);
+        assert_eq!(
+            ProxyError::BadRequest(Malformed::BareLf).to_string(),
+            "malformed request: a line ends in LF without CR"
+        );
+    }
+
+    #[test]
+    fn every_status_is_an_error() {
+        for error in ProxyError::ALL {
+            assert!((400..=599).contains(&error.status()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The proxy's own replies.
+//!
+//! A refusal names its cause twice: the stable reason in `x-mesh-reason`, the sentence in the body.
+
+use std::io::Write as _;
+
+use crate::error::ProxyError;
+
+/// Appends a complete reply. `head_request`: the request was HEAD, so the body is announced but not sent.
+pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out: &mut Vec<u8>) {
+    let status = error.status();
+    // The longest sentence has about 100 bytes; on the stack, since Content-Length comes before it.
+    let mut body = Body { text: [0; 256], len: 0 };
+    let _ = writeln!(body, "{error}");
+    let body = &body.text[..body.len];
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 {status} {}\r\nx-mesh-reason: {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\
+         connection: {connection}\r\n\r\n",
+        phrase(status),
+        error.reason(),
+        body.len(),
+    );
+    if !head_request {
+        out.extend_from_slice(body);
+    }
+}
+
+struct Body {
+    text: [u8; 256],
+    len: usize,
+}
+
+impl std::io::Write for Body {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let free = &mut self.text[self.len..];
+        let n = bytes.len().min(free.len());
+        free[..n].copy_from_slice(&bytes[..n]);
+        self.len += n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        404 => "Not Found",
+        408 => "Request Timeout",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Error",
+    }
+}
