@@ -1,0 +1,272 @@
+//! Loads the programs, adopts what an earlier agent has pinned, attaches.
+//!
+//! Pins: `<bpffs>/<ABI>/maps/<name>`, `…/links/<program>`, `…/inbound/<workload id>`. Maps of another ABI are
+//! never adopted. A link that exists is updated in place: no connection sees a moment without a program.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::maps;
+
+use super::error::LoadError;
+use crate::sys::bpf::{self, AttachType};
+
+/// What to load and where.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// A bpffs, or where to mount one.
+    pub bpffs: PathBuf,
+    /// The cgroup2 directory whose processes are seen.
+    pub cgroup: PathBuf,
+    /// Sizes other than the defaults: (map name, entries).
+    pub sizes: Vec<(&'static str, u32)>,
+}
+
+/// Programs on a cgroup: (name in the object, where).
+const CGROUP_PROGRAMS: [(&str, AttachType); 5] = [
+    ("mesh_sock_ops", AttachType::SockOps),
+    ("mesh_peer4", AttachType::GetPeerName4),
+    ("mesh_peer6", AttachType::GetPeerName6),
+    ("mesh_connect4", AttachType::Connect4),
+    ("mesh_connect6", AttachType::Connect6),
+];
+
+/// The program of inbound connections, attached per namespace.
+const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
+
+/// Loaded and attached.
+pub struct Loaded {
+    /// Maps by name; programs.
+    pub ebpf: Ebpf,
+    /// Held open; pinned as well.
+    pub links: Vec<OwnedFd>,
+    /// For `sk_lookup` links.
+    pub inbound_program: OwnedFd,
+    /// `<bpffs>/<ABI>`.
+    pub pins: PathBuf,
+    /// Pinned maps were found.
+    pub adopted: bool,
+}
+
+/// Where this ABI's pins are.
+pub fn pin_directory(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("{:016x}", maps::ABI))
+}
+
+/// Does it all. On failure nothing stays that was not there before.
+pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    check_kernel()?;
+    let pins = pin_directory(&options.bpffs);
+    let mounted = mount_bpffs(&options.bpffs)?;
+    let fresh = !pins.join("maps").join(maps::ENROLLED.name).exists();
+    let result = load_into(options, &pins, !fresh);
+    if result.is_err() && fresh {
+        let _ = fs::remove_dir_all(&pins);
+        if mounted {
+            let _ = rustix::mount::unmount(&options.bpffs, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+    result
+}
+
+fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded, LoadError> {
+    for sub in ["maps", "links", "inbound"] {
+        let path = pins.join(sub);
+        fs::create_dir_all(&path).map_err(|source| LoadError::Pins { path, source })?;
+    }
+    let cgroup = fs::File::open(&options.cgroup)
+        .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
+    let cgroup_id = cgroup.metadata().map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?.ino();
+
+    let mut ebpf = load_object(options, pins)?;
+    let mut links = Vec::new();
+    for (name, at) in CGROUP_PROGRAMS {
+        let program = program_fd(&mut ebpf, name)?;
+        links.push(attach(name, at, program.as_fd(), cgroup.as_fd(), cgroup_id, pins, &options.cgroup)?);
+    }
+    let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
+    update_inbound(pins, inbound_program.as_fd())?;
+    Ok(Loaded { ebpf, links, inbound_program, pins: pins.to_owned(), adopted })
+}
+
+fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    for spec in maps::ALL {
+        loader.map_pin_path(spec.name, pins.join("maps").join(spec.name));
+    }
+    for (name, size) in &options.sizes {
+        loader.map_max_entries(name, *size);
+    }
+    loader.load(OBJECT).map_err(|e| refused(&e))
+}
+
+fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
+    let text = chain(error);
+    if text.contains("Operation not permitted") || text.contains("Permission denied (os error 13)") && !text.contains("verifier") {
+        LoadError::NotPermitted
+    } else {
+        LoadError::Object(text)
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Loads one program of the object and returns its descriptor.
+fn program_fd(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, LoadError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Object(format!("program {name} is not in the object")))?;
+    match program {
+        Program::SockOps(p) => p.load(),
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        _ => return Err(LoadError::Object(format!("program {name} has an unexpected type"))),
+    }
+    .map_err(|e| refused(&e))?;
+    let fd = program.fd().map_err(|e| refused(&e))?;
+    fd.as_fd().try_clone_to_owned().map_err(|e| LoadError::Object(format!("{name}: {e}")))
+}
+
+fn attach(
+    name: &'static str,
+    at: AttachType,
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    cgroup_id: u64,
+    pins: &Path,
+    path: &Path,
+) -> Result<OwnedFd, LoadError> {
+    let failed = |source| LoadError::Attach { program: name, source };
+    let pin = pins.join("links").join(name);
+    if let Ok(link) = bpf::pinned(&pin) {
+        // A pin may outlive its cgroup, or be of an agent that looked at another one.
+        if bpf::link_cgroup(link.as_fd()).map_err(failed)? == cgroup_id {
+            bpf::link_update(link.as_fd(), program).map_err(failed)?;
+            return Ok(link);
+        }
+        fs::remove_file(&pin).map_err(failed)?;
+    }
+    // First in line where the kernel knows how: others are to see the address that was chosen.
+    let link = bpf::link_create(program, cgroup, at, bpf::BEFORE)
+        .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { bpf::link_create(program, cgroup, at, 0) } else { Err(e) })
+        .map_err(|e| {
+            if e.raw_os_error() == Some(libc::EPERM) {
+                LoadError::Exclusive { program: name, path: path.to_owned() }
+            } else {
+                failed(e)
+            }
+        })?;
+    bpf::pin(link.as_fd(), &pin).map_err(failed)?;
+    Ok(link)
+}
+
+/// Links of namespaces that an earlier agent made get the new program.
+fn update_inbound(pins: &Path, program: BorrowedFd<'_>) -> Result<(), LoadError> {
+    let path = pins.join("inbound");
+    let entries = fs::read_dir(&path).map_err(|source| LoadError::Pins { path: path.clone(), source })?;
+    for entry in entries.flatten() {
+        let updated = bpf::pinned(&entry.path()).and_then(|link| bpf::link_update(link.as_fd(), program));
+        if updated.is_err() {
+            // The namespace is gone: so is the link.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn check_kernel() -> Result<(), LoadError> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).filter_map(|p| p.parse::<u32>().ok());
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version < (5, 18) {
+        return Err(LoadError::TooOld { found: release });
+    }
+    if version < (6, 1) {
+        tracing::warn!(%release, "mesh-agent is tested from Linux 6.1 on");
+    }
+    Ok(())
+}
+
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// How a bpffs that an agent mounted is known again.
+const MOUNT_SOURCE: &str = "nodemesh";
+
+/// Makes the directory, and mounts a bpffs on it unless it is in one. `true`: mounted now.
+fn mount_bpffs(path: &Path) -> Result<bool, LoadError> {
+    let failed = |source: io::Error| LoadError::Pins { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    let stat = rustix::fs::statfs(path).map_err(|e| failed(e.into()))?;
+    if stat.f_type as u64 == BPF_FS_MAGIC {
+        return Ok(false);
+    }
+    rustix::mount::mount(MOUNT_SOURCE, path, "bpf", rustix::mount::MountFlags::empty(), None).map_err(|e| {
+        if e == rustix::io::Errno::PERM { LoadError::NotPermitted } else { failed(e.into()) }
+    })?;
+    Ok(true)
+}
+
+/// Removes our pins under `bpffs`, of any ABI, and so detaches every program; unmounts the bpffs if an agent
+/// mounted it. Returns how many pins there were. Foreign pins stay.
+pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
+    if !bpffs.exists() || rustix::fs::statfs(bpffs)?.f_type as u64 != BPF_FS_MAGIC {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    for entry in fs::read_dir(bpffs)?.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|n| n.len() == 16 && u64::from_str_radix(n, 16).is_ok());
+        if ours && entry.path().join("maps").is_dir() {
+            removed += remove_tree(&entry.path())?;
+            fs::remove_dir(entry.path())?;
+        }
+    }
+    if fs::read_dir(bpffs)?.next().is_none() {
+        if mounted_by_us(bpffs)? {
+            rustix::mount::unmount(bpffs, rustix::mount::UnmountFlags::DETACH)?;
+        }
+        // Busy where it is somebody else's mount point: theirs to keep.
+        let _ = fs::remove_dir(bpffs);
+    }
+    Ok(removed)
+}
+
+/// Is `path` a mount whose source is [`MOUNT_SOURCE`]?
+fn mounted_by_us(path: &Path) -> io::Result<bool> {
+    let path = fs::canonicalize(path)?;
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(mounts.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next() == Some(MOUNT_SOURCE) && fields.next() == path.to_str()
+    }))
+}
+
+fn remove_tree(path: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            removed += remove_tree(&entry.path())?;
+            fs::remove_dir(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}

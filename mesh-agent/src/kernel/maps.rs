@@ -1,0 +1,320 @@
+//! Typed access to the maps.
+
+use std::borrow::BorrowMut;
+use std::collections::HashMap as StdHashMap;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use mesh_common::maps::{self as names, Spec};
+use mesh_common::record::{
+    Endpoint, Enrolled, EnrolledKey, Load, Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
+};
+use mesh_core::plan::MapOp;
+use parking_lot::Mutex;
+
+use super::error::{ApplyError, KernelError, LoadError};
+use super::events::Events;
+use super::load::{self, LoadOptions, Loaded};
+use crate::sys::bpf::{self, AttachType};
+use crate::sys::{Mapped, monotonic_ns};
+
+/// The programs and maps of this node. `Send`, `Sync`; share it.
+pub struct Kernel {
+    enrolled: Mutex<HashMap<MapData, EnrolledKey, Enrolled>>,
+    services: Mutex<HashMap<MapData, ServiceKey, Service>>,
+    workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
+    listeners: Mutex<SockMap<MapData>>,
+    epoch: Mutex<Array<MapData, u64>>,
+    totals: Mutex<PerCpuHashMap<MapData, TotalsKey, Totals>>,
+    verdicts: Mutex<PerCpuArray<MapData, u64>>,
+    endpoints: Mapped<Endpoint>,
+    load: Mapped<Load>,
+    service_load: Mapped<Load>,
+    heartbeat: Mapped<u64>,
+    pub(super) captured: OwnedFd,
+    pub(super) flow_start: OwnedFd,
+    inbound_program: OwnedFd,
+    inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
+    pins: PathBuf,
+    sizes: StdHashMap<&'static str, u32>,
+    adopted: bool,
+    _links: Vec<OwnedFd>,
+}
+
+impl Kernel {
+    /// Loads or adopts, attaches, maps.
+    pub fn load(options: &LoadOptions) -> Result<Self, LoadError> {
+        let Loaded { mut ebpf, links, inbound_program, pins, adopted } = load::load(options)?;
+        let mut sizes = StdHashMap::new();
+        let mut take = |spec: Spec| -> Result<Map, LoadError> {
+            let map = ebpf
+                .take_map(spec.name)
+                .ok_or_else(|| LoadError::Object(format!("map {} is not in the object", spec.name)))?;
+            sizes.insert(spec.name, max_entries(&map).map_err(|e| of_map(spec, &e))?);
+            Ok(map)
+        };
+        let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
+        let flow_start = descriptor(names::FLOW_START, &take(names::FLOW_START)?)?;
+        Ok(Self {
+            enrolled: Mutex::new(typed(names::ENROLLED, take(names::ENROLLED)?)?),
+            services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
+            workloads: Mutex::new(typed(names::WORKLOADS, take(names::WORKLOADS)?)?),
+            listeners: Mutex::new(typed(names::LISTENERS, take(names::LISTENERS)?)?),
+            epoch: Mutex::new(typed(names::EPOCH, take(names::EPOCH)?)?),
+            totals: Mutex::new(typed(names::FLOW_TOTALS, take(names::FLOW_TOTALS)?)?),
+            verdicts: Mutex::new(typed(names::VERDICTS, take(names::VERDICTS)?)?),
+            endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
+            load: mapped(names::LOAD, &take(names::LOAD)?)?,
+            service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
+            heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
+            captured,
+            flow_start,
+            inbound_program,
+            inbound_links: Mutex::new(StdHashMap::new()),
+            pins,
+            sizes,
+            adopted,
+            _links: links,
+        })
+    }
+
+    /// Were pinned maps of an earlier agent found?
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Entries that a map has room for: a pinned map keeps the size it was made with.
+    pub fn capacity(&self, spec: Spec) -> u32 {
+        self.sizes.get(spec.name).copied().unwrap_or(spec.capacity)
+    }
+
+    /// Executes a plan in its order; stops at the first failure.
+    pub fn apply(&self, ops: &[MapOp]) -> Result<(), ApplyError> {
+        ops.iter().try_for_each(|op| self.apply_one(op))
+    }
+
+    fn apply_one(&self, op: &MapOp) -> Result<(), ApplyError> {
+        match op {
+            MapOp::PutSlots { first, slots } => {
+                let fits = slots.iter().zip(*first..).all(|(slot, index)| self.endpoints.set(index, *slot));
+                if fits {
+                    Ok(())
+                } else {
+                    let source = format!("{} slots from {first} on are beyond {}", slots.len(), self.endpoints.len());
+                    Err(ApplyError { map: names::ENDPOINTS.name, full: true, source: source.into() })
+                }
+            }
+            MapOp::PutService { key, value } => put(names::SERVICES, &mut self.services.lock(), key, value),
+            MapOp::DelService { key } => del(names::SERVICES, &mut self.services.lock(), key),
+            MapOp::PutWorkload { key, value } => put(names::WORKLOADS, &mut self.workloads.lock(), key, value),
+            MapOp::DelWorkload { key } => del(names::WORKLOADS, &mut self.workloads.lock(), key),
+            MapOp::SetEpoch(epoch) => {
+                self.epoch.lock().set(0, epoch, 0).map_err(|e| apply_error(names::EPOCH, e))
+            }
+        }
+    }
+
+    /// What `SERVICES` and `WORKLOADS` hold, for a planner that takes over.
+    pub fn held(&self) -> Result<(Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>), KernelError> {
+        Ok((all(names::SERVICES, &self.services.lock())?, all(names::WORKLOADS, &self.workloads.lock())?))
+    }
+
+    /// The epoch that the maps hold; 0: none yet.
+    pub fn epoch(&self) -> Result<u64, KernelError> {
+        self.epoch.lock().get(&0, 0).map_err(|e| KernelError::new("map EPOCH, read", e))
+    }
+
+    /// Makes a workload part of the mesh: from now on its connections are decided.
+    pub fn enrol(&self, key: EnrolledKey, value: &Enrolled) -> Result<(), KernelError> {
+        self.enrolled.lock().insert(key, value, 0).map_err(|e| KernelError::new("map ENROLLED, insert", e))
+    }
+
+    /// Ends that. Connections under way go on.
+    pub fn unenrol(&self, key: EnrolledKey) -> Result<(), KernelError> {
+        ignore_missing(self.enrolled.lock().remove(&key)).map_err(|e| KernelError::new("map ENROLLED, remove", e))
+    }
+
+    /// Who is enrolled.
+    pub fn enrolled(&self) -> Result<Vec<(EnrolledKey, Enrolled)>, KernelError> {
+        all(names::ENROLLED, &self.enrolled.lock())
+    }
+
+    /// Puts a listening socket into its slot and marks it: from now on the programs hand it connections.
+    pub fn set_listener(&self, slot: u32, workload: u32, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
+        self.mark_listener(socket, workload).map_err(|e| KernelError::new("map CAPTURED, mark a listener", e))?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        self.listeners.lock().set(slot, &fd, 0).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
+    }
+
+    /// Empties a slot.
+    pub fn clear_listener(&self, slot: u32) -> Result<(), KernelError> {
+        let cleared = self.listeners.lock().clear_index(&slot);
+        ignore_missing(cleared).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
+    }
+
+    /// Attaches the inbound program to a namespace, under the workload's id. Where an earlier agent has done
+    /// so, the link is kept if it is still that namespace's, which the caller knows by the workload being
+    /// the same.
+    pub fn attach_inbound(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let pin = self.inbound_pin(workload);
+        let failed = |e: std::io::Error| KernelError::new(format!("inbound program of workload {workload}"), e);
+        if let Ok(link) = bpf::pinned(&pin) {
+            if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
+                self.inbound_links.lock().insert(workload, link);
+                return Ok(());
+            }
+            fs::remove_file(&pin).map_err(failed)?;
+        }
+        let link = bpf::link_create(self.inbound_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
+        bpf::pin(link.as_fd(), &pin).map_err(failed)?;
+        self.inbound_links.lock().insert(workload, link);
+        Ok(())
+    }
+
+    /// Detaches it.
+    pub fn detach_inbound(&self, workload: u32) -> Result<(), KernelError> {
+        self.inbound_links.lock().remove(&workload);
+        match fs::remove_file(self.inbound_pin(workload)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(KernelError::new(format!("inbound program of workload {workload}"), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn inbound_pin(&self, workload: u32) -> PathBuf {
+        self.pins.join("inbound").join(workload.to_string())
+    }
+
+    /// Says that a worker lives. `false`: there is no such word.
+    pub fn beat(&self, worker: u32) -> bool {
+        self.heartbeat.set(worker, monotonic_ns())
+    }
+
+    /// Says that a worker does not live any more: at an orderly end nobody has to wait for it.
+    pub fn stop_beating(&self, worker: u32) {
+        let _ = self.heartbeat.set(worker, 0);
+    }
+
+    /// Counters of an endpoint; zeros beyond the map.
+    pub fn load_of(&self, endpoint: u32) -> Load {
+        self.load.get(endpoint).unwrap_or_default()
+    }
+
+    /// Counters of a service; zeros beyond the map.
+    pub fn service_load_of(&self, service: u32) -> Load {
+        self.service_load.get(service).unwrap_or_default()
+    }
+
+    /// Zeroes an endpoint's counters, for an id that is given out again.
+    pub fn reset_load(&self, endpoint: u32) {
+        let _ = self.load.set(endpoint, Load::default());
+    }
+
+    /// Counts by verdict, in the order of their numbers.
+    pub fn verdicts(&self) -> Result<Vec<u64>, KernelError> {
+        let verdicts = self.verdicts.lock();
+        (0..names::VERDICTS.capacity)
+            .map(|i| verdicts.get(&i, 0).map(|cpus| cpus.iter().sum()))
+            .collect::<Result<_, _>>()
+            .map_err(|e| KernelError::new("map VERDICTS, read", e))
+    }
+
+    /// Exact counters of all flows, merged over the CPUs.
+    pub fn totals(&self) -> Result<Vec<(TotalsKey, Totals)>, KernelError> {
+        let totals = self.totals.lock();
+        let mut out = Vec::new();
+        for key in totals.keys() {
+            let key = key.map_err(|e| KernelError::new("map FLOW_TOTALS, walk", e))?;
+            let mut sum = Totals::default();
+            for t in totals.get(&key, 0).map_err(|e| KernelError::new("map FLOW_TOTALS, read", e))?.iter() {
+                sum.opened += t.opened;
+                sum.closed += t.closed;
+                sum.failed += t.failed;
+                sum.refused += t.refused;
+                sum.sent += t.sent;
+                sum.received += t.received;
+            }
+            out.push((key, sum));
+        }
+        Ok(out)
+    }
+
+    /// The ring of ended flows. Call it inside a tokio runtime; one reader at a time.
+    pub fn events(&self) -> Result<Events, KernelError> {
+        let path = self.pins.join("maps").join(names::FLOW_EVENTS.name);
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| KernelError::new("map FLOW_EVENTS, open", e);
+        let data = MapData::from_pin(path).map_err(|e| failed(e.into()))?;
+        let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(|e| failed(e.into()))?;
+        Events::new(ring).map_err(|e| failed(e.into()))
+    }
+}
+
+fn netns_inode(netns: BorrowedFd<'_>) -> Option<u32> {
+    rustix::fs::fstat(netns).ok().map(|stat| stat.st_ino as u32)
+}
+
+fn of_map(spec: Spec, error: &dyn std::error::Error) -> LoadError {
+    LoadError::Object(format!("map {}: {error}", spec.name))
+}
+
+fn data(map: &Map) -> Option<&MapData> {
+    Some(match map {
+        Map::Array(d) | Map::HashMap(d) | Map::PerCpuArray(d) | Map::PerCpuHashMap(d) => d,
+        Map::RingBuf(d) | Map::SkStorage(d) | Map::SockMap(d) => d,
+        _ => return None,
+    })
+}
+
+fn max_entries(map: &Map) -> Result<u32, MapError> {
+    data(map).map_or(Ok(0), |d| d.info().map(|i| i.max_entries()))
+}
+
+fn descriptor(spec: Spec, map: &Map) -> Result<OwnedFd, LoadError> {
+    let data = data(map).ok_or_else(|| LoadError::Object(format!("map {} has an unexpected type", spec.name)))?;
+    data.fd().as_fd().try_clone_to_owned().map_err(|e| of_map(spec, &e))
+}
+
+fn mapped<T: aya::Pod>(spec: Spec, map: &Map) -> Result<Mapped<T>, LoadError> {
+    let fd = descriptor(spec, map)?;
+    let len = max_entries(map).map_err(|e| of_map(spec, &e))?;
+    Mapped::new(fd.as_fd(), len).map_err(|e| of_map(spec, &e))
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(spec: Spec, map: Map) -> Result<M, LoadError> {
+    M::try_from(map).map_err(|e| of_map(spec, &e))
+}
+
+fn apply_error(spec: Spec, e: MapError) -> ApplyError {
+    let full = matches!(&e, MapError::SyscallError(s) if s.io_error.raw_os_error() == Some(libc::E2BIG));
+    ApplyError { map: spec.name, full, source: Box::new(e) }
+}
+
+fn put<K: aya::Pod, V: aya::Pod>(
+    spec: Spec,
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    value: &V,
+) -> Result<(), ApplyError> {
+    map.insert(key, value, 0).map_err(|e| apply_error(spec, e))
+}
+
+fn del<K: aya::Pod, V: aya::Pod>(spec: Spec, map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), ApplyError> {
+    ignore_missing(map.borrow_mut().remove(key)).map_err(|e| apply_error(spec, e))
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(s)) if s.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        // Clearing an empty slot of a socket map.
+        Err(MapError::SyscallError(s)) if s.io_error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    }
+}
+
+fn all<K: aya::Pod, V: aya::Pod>(spec: Spec, map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, KernelError> {
+    map.iter().collect::<Result<_, _>>().map_err(|e| KernelError::new(format!("map {}, walk", spec.name), e))
+}

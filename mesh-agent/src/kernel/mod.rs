@@ -1,0 +1,22 @@
+//! The agent's hold on the kernel: programs, maps, links. One handle, shared by everything; calls are
+//! cheap, and those on the request path take no lock.
+//!
+//! - [`load`](mod@load): adopt what is pinned, load, attach, swap; `cleanup`.
+//! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
+//! - [`sockets`]: records on the agent's own sockets.
+//! - [`events`]: ended flows, as they come.
+//!
+//! Invariant: dropping the handle detaches nothing; everything is pinned.
+//! Not here: what to write (mesh-core's plan), who is enrolled (`enrol`).
+
+mod error;
+mod events;
+mod load;
+mod maps;
+mod sockets;
+
+pub use error::{ApplyError, KernelError, LoadError};
+pub use events::Events;
+pub use load::{LoadOptions, cleanup, pin_directory};
+pub use maps::Kernel;
+pub use sockets::Leg;

@@ -1,0 +1,92 @@
+//! Records on the agent's own sockets: how the programs know them, and how the agent learns where an
+//! accepted connection wanted to go. On the request path: one system call each, no lock.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use mesh_common::addr;
+use mesh_common::record::{Capture, Flow, flow, role};
+
+use super::maps::Kernel;
+use crate::sys::{bpf, monotonic_ns};
+
+/// A connection that the agent is about to open for a workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Leg {
+    /// On whose behalf.
+    pub workload: u32,
+    /// Its identity.
+    pub identity: u32,
+    /// Service id; 0: none.
+    pub service: u32,
+    /// Endpoint id that is to count it; 0: none.
+    pub endpoint: u32,
+    /// The destination lives on this node: its side is told that this connection was authorised.
+    pub local: bool,
+    /// The client that a local application is to see.
+    pub show: Option<SocketAddr>,
+}
+
+impl Kernel {
+    /// The record of a connection that the agent has accepted. `None`: its listener is not one of ours.
+    pub fn capture(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<Capture>> {
+        bpf::storage_get(self.captured.as_fd(), accepted)
+    }
+
+    /// Marks a socket as the agent's, before `connect()`: never captured, counted for its endpoint only.
+    pub fn mark_leg(&self, socket: BorrowedFd<'_>, leg: &Leg) -> io::Result<()> {
+        let (shown, port_be, role) = match leg.show {
+            Some(client) => (addr::from_ip(client.ip()), client.port().to_be(), role::DIAL),
+            None => (addr::UNSPECIFIED, 0, role::LEG),
+        };
+        let capture = Capture {
+            addr: shown,
+            epoch: 0,
+            workload: leg.workload,
+            service: leg.service,
+            endpoint: leg.endpoint,
+            role,
+            port_be,
+            pad: [0; 3],
+        };
+        bpf::storage_put(self.captured.as_fd(), socket, &capture)?;
+        let local = if leg.local { flow::LOCAL } else { 0 };
+        let flow = Flow {
+            peer: addr::UNSPECIFIED,
+            start_ns: monotonic_ns(),
+            workload: leg.workload,
+            service: leg.service,
+            endpoint: leg.endpoint,
+            peer_workload: 0,
+            flags: flow::LEG | local,
+            protocol: 0,
+            peer_port_be: 0,
+            verdict: 0,
+            pad: 0,
+            identity: leg.identity,
+        };
+        bpf::storage_put(self.flow_start.as_fd(), socket, &flow)
+    }
+
+    /// After `connect()` of a leg that shows a client: was its record left for the application's side? Where
+    /// it was not, the application would see the agent: the connection must be reset.
+    pub fn handed_over(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.capture(socket)?.is_some_and(|c| c.role == role::DIALLED))
+    }
+
+    /// Marks a listener as the agent's; accepted sockets inherit the mark and get the client's record.
+    pub(super) fn mark_listener(&self, socket: BorrowedFd<'_>, workload: u32) -> io::Result<()> {
+        let capture = Capture {
+            addr: addr::UNSPECIFIED,
+            epoch: 0,
+            workload,
+            service: 0,
+            endpoint: 0,
+            role: role::LISTENER,
+            port_be: 0,
+            pad: [0; 3],
+        };
+        bpf::storage_put(self.captured.as_fd(), socket, &capture)
+    }
+}

@@ -1,0 +1,7 @@
+//! The node daemon: loads the BPF programs, keeps their maps in step with the control plane, carries the
+//! connections that need a proxy.
+
+#![deny(unsafe_code)]
+
+pub mod kernel;
+pub mod sys;

@@ -1,0 +1,201 @@
+//! The `bpf(2)` calls that aya lacks: links made with an order, links updated in place, pinned links, and
+//! storage looked up by socket descriptor without a lock.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::Pod;
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+
+/// `BPF_F_BEFORE`: ahead of the programs that are attached already (since Linux 6.17 for cgroups).
+pub const BEFORE: u32 = 1 << 3;
+
+/// Where a program is attached (`enum bpf_attach_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// TCP events.
+    SockOps = 3,
+    /// `connect()`, IPv4.
+    Connect4 = 10,
+    /// `connect()`, IPv6.
+    Connect6 = 11,
+    /// `getpeername()` and `accept()`, IPv4.
+    GetPeerName4 = 29,
+    /// `getpeername()` and `accept()`, IPv6.
+    GetPeerName6 = 30,
+    /// Inbound connections of a network namespace.
+    SkLookup = 36,
+}
+
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` whose size is passed with it; the pointers in
+    // it are to live values of the sizes that the kernel knows from the map or the command.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn descriptor(result: i64) -> OwnedFd {
+    // SAFETY: the commands that lead here return a new descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(result as i32) }
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+}
+
+/// Attaches a program; the link holds it until the descriptor and all pins are gone.
+///
+/// # Errors
+/// `EPERM`: a program that allows no other is attached there; `EINVAL`: the kernel does not know `flags`.
+pub fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: target.as_raw_fd() as u32,
+        attach_type: at as u32,
+        flags,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    bpf(LINK_CREATE, &mut attr).map(descriptor)
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// Puts another program in place of the one that a link holds; no connection sees neither.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr =
+        LinkUpdate { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Pins a map, program or link at a path of a bpffs.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Object { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what is pinned at a path.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    bpf(OBJ_GET, &mut attr).map(descriptor)
+}
+
+#[repr(C)]
+struct Info {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info` and its first member by kind.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    target: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = LinkInfo::default();
+    let mut attr = Info {
+        fd: link.as_raw_fd() as u32,
+        len: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.target)
+}
+
+/// The cgroup id that a cgroup link is attached to; 0: to none any more.
+pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    link_target(link)
+}
+
+/// The inode of the network namespace that a link is attached to; 0: to none any more.
+pub fn link_netns(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct { __u32 netns_ino; __u32 attach_type; }` in the place of the cgroup id.
+    link_target(link).map(|target| target as u32)
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The record that a socket storage map holds for `socket`. `V` has the map's value size: the caller's map
+/// and type come from one `mesh_common::maps` entry.
+pub fn storage_get<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<Option<V>> {
+    let key = socket.as_raw_fd();
+    let mut value = std::mem::MaybeUninit::<V>::uninit();
+    let mut attr = Element {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(&key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    match bpf(MAP_LOOKUP_ELEM, &mut attr) {
+        // SAFETY: the kernel has filled it, and any bits are a `V`.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Puts a record on `socket`, over an older one.
+pub fn storage_put<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, value: &V) -> io::Result<()> {
+    let key = socket.as_raw_fd();
+    let mut attr = Element {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(&key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}

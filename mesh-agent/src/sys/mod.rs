@@ -1,0 +1,14 @@
+//! Calls to the kernel that no library makes for us. `unsafe` of the agent lives here and nowhere else.
+
+pub mod bpf;
+mod mapped;
+mod netns;
+
+pub use mapped::{Mapped, read_pod};
+pub use netns::{in_netns, netns_cookie};
+
+/// `CLOCK_MONOTONIC` in nanoseconds: what `bpf_ktime_get_ns` reads.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
