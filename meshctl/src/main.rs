@@ -1,2 +1,66 @@
-//! placeholder
-fn main() {}
+//! `meshctl`: the mesh from the command line.
+//!
+//! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
+//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). `run` talks to the agent of this node
+//! instead: see its page.
+//!
+//! Exit status: 0 done; 1 refused or failed, with one sentence that names cause and remedy; 2 wrong usage.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod client;
+mod get;
+mod manifest;
+mod status;
+mod table;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use client::Connection;
+
+/// Looks at and changes a mesh.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes the objects of YAML or JSON files.
+    Apply(apply::Apply),
+    /// Shows objects.
+    Get(get::Get),
+    /// Removes an object.
+    Delete(get::Delete),
+    /// Shows the nodes, and how far each is.
+    Status(status::Status),
+    /// Makes, lists and revokes tokens.
+    #[command(subcommand)]
+    Token(token::Token),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Apply(apply) => cli.connection.open().and_then(|client| apply.run(&client)),
+        Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
+        Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
+        Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
+        Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

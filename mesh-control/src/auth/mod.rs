@@ -1,0 +1,87 @@
+//! Who is asking, and what they may do.
+//!
+//! bearer text ──[`token`]──▶ id + secret ──[`table`]──▶ [`Principal`] {role, node, grants}
+//!
+//! Invariant: a secret is never stored, logged or compared as text; only its SHA-256 is kept, and hashes
+//! are compared in constant time.
+//! Not here: how the text travels (HTTP header, gRPC metadata).
+
+pub mod table;
+pub mod token;
+
+use token::{Grant, TokenRecord};
+
+/// What a token allows, from most to least. `Node` stands apart: agents only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Everything, tokens included.
+    Admin,
+    /// Reads and writes resources.
+    Editor,
+    /// Reads resources and status.
+    Viewer,
+    /// An agent: its own session and the configuration of the mesh.
+    Node,
+}
+
+impl Role {
+    /// Parses the name as it stands in requests.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Role::Admin, Role::Editor, Role::Viewer, Role::Node].into_iter().find(|role| role.name() == text)
+    }
+
+    /// The name as it stands in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Editor => "editor",
+            Role::Viewer => "viewer",
+            Role::Node => "node",
+        }
+    }
+
+    /// May read resources and status over REST.
+    pub fn reads(self) -> bool {
+        self != Role::Node
+    }
+
+    /// May write resources.
+    pub fn writes(self) -> bool {
+        matches!(self, Role::Admin | Role::Editor)
+    }
+
+    /// May make, list and revoke tokens.
+    pub fn administers(self) -> bool {
+        self == Role::Admin
+    }
+}
+
+/// The owner of a valid token.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// The token's id: what audit lines and revocation name.
+    pub token: String,
+    /// What it may do.
+    pub role: Role,
+    /// The node that a `Node` token belongs to; empty for people.
+    pub node: String,
+    /// What a `Node` token may register.
+    pub grants: Vec<Grant>,
+}
+
+impl Principal {
+    fn of(record: &TokenRecord) -> Self {
+        Self {
+            token: record.id.clone(),
+            role: record.role,
+            node: record.node.clone(),
+            grants: record.grants.clone(),
+        }
+    }
+
+    /// Whether this node may register a workload with that identity.
+    pub fn may_register(&self, namespace: &str, service_account: &str) -> bool {
+        self.role == Role::Node && self.grants.iter().any(|grant| grant.covers(namespace, service_account))
+    }
+}

@@ -1,0 +1,176 @@
+//! What the control plane counts of itself, as Prometheus text.
+//!
+//! A handful of atomics without label sets from outside, so that nothing grows with what is asked.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Upper bounds of the commit histogram, in microseconds.
+const COMMIT_BOUNDS_US: [u64; 10] =
+    [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000];
+
+/// All counters.
+#[derive(Default)]
+pub struct Metrics {
+    /// REST answers below 400.
+    pub requests_ok: Counter,
+    /// REST answers 400..=499.
+    pub requests_refused: Counter,
+    /// REST answers from 500 on.
+    pub requests_failed: Counter,
+    /// Committed writes.
+    pub writes: Counter,
+    /// xDS responses sent.
+    pub pushes: Counter,
+    /// Resources in them, removals included.
+    pub pushed_resources: Counter,
+    /// Responses that agents took.
+    pub acks: Counter,
+    /// Responses that agents refused.
+    pub nacks: Counter,
+    /// Workloads that agents asked for in vain.
+    pub registrations_refused: Counter,
+    /// Time from write to durable, fsync included.
+    pub commit: Histogram,
+}
+
+/// Only goes up.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// How many.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Counts by duration.
+#[derive(Default)]
+pub struct Histogram {
+    buckets: [Counter; COMMIT_BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    /// Notes one duration.
+    pub fn observe(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let place = COMMIT_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(COMMIT_BOUNDS_US.len());
+        self.buckets[place].inc();
+        self.sum_us.add(us);
+    }
+
+    fn write(&self, out: &mut String, name: &str, help: &str) {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+        let mut total = 0;
+        for (bucket, bound) in self.buckets.iter().zip(COMMIT_BOUNDS_US) {
+            total += bucket.get();
+            let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {total}", bound as f64 / 1e6);
+        }
+        total += self.buckets[COMMIT_BOUNDS_US.len()].get();
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {total}");
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {total}", self.sum_us.get() as f64 / 1e6);
+    }
+}
+
+/// What is not counted but looked up when the page is asked for.
+pub struct Gauges {
+    /// Agents with a configuration stream.
+    pub connected_nodes: usize,
+    /// Revision of what agents are sent.
+    pub revision: u64,
+    /// Services, workloads and so on, by kind.
+    pub resources: Vec<(&'static str, usize)>,
+}
+
+impl Metrics {
+    /// The page.
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let mut out = String::with_capacity(4096);
+        let name = "mesh_control_requests_total";
+        let _ = writeln!(out, "# HELP {name} REST requests by outcome.\n# TYPE {name} counter");
+        for (outcome, counter) in [
+            ("ok", &self.requests_ok),
+            ("refused", &self.requests_refused),
+            ("failed", &self.requests_failed),
+        ] {
+            let _ = writeln!(out, "{name}{{outcome=\"{outcome}\"}} {}", counter.get());
+        }
+        for (name, help, counter) in [
+            ("mesh_control_writes_total", "Writes committed to the store.", &self.writes),
+            ("mesh_control_xds_pushes_total", "Responses sent to agents.", &self.pushes),
+            (
+                "mesh_control_xds_resources_total",
+                "Resources in them, removals included.",
+                &self.pushed_resources,
+            ),
+            ("mesh_control_xds_acks_total", "Responses that agents took.", &self.acks),
+            ("mesh_control_xds_nacks_total", "Responses that agents refused.", &self.nacks),
+            (
+                "mesh_control_registrations_refused_total",
+                "Workloads that an agent may not or cannot register.",
+                &self.registrations_refused,
+            ),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", counter.get());
+        }
+        for (name, help, value) in [
+            (
+                "mesh_control_nodes_connected",
+                "Agents with a configuration stream.",
+                gauges.connected_nodes as u64,
+            ),
+            ("mesh_control_revision", "Revision of the configuration.", gauges.revision),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        }
+        let name = "mesh_control_resources";
+        let _ = writeln!(out, "# HELP {name} Resources that agents are sent, by kind.\n# TYPE {name} gauge");
+        for (kind, count) in &gauges.resources {
+            let _ = writeln!(out, "{name}{{kind=\"{kind}\"}} {count}");
+        }
+        self.commit.write(
+            &mut out,
+            "mesh_control_commit_seconds",
+            "Time until a write is durable, fsync included.",
+        );
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_add_up() {
+        let metrics = Metrics::default();
+        for us in [1, 250, 251, 9_000_000] {
+            metrics.commit.observe(Duration::from_micros(us));
+        }
+        let page =
+            metrics.render(&Gauges { connected_nodes: 2, revision: 7, resources: vec![("Service", 3)] });
+        for line in [
+            "mesh_control_commit_seconds_bucket{le=\"0.00025\"} 2",
+            "mesh_control_commit_seconds_bucket{le=\"0.0005\"} 3",
+            "mesh_control_commit_seconds_bucket{le=\"+Inf\"} 4",
+            "mesh_control_commit_seconds_count 4",
+            "mesh_control_revision 7",
+            "mesh_control_resources{kind=\"Service\"} 3",
+        ] {
+            assert!(page.lines().any(|have| have == line), "{line} not in\n{page}");
+        }
+    }
+}

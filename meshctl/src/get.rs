@@ -1,0 +1,184 @@
+//! `meshctl get` and `meshctl delete`.
+//!
+//! Each kind has its own columns; `-o yaml` prints what `apply` takes.
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use mesh_api::resource::{DEFAULT_NAMESPACE, Kind};
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::table::{self, or_dash};
+
+/// Shows objects.
+#[derive(Args)]
+pub struct Get {
+    /// service, workload, httproute, trafficpolicy or mesh (plural is fine too)
+    #[arg(value_parser = kind)]
+    kind: Kind,
+    /// One object instead of all
+    name: Option<String>,
+    /// Only this namespace; with a name: "default" unless told
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// How to show it
+    #[arg(short, long, default_value = "table", value_parser = ["table", "yaml", "json"])]
+    output: String,
+}
+
+/// Removes an object.
+#[derive(Args)]
+pub struct Delete {
+    /// service, workload, httproute or trafficpolicy
+    #[arg(value_parser = kind)]
+    kind: Kind,
+    /// Which
+    name: String,
+    /// Its namespace
+    #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+    namespace: String,
+}
+
+fn kind(word: &str) -> Result<Kind, String> {
+    Kind::from_word(word).ok_or_else(|| {
+        let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.name().to_ascii_lowercase()).collect();
+        format!("unknown kind; accepted: {}", known.join(", "))
+    })
+}
+
+impl Get {
+    pub fn run(&self, client: &Client) -> Result<()> {
+        let plural = self.kind.plural();
+        let items = match (&self.name, self.kind.namespaced()) {
+            (_, false) => vec![client.get("/v1/mesh")?],
+            (Some(name), true) => {
+                let namespace = self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+                vec![client.get(&format!("/v1/{plural}/{namespace}/{name}"))?]
+            }
+            (None, true) => {
+                let namespace = self.namespace.as_ref().map(|ns| format!("/{ns}")).unwrap_or_default();
+                let list = client.get(&format!("/v1/{plural}{namespace}"))?;
+                list["items"].as_array().cloned().ok_or_else(|| anyhow!("the answer is no list"))?
+            }
+        };
+        match self.output.as_str() {
+            "json" if self.name.is_none() && self.kind.namespaced() => println!("{:#}", Value::from(items)),
+            "json" => items.iter().for_each(|item| println!("{item:#}")),
+            "yaml" => {
+                for (place, item) in items.iter().enumerate() {
+                    let separator = if place > 0 { "---\n" } else { "" };
+                    print!("{separator}{}", serde_saphyr::to_string(item)?);
+                }
+            }
+            _ => self.table(&items),
+        }
+        Ok(())
+    }
+
+    fn table(&self, items: &[Value]) {
+        let head: &[&str] = match self.kind {
+            Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP"],
+            Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "PROXY"],
+            Kind::Workload => &["NAMESPACE", "NAME", "NODE", "ADDRESSES", "ACCOUNT", "SERVICES", "OWNER"],
+            Kind::HttpRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"],
+            Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
+        };
+        let rows: Vec<_> = items.iter().map(|item| row(self.kind, item)).collect();
+        table::print(head, &rows);
+        for item in items {
+            for condition in
+                array(&item["status"]["conditions"]).filter(|condition| condition["status"] == "False")
+            {
+                println!("{}: {}", text(&item["metadata"]["name"]), text(&condition["message"]));
+            }
+        }
+    }
+}
+
+impl Delete {
+    pub fn run(&self, client: &Client) -> Result<()> {
+        if !self.kind.namespaced() {
+            return Err(anyhow!("the Mesh cannot be removed; change it with `meshctl apply`"));
+        }
+        client.delete(&format!("/v1/{}/{}/{}", self.kind.plural(), self.namespace, self.name))?;
+        println!("{} {}/{} deleted", self.kind, self.namespace, self.name);
+        Ok(())
+    }
+}
+
+fn row(kind: Kind, item: &Value) -> Vec<String> {
+    let (spec, status) = (&item["spec"], &item["status"]);
+    let mut row = vec![text(&item["metadata"]["namespace"]), text(&item["metadata"]["name"])];
+    match kind {
+        Kind::Mesh => {
+            let pool = &spec["vipPool"];
+            return vec![
+                text(&spec["trustDomain"]),
+                text(&pool["v4"]),
+                text(&pool["v6"]),
+                text(&spec["http"]),
+            ];
+        }
+        Kind::Service => {
+            let given = join(array(&spec["vips"]).map(text));
+            let vips = if given == "-" { join(array(&status["vips"]).map(text)) } else { given };
+            let ports = join(array(&spec["ports"]).map(port));
+            let proxy = join(array(&item["observed"]["proxy"]).map(text));
+            row.extend([vips, ports, text(&item["observed"]["endpoints"]), proxy]);
+        }
+        Kind::Workload => row.extend([
+            or_dash(text(&spec["node"])),
+            join(array(&spec["addresses"]).map(text)),
+            text(&spec["serviceAccount"]),
+            join(array(&item["observed"]["services"]).map(text)),
+            or_dash(text(&item["observed"]["owner"])),
+        ]),
+        Kind::HttpRoute => row.extend([
+            join(array(&spec["parentRefs"]).map(reference)),
+            join(array(&spec["hostnames"]).map(text)),
+            array(&spec["rules"]).count().to_string(),
+            join(array(&spec["rules"]).flat_map(|rule| array(&rule["backendRefs"])).map(reference)),
+        ]),
+        Kind::TrafficPolicy => row.extend([
+            join(array(&spec["targetRefs"]).map(reference)),
+            or_dash(text(&spec["http"])),
+            or_dash(text(&spec["onProxyLoss"])),
+            or_dash(text(&spec["balancing"])),
+        ]),
+    }
+    row
+}
+
+/// `name:port->targetPort/protocol`, as short as it can be told.
+fn port(port: &Value) -> String {
+    let name = text(&port["name"]);
+    let name = if name.is_empty() { name } else { format!("{name}:") };
+    let target = &port["targetPort"];
+    let target =
+        if target.is_null() || *target == port["port"] { String::new() } else { format!("->{target}") };
+    format!("{name}{}{target}/{}", port["port"], text(&port["protocol"]))
+}
+
+/// `name:port=weight` of a backend, parent or target.
+fn reference(reference: &Value) -> String {
+    let port = reference["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
+    let section = reference["sectionName"].as_str().map(|name| format!(":{name}")).unwrap_or_default();
+    let weight = reference["weight"].as_u64().map(|weight| format!("={weight}")).unwrap_or_default();
+    format!("{}{port}{section}{weight}", text(&reference["name"]))
+}
+
+fn array(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn join(parts: impl Iterator<Item = String>) -> String {
+    or_dash(parts.collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,73 @@
+//! `meshctl status`: the nodes, how far each is, and what it refused.
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::table::{self, or_dash};
+
+/// Shows the nodes, and how far each is.
+#[derive(Args)]
+pub struct Status {
+    /// How to show it
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    output: String,
+}
+
+impl Status {
+    pub fn run(&self, client: &Client) -> Result<()> {
+        let status = client.get("/v1/status")?;
+        if self.output == "json" {
+            println!("{status:#}");
+            return Ok(());
+        }
+        println!("store {}, revision {}", status["storeId"].as_str().unwrap_or("?"), status["revision"]);
+        let nodes = status["nodes"].as_object().into_iter().flatten();
+        let rows: Vec<_> = nodes.clone().map(|(name, node)| row(name, node)).collect();
+        if rows.is_empty() {
+            println!(
+                "no node has connected; make a join token with `meshctl token create --node NAME --allow NS/*`"
+            );
+            return Ok(());
+        }
+        table::print(&["NODE", "STATE", "ACKED", "EPOCH", "WORKLOADS", "AGENT", "PROBLEMS"], &rows);
+        for (name, node) in nodes {
+            for problem in problems(node) {
+                println!("{name}: {problem}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn row(name: &str, node: &Value) -> Vec<String> {
+    let state = match (node["connected"] == true, node["session"] == true) {
+        (true, true) => "ready",
+        (true, false) => "no session",
+        (false, true) => "no configuration stream",
+        (false, false) => "away",
+    };
+    // How far the slowest type is.
+    let acked =
+        node["types"].as_object().and_then(|types| types.values().filter_map(|t| t["acked"].as_u64()).min());
+    vec![
+        name.to_owned(),
+        state.to_owned(),
+        or_dash(acked.map(|revision| revision.to_string()).unwrap_or_default()),
+        node["epoch"].to_string(),
+        node["workloads"].as_u64().unwrap_or(0).to_string(),
+        or_dash(node["agentVersion"].as_str().unwrap_or_default()),
+        problems(node).len().to_string(),
+    ]
+}
+
+fn problems(node: &Value) -> Vec<String> {
+    let nacks =
+        node["types"].as_object().into_iter().flatten().filter_map(|(kind, status)| {
+            status["nack"].as_str().map(|cause| format!("refused {kind}: {cause}"))
+        });
+    let conditions =
+        node["conditions"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+    nacks.chain(conditions).collect()
+}

@@ -1,0 +1,93 @@
+//! `meshctl token`: who may talk to the control plane.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::table::{self, or_dash};
+
+/// Makes, lists and revokes tokens.
+#[derive(Subcommand)]
+pub enum Token {
+    /// Makes a token and prints it: the only time that it is shown
+    Create(Create),
+    /// Lists the tokens, without their secrets
+    List,
+    /// Ends a token
+    Revoke {
+        /// As `list` shows it
+        id: String,
+    },
+}
+
+/// Makes a token.
+#[derive(Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["node", "role"])))]
+pub struct Create {
+    /// Join token of the agent of this node
+    #[arg(long, requires = "allow")]
+    node: Option<String>,
+    /// Service accounts that the node may host: NAMESPACE/SERVICEACCOUNT or NAMESPACE/*
+    #[arg(long, value_name = "NS/SA", value_delimiter = ',', requires = "node")]
+    allow: Vec<String>,
+    /// API token of this role
+    #[arg(long, value_parser = ["admin", "editor", "viewer"])]
+    role: Option<String>,
+    /// Life of the token, such as 24h; without, it ends when it is revoked
+    #[arg(long)]
+    ttl: Option<String>,
+}
+
+impl Token {
+    pub fn run(&self, client: &Client) -> Result<()> {
+        match self {
+            Token::Create(create) => {
+                let answer = client.post("/v1/tokens", &create.request())?;
+                println!("{}", answer["token"].as_str().unwrap_or_default());
+            }
+            Token::List => {
+                let answer = client.get("/v1/tokens")?;
+                let rows: Vec<_> = answer["items"].as_array().into_iter().flatten().map(row).collect();
+                table::print(&["ID", "ROLE", "NODE", "ALLOW", "EXPIRES"], &rows);
+            }
+            Token::Revoke { id } => {
+                client.delete(&format!("/v1/tokens/{id}"))?;
+                println!("token {id} revoked");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Create {
+    fn request(&self) -> Value {
+        let mut request = match &self.node {
+            Some(node) => json!({ "role": "node", "node": node, "allow": self.allow }),
+            None => json!({ "role": self.role }),
+        };
+        if let Some(ttl) = &self.ttl {
+            request["ttl"] = json!(ttl);
+        }
+        request
+    }
+}
+
+fn row(token: &Value) -> Vec<String> {
+    let text = |field: &str| token[field].as_str().unwrap_or_default().to_owned();
+    let allow: Vec<_> = token["grants"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let expires = token["expiresInSeconds"].as_i64().map_or("never".to_owned(), |left| {
+        if left <= 0 { "expired".to_owned() } else { format!("in {}", human(left)) }
+    });
+    vec![text("id"), text("role"), or_dash(text("node")), or_dash(allow.join(",")), expires]
+}
+
+fn human(seconds: i64) -> String {
+    match seconds {
+        s if s >= 2 * 86_400 => format!("{}d", s / 86_400),
+        s if s >= 2 * 3_600 => format!("{}h", s / 3_600),
+        s if s >= 120 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
