@@ -1,0 +1,260 @@
+//! Opens connections and sends requests, and counts exactly what became of each.
+//!
+//! `mesh-load ADDRESS:PORT [--threads N] [--rate R] [--count N] [--seconds S] [--host H] [--path P]
+//! [--keep-alive | --connect-only]`. Runs until its standard input ends, the count is reached or the time is
+//! over. Prints a [`Report`] as a JSON line ten times a second and at the end.
+//!
+//! An operation is one of: connection, request, whole answer, end (default); request and answer on a kept
+//! connection; connection and reset. A connection that breaks is opened anew and the break is counted.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use mesh_tests::load::Report;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Latencies kept a thread: what comes after does not change a percentile by much.
+const SAMPLES_MAX: usize = 1 << 20;
+
+#[derive(Clone)]
+struct Options {
+    to: SocketAddr,
+    threads: u32,
+    rate: Option<f64>,
+    count: u64,
+    seconds: f64,
+    host: String,
+    path: String,
+    keep_alive: bool,
+    connect_only: bool,
+}
+
+/// What one thread has counted; read by the printer.
+#[derive(Default)]
+struct Counts {
+    ok: u64,
+    errors: BTreeMap<String, u64>,
+    servers: BTreeMap<String, u64>,
+    connect_ns: Vec<u64>,
+    total_ns: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    begun: AtomicU64,
+    counts: Vec<Mutex<Counts>>,
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    let counts = (0..options.threads).map(|_| Mutex::default()).collect();
+    let shared = Arc::new(Shared { counts, ..Shared::default() });
+    let begin = Instant::now();
+    let workers: Vec<_> = (0..options.threads as usize)
+        .map(|index| {
+            let (options, shared) = (options.clone(), shared.clone());
+            thread::spawn(move || work(&options, &shared, index))
+        })
+        .collect();
+    let watcher = shared.clone();
+    thread::spawn(move || {
+        // Whatever is said, or nothing: the end of the input is the end of the load.
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        watcher.stop.store(true, Ordering::Relaxed);
+    });
+    let mut printed = Instant::now();
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        thread::sleep(Duration::from_millis(2));
+        if begin.elapsed().as_secs_f64() >= options.seconds {
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+        if printed.elapsed() >= Duration::from_millis(100) {
+            printed = Instant::now();
+            print(&shared, begin, false);
+        }
+    }
+    print(&shared, begin, true);
+    Ok(())
+}
+
+fn options() -> Result<Options> {
+    let mut args = std::env::args().skip(1);
+    let to = args.next().context("no ADDRESS:PORT")?.parse().context("ADDRESS:PORT")?;
+    let mut options = Options {
+        to,
+        threads: 1,
+        rate: None,
+        count: u64::MAX,
+        seconds: f64::INFINITY,
+        host: to.to_string(),
+        path: "/".to_owned(),
+        keep_alive: false,
+        connect_only: false,
+    };
+    while let Some(name) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{name} needs a value"));
+        match name.as_str() {
+            "--threads" => options.threads = value()?.parse()?,
+            "--rate" => options.rate = Some(value()?.parse()?),
+            "--count" => options.count = value()?.parse()?,
+            "--seconds" => options.seconds = value()?.parse()?,
+            "--host" => options.host = value()?,
+            "--path" => options.path = value()?,
+            "--keep-alive" => options.keep_alive = true,
+            "--connect-only" => options.connect_only = true,
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    Ok(options)
+}
+
+fn work(options: &Options, shared: &Shared, index: usize) {
+    let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.threads) / rate));
+    let mut next = Instant::now();
+    let mut kept = None;
+    while !shared.stop.load(Ordering::Relaxed) && shared.begun.fetch_add(1, Ordering::Relaxed) < options.count
+    {
+        if let Some(pause) = pause {
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+            next += pause;
+        }
+        let outcome = operation(options, &mut kept);
+        let mut counts = shared.counts[index].lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(done) => {
+                counts.ok += 1;
+                if let Some(server) = done.server {
+                    *counts.servers.entry(server).or_default() += 1;
+                }
+                if let Some(ns) = done.connect_ns.filter(|_| counts.connect_ns.len() < SAMPLES_MAX) {
+                    counts.connect_ns.push(ns);
+                }
+                if counts.total_ns.len() < SAMPLES_MAX {
+                    counts.total_ns.push(done.total_ns);
+                }
+            }
+            Err(cause) => {
+                kept = None;
+                *counts.errors.entry(cause).or_default() += 1;
+            }
+        }
+    }
+}
+
+struct Done {
+    server: Option<String>,
+    connect_ns: Option<u64>,
+    total_ns: u64,
+}
+
+fn operation(options: &Options, kept: &mut Option<TcpStream>) -> Result<Done, String> {
+    let begin = Instant::now();
+    let mut connect_ns = None;
+    let mut stream = if let Some(stream) = kept.take() {
+        stream
+    } else {
+        let stream = connect(options.to).map_err(|error| named("connect", &error))?;
+        connect_ns = Some(begin.elapsed().as_nanos() as u64);
+        stream
+    };
+    let mut server = None;
+    if options.connect_only {
+        // A reset: no TIME_WAIT, ports are free again at once.
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))
+            .map_err(|error| named("linger", &error.into()))?;
+    } else {
+        let close = if options.keep_alive { "" } else { "Connection: close\r\n" };
+        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", options.path, options.host);
+        stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
+        server = Some(answer(&mut stream, options.keep_alive)?);
+        if options.keep_alive {
+            *kept = Some(stream);
+        }
+    }
+    Ok(Done { server, connect_ns, total_ns: begin.elapsed().as_nanos() as u64 })
+}
+
+/// `connect()` blocks: a time-out would need another system call around it, and those are measured.
+fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+/// Reads one whole answer; the name of who gave it.
+fn answer(stream: &mut TcpStream, keep_alive: bool) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut chunk = [0; 4096];
+    loop {
+        let length = stream.read(&mut chunk).map_err(|error| named("read", &error))?;
+        bytes.extend_from_slice(&chunk[..length]);
+        let text = String::from_utf8_lossy(&bytes);
+        let whole = complete(&text);
+        if length == 0 && !whole {
+            return Err(if bytes.is_empty() { "read Closed" } else { "read Truncated" }.to_owned());
+        }
+        if whole && (keep_alive || length == 0) {
+            let status = text.split(' ').nth(1).unwrap_or_default();
+            if status != "200" {
+                return Err(format!("status {status}"));
+            }
+            let mut words = text.split_whitespace();
+            return Ok(words.find_map(|word| word.strip_prefix("name=")).unwrap_or("?").to_owned());
+        }
+    }
+}
+
+/// Whether `text` holds a head and as many bytes of body as it promises.
+fn complete(text: &str) -> bool {
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+    let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    length.and_then(|(_, value)| value.trim().parse().ok()).is_none_or(|length: usize| body.len() >= length)
+}
+
+fn named(operation: &str, error: &io::Error) -> String {
+    format!("{operation} {:?}", error.kind())
+}
+
+fn print(shared: &Shared, begin: Instant, last: bool) {
+    let mut report = Report { seconds: begin.elapsed().as_secs_f64(), ..Report::default() };
+    let (mut connect_ns, mut total_ns) = (Vec::new(), Vec::new());
+    for counts in &shared.counts {
+        let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        report.ok += counts.ok;
+        for (name, count) in &counts.errors {
+            *report.errors.entry(name.clone()).or_default() += count;
+        }
+        for (name, count) in &counts.servers {
+            *report.servers.entry(name.clone()).or_default() += count;
+        }
+        if last {
+            connect_ns.extend_from_slice(&counts.connect_ns);
+            total_ns.extend_from_slice(&counts.total_ns);
+        }
+    }
+    report.connect_ns = percentiles(connect_ns);
+    report.total_ns = percentiles(total_ns);
+    if let Ok(line) = serde_json::to_string(&report) {
+        println!("{line}");
+    }
+}
+
+fn percentiles(mut samples: Vec<u64>) -> [u64; 2] {
+    samples.sort_unstable();
+    [50, 99].map(|percent| samples.get(samples.len() * percent / 100).copied().unwrap_or(0))
+}

@@ -1,0 +1,259 @@
+//! A node: a network namespace with its own cgroup subtree, bpffs and mesh-agent.
+//!
+//! The agent runs inside the node's namespace and in `<node>/agent`; its BPF programs hang on `<node>`, so
+//! the agents of a mesh, and of meshes side by side, never see each other's sockets.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Result;
+use mesh_common::maps;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{
+    agent_socket,
+    cgroup::Cgroup,
+    eventually,
+    mesh::{CONTROL, Fabric},
+    metrics::Metrics,
+    netns::NetNs,
+    process::{self, Process, own_program},
+    reaper::Place,
+    shell,
+};
+
+/// Where an agent serves `/metrics`.
+const METRICS_PORT: u16 = 15090;
+
+/// One node of a [`crate::Mesh`].
+pub struct Node {
+    name: String,
+    number: u8,
+    netns: NetNs,
+    cgroup: Cgroup,
+    agent_cgroup: Cgroup,
+    work: PathBuf,
+    extra_args: Vec<String>,
+    agent: Mutex<Option<Process>>,
+}
+
+impl Node {
+    /// Namespace, links, cgroups, bpffs: everything but the agent.
+    pub(crate) fn new(place: &Place, fabric: &Fabric, number: u8, extra_args: Vec<String>) -> Result<Self> {
+        let name = format!("node{number}");
+        let netns = NetNs::new(&format!("{}-{name}", place.id))?;
+        let cgroup = Cgroup::new(place.cgroup.join(&name))?;
+        let agent_cgroup = cgroup.child("agent")?;
+        cgroup.child("pods")?;
+        let work = place.work.join(&name);
+        for folder in ["run", "state", "bpf", "pods"] {
+            fs::create_dir_all(work.join(folder))?;
+        }
+        shell::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(work.join("bpf")), "")?;
+        let node =
+            Self { name, number, netns, cgroup, agent_cgroup, work, extra_args, agent: Mutex::new(None) };
+        node.join(fabric)?;
+        Ok(node)
+    }
+
+    /// The node's link to the fabric, and a bridge for its pods.
+    fn join(&self, fabric: &Fabric) -> Result<()> {
+        let number = self.number;
+        fabric.netns.ip(&[
+            format!("link add n{number} type veth peer name eth0 netns {}", self.netns.name()),
+            format!("link set n{number} master br0 up"),
+            format!("route add 10.91.{number}.0/24 via {}", self.address()),
+            format!("route add fd91:0:0:{number}::/64 via fd90::1:{number}"),
+        ])?;
+        self.netns.sysctl("net/ipv4/ip_forward", "1")?;
+        self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.netns.ip(&[
+            format!("addr add {}/16 dev eth0", self.address()),
+            format!("addr add fd90::1:{number}/64 dev eth0 nodad"),
+            "link set eth0 up".to_owned(),
+            "link add pods type bridge mcast_snooping 0".to_owned(),
+            format!("addr add 10.91.{number}.1/24 dev pods"),
+            format!("addr add fd91:0:0:{number}::1/64 dev pods nodad"),
+            "link set pods up".to_owned(),
+            "route add default via 10.90.0.1".to_owned(),
+            "route add default via fd90::1".to_owned(),
+        ])
+    }
+
+    /// Its name, as the control plane knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// 1 for the first.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Its address on the fabric.
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 90, 1, self.number)
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// The root of its cgroup subtree, where the BPF programs hang.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Where its files are.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.work.join("run/agent.sock")
+    }
+
+    /// Where the agent's pins are.
+    pub fn bpffs(&self) -> PathBuf {
+        self.work.join("bpf/nodemesh")
+    }
+
+    /// The file with its join token.
+    pub fn token_file(&self) -> PathBuf {
+        self.work.join("join-token")
+    }
+
+    /// The arguments of `mesh-agent run` on this node.
+    pub fn agent_args(&self) -> Vec<String> {
+        let path = |path: PathBuf| path.to_string_lossy().into_owned();
+        let mut args = vec!["run".to_owned()];
+        let mut flag = |name: &str, value: String| args.extend([name.to_owned(), value]);
+        flag("--node", self.name.clone());
+        flag("--control", format!("https://{CONTROL}:15012"));
+        flag("--join-token-file", path(self.token_file()));
+        flag("--run-dir", path(self.work.join("run")));
+        flag("--state-dir", path(self.work.join("state")));
+        flag("--cgroup-root", path(self.cgroup.path().to_owned()));
+        flag("--bpffs", path(self.bpffs()));
+        flag("--metrics", format!("0.0.0.0:{METRICS_PORT}"));
+        args.extend(self.extra_args.iter().cloned());
+        args
+    }
+
+    /// Starts the agent; does not wait.
+    #[track_caller]
+    pub fn start_agent(&self) {
+        let mut command = process::command(&self.agent_cgroup, own_program("mesh-agent"));
+        command.args(self.agent_args());
+        let log = self.work.join("agent.log");
+        let process = Process::start(&self.netns, command, &log).expect("start mesh-agent");
+        *self.agent() = Some(process);
+    }
+
+    /// Waits until the agent has the control plane's state in its maps.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        let what = format!("the agent of {} is ready", self.name);
+        eventually::within(Duration::from_secs(20), &what, || {
+            if let Some(status) = self.agent().as_mut().and_then(Process::ended) {
+                panic!("the agent of {} ended ({status}):\n{}", self.name, self.log());
+            }
+            self.get("/readyz").is_ok()
+        });
+    }
+
+    /// SIGKILL, and gone.
+    pub fn kill_agent(&self) {
+        *self.agent() = None;
+    }
+
+    /// Sends the agent a signal.
+    pub fn signal_agent(&self, signal: Signal) {
+        if let Some(agent) = &*self.agent() {
+            agent.signal(signal);
+        }
+    }
+
+    /// SIGTERM, and gone.
+    #[track_caller]
+    pub fn stop_agent(&self) {
+        self.signal_agent(Signal::TERM);
+        if let Some(agent) = self.agent().as_mut() {
+            agent.wait(Duration::from_secs(15));
+        }
+        self.kill_agent();
+    }
+
+    /// The agent's process id.
+    #[track_caller]
+    pub fn agent_pid(&self) -> u32 {
+        self.agent().as_ref().expect("an agent runs").pid()
+    }
+
+    /// What the agent logged, over all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.work.join("agent.log")).unwrap_or_default()
+    }
+
+    /// GET on the agent's metrics port.
+    pub fn get(&self, path: &str) -> Result<String> {
+        self.netns.http_get(SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT)), path)
+    }
+
+    /// The agent's metrics, now.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.get("/metrics").expect("scrape the agent"))
+    }
+
+    /// A request over the agent's socket: `op`, further fields, descriptors.
+    pub fn ask(&self, op: &str, fields: Value, descriptors: &[BorrowedFd<'_>]) -> Result<Value> {
+        let mut request = json!({"v": 1, "op": op});
+        if let (Some(request), Value::Object(fields)) = (request.as_object_mut(), fields) {
+            request.extend(fields);
+        }
+        agent_socket::request(&self.socket(), &request, descriptors)
+    }
+
+    /// Logs and maps, for a failure's report.
+    pub fn report(&self) -> String {
+        let mut text = format!("---- agent of {}\n{}", self.name, tail(&self.log(), 60));
+        let pins = shell::run(Command::new("find").arg(self.bpffs()).args(["-type", "f"]), "");
+        for pin in pins.unwrap_or_default().lines() {
+            if let Some(dump) = dump_map(Path::new(pin)) {
+                text.extend(["\n---- ", pin, "\n", &tail(&dump, 30)]);
+            }
+        }
+        text
+    }
+
+    fn agent(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pinned map's content, for the maps that are small and tell much.
+fn dump_map(pin: &Path) -> Option<String> {
+    let name = pin.file_name()?.to_str()?;
+    let telling = [maps::ENROLLED, maps::SERVICES, maps::WORKLOADS, maps::VERDICTS, maps::EPOCH];
+    if !telling.iter().any(|map| map.name == name) {
+        return None;
+    }
+    shell::run(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin), "").ok()
+}
+
+/// The last `lines` of `text`.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -1,0 +1,7 @@
+//! The stories: what the mesh does for real programs in real namespaces, one module a subject.
+//!
+//! Stories that take minutes stand in `long` and run with `cargo xtask test --all`.
+
+#![forbid(unsafe_code)]
+
+mod harness;
