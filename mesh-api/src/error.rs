@@ -41,6 +41,12 @@ pub enum Reason {
     Owned,
     /// A bounded resource (virtual addresses, a request's size) is used up.
     Exhausted,
+    /// No token, or none that is valid.
+    Unauthenticated,
+    /// The token's role does not allow it.
+    Forbidden,
+    /// The server cannot do it now.
+    Unavailable,
 }
 
 /// A refusal: where, what, and what would be accepted.
