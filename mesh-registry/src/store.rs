@@ -2,8 +2,9 @@
 //!
 //! REST, sources ──[`Txn`]──▶ **store** ──[`Changes`]──▶ [`crate::feed`] ──▶ registry
 //!
-//! Invariants: one revision counter a store, rising by one with each transaction that changes a key; an entry carries the revision of its last write; a transaction takes effect whole or not at all, and is durable
-//! when [`Store::transact`] returns; changes are read in revision order, and whole revisions at a time.
+//! Invariants: one revision counter a store, rising by one with each transaction that changes a key; an entry
+//! carries the revision of its last write; a transaction takes effect whole or not at all, and is durable when
+//! [`Store::transact`] returns; changes are read in revision order, and whole revisions at a time.
 //! Calls block (callers on an async runtime move them to a blocking thread).
 //! Not here: meaning of keys and values ([`crate::intent`]); deadlines of leases ([`crate::lease`]): a lease in
 //! the store is the durable record of which keys go together, and how long it lasts between heartbeats.
@@ -255,7 +256,9 @@ pub enum StoreError {
         waiting: usize,
     },
     /// Another process has it open.
-    #[error("{path} is in use by another process: stop the other mesh-control, or give this one its own --data")]
+    #[error(
+        "{path} is in use by another process: stop the other mesh-control, or give this one its own --data"
+    )]
     Locked {
         /// The file.
         path: String,

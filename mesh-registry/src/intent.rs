@@ -1,0 +1,319 @@
+//! Objects and registrations as keys of a store: the only writer of them.
+//!
+//! REST, files → **Intents** → store → feed → registry; agents → **Intents** (registrations) → store
+//!
+//! | key | value |
+//! |---|---|
+//! | `/intent/<plural>/<namespace>/<name>` | owner and object |
+//! | `/registered/<owner>/<namespace>/<name>` | owner, Workload, lease |
+//! | `/vip/<address>` | the service that has it |
+//!
+//! Invariants: an address belongs to one service, claimed in the same transaction that writes the service; an
+//! object that is written again unchanged costs no write; a write that raced with another is tried again, unless
+//! the caller named the revision that it read.
+//! Not here: who may write (mesh-control), what it means (registry).
+
+use std::net::IpAddr;
+
+use mesh_api::error::{ApiError, Reason};
+use mesh_api::resource::{Key, Kind, Resource, Spec, VipPool};
+
+use crate::record::{Record, intent_key, namespace_prefix, registered_key, vip_key};
+use crate::source::{LeaseRef, Owner};
+use crate::store::{Entry, Store, StoreError, Txn};
+use crate::vip;
+
+/// How often a write that raced with another is tried again.
+const RETRIES: usize = 16;
+
+/// Why nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// The request is at fault.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// The store is.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a write did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The object as stored.
+    pub resource: Resource,
+    /// It was not there before.
+    pub created: bool,
+    /// The store's revision after the write.
+    pub revision: u64,
+}
+
+/// What a writer says of its write.
+#[derive(Clone)]
+pub struct Author<'a> {
+    /// Who owns what is written.
+    pub owner: Owner,
+    /// Unix milliseconds.
+    pub now_ms: u64,
+    /// A random id, for an object that is new.
+    pub new_uid: &'a (dyn Fn() -> String + Send + Sync),
+}
+
+/// Reads and writes objects.
+#[derive(Clone, Copy)]
+pub struct Intents<'s> {
+    store: &'s dyn Store,
+}
+
+impl<'s> Intents<'s> {
+    /// Over a store.
+    pub fn new(store: &'s dyn Store) -> Self {
+        Self { store }
+    }
+
+    /// One object, as people wrote it (with its revision).
+    pub fn get(&self, key: &Key) -> Result<Option<Resource>, WriteError> {
+        Ok(self.read(&intent_key(key))?.map(|record| record.resource))
+    }
+
+    /// All objects of a kind, of one namespace or of all, and the revision that they are of.
+    pub fn list(&self, kind: Kind, namespace: Option<&str>) -> Result<(u64, Vec<Resource>), WriteError> {
+        let range = self.store.range(&namespace_prefix(kind, namespace), None)?;
+        let read = |entry: &Entry| Record::read(entry).map(|record| record.resource);
+        let resources = range.entries.iter().map(read).collect::<Result<_, _>>()?;
+        Ok((range.revision, resources))
+    }
+
+    /// Writes an object; with `expect`, only over that revision (0: only if it is new).
+    pub fn put(
+        &self,
+        author: &Author<'_>,
+        resource: &Resource,
+        expect: Option<u64>,
+    ) -> Result<Written, WriteError> {
+        let key = resource.key();
+        let path = intent_key(&key);
+        retrying(expect.is_some(), || {
+            let old = self.read(&path)?;
+            let found = old.as_ref().map_or(0, |record| record.resource.metadata.revision);
+            check_expected(&key, expect, found)?;
+            if let Some(old) = &old {
+                check_owner(&key, &old.owner, &author.owner)?;
+            }
+            let before = old.as_ref().map(|record| &record.resource);
+            let mut new = resource.clone().admitted(before, author.now_ms, author.new_uid);
+            let mut txn = Txn::default().if_at(path.clone(), found);
+            txn = self.claim_addresses(txn, before, &mut new)?;
+            if let Some(before) = before
+                && before.asks_the_same(&new)
+                && before.status == new.status
+            {
+                let revision = self.store.revision()?;
+                return Ok(Written { resource: before.clone(), created: false, revision });
+            }
+            let record = Record { owner: author.owner.clone(), resource: new, lease: None };
+            let revision = self.store.transact(txn.put(path.clone(), record.write()))?;
+            let mut resource = record.resource;
+            resource.metadata.revision = revision;
+            Ok(Written { resource, created: found == 0, revision })
+        })
+        .map_err(|error| stale(&key, &path, error))
+    }
+
+    /// Removes an object; with `expect`, only that revision of it.
+    pub fn delete(&self, owner: &Owner, key: &Key, expect: Option<u64>) -> Result<u64, WriteError> {
+        let path = intent_key(key);
+        retrying(expect.is_some(), || {
+            let Some(old) = self.read(&path)? else { return Err(key.not_found().into()) };
+            let found = old.resource.metadata.revision;
+            check_expected(key, expect, found)?;
+            check_owner(key, &old.owner, owner)?;
+            let mut txn = Txn::default().if_at(path.clone(), found).delete(path.clone());
+            for address in addresses(&old.resource) {
+                txn = txn.delete(vip_key(address));
+            }
+            Ok(self.store.transact(txn)?)
+        })
+        .map_err(|error| stale(key, &path, error))
+    }
+
+    /// Registers a Workload that goes with a lease. Costs no write if nothing changed.
+    pub fn register(
+        &self,
+        author: &Author<'_>,
+        workload: &Resource,
+        lease: &LeaseRef,
+    ) -> Result<Written, WriteError> {
+        let path = registered_key(&author.owner, &workload.key());
+        retrying(false, || {
+            let old = self.read(&path)?;
+            let found = old.as_ref().map_or(0, |record| record.resource.metadata.revision);
+            let before = old.as_ref().map(|record| &record.resource);
+            let new = workload.clone().admitted(before, author.now_ms, author.new_uid);
+            if let Some(old) = &old
+                && old.resource.asks_the_same(&new)
+                && old.lease.as_ref() == Some(lease)
+            {
+                let revision = self.store.revision()?;
+                return Ok(Written { resource: old.resource.clone(), created: false, revision });
+            }
+            let record = Record { owner: author.owner.clone(), resource: new, lease: Some(lease.clone()) };
+            let txn = Txn::default()
+                .if_at(path.clone(), found)
+                .grant(lease.name.clone(), lease.ttl)
+                .put_leased(path.clone(), record.write(), lease.name.clone());
+            let revision = self.store.transact(txn)?;
+            let mut resource = record.resource;
+            resource.metadata.revision = revision;
+            Ok(Written { resource, created: found == 0, revision })
+        })
+    }
+
+    /// Ends registrations of an owner; those that are not there are skipped.
+    pub fn deregister(&self, owner: &Owner, keys: &[Key]) -> Result<u64, WriteError> {
+        let txn = keys.iter().fold(Txn::default(), |txn, key| txn.delete(registered_key(owner, key)));
+        Ok(self.store.transact(txn)?)
+    }
+
+    /// One registration of an owner.
+    pub fn registration(&self, owner: &Owner, key: &Key) -> Result<Option<Resource>, WriteError> {
+        Ok(self.read(&registered_key(owner, key))?.map(|record| record.resource))
+    }
+
+    /// Ends leases and every registration that goes with them.
+    pub fn revoke(&self, leases: &[String]) -> Result<u64, WriteError> {
+        let txn = leases.iter().fold(Txn::default(), |txn, lease| txn.revoke(lease.clone()));
+        Ok(self.store.transact(txn)?)
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Record>, WriteError> {
+        let entry = self.store.get(path)?;
+        Ok(entry.as_ref().map(Record::read).transpose()?)
+    }
+
+    /// Claims the addresses that a service asks for or is given, and lets go of those that it no longer has.
+    fn claim_addresses(
+        &self,
+        mut txn: Txn,
+        before: Option<&Resource>,
+        new: &mut Resource,
+    ) -> Result<Txn, WriteError> {
+        let Spec::Service(spec) = &new.spec else { return Ok(txn) };
+        if spec.headless || !spec.vips.is_empty() {
+            new.status.vips.clear();
+        } else if new.status.vips.is_empty() {
+            new.status.vips = self.allocate(&new.metadata.namespace, &new.metadata.name)?;
+        }
+        let name = new.key().wire_name();
+        let (had, has) = (before.map(addresses).unwrap_or_default(), addresses(new));
+        for (i, address) in has.iter().enumerate() {
+            if had.contains(address) {
+                continue;
+            }
+            if let Some(claim) = self.store.get(&vip_key(*address))? {
+                let holder = String::from_utf8_lossy(&claim.value).into_owned();
+                return Err(taken(i, *address, &holder).into());
+            }
+            txn = txn.if_at(vip_key(*address), 0).put(vip_key(*address), name.clone());
+        }
+        for address in had.iter().filter(|address| !has.contains(address)) {
+            txn = txn.delete(vip_key(*address));
+        }
+        Ok(txn)
+    }
+
+    /// One address of each family.
+    fn allocate(&self, namespace: &str, name: &str) -> Result<Vec<IpAddr>, WriteError> {
+        let mesh = self.get(&Key::mesh())?;
+        let pool = match mesh.map(|mesh| mesh.spec) {
+            Some(Spec::Mesh(spec)) => spec.vip_pool,
+            _ => VipPool::default(),
+        };
+        let mut failed = None;
+        let mut taken = |address: IpAddr| match self.store.get(&vip_key(address)) {
+            Ok(claim) => claim.is_some(),
+            // Ends the search; the failure is what is reported.
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        };
+        let v4 = vip::allocate_v4(&pool, namespace, name, &mut taken);
+        let v6 = vip::allocate_v6(&pool, namespace, name, &mut taken);
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let full = |full: vip::PoolFull| {
+            let error =
+                ApiError::new(Reason::Exhausted, "spec.vips", full.pool.clone().into(), "given addresses");
+            error.saying(full.to_string())
+        };
+        Ok(vec![v4.map_err(full)?.into(), v6.map_err(full)?.into()])
+    }
+}
+
+/// The virtual addresses that a service holds.
+fn addresses(resource: &Resource) -> Vec<IpAddr> {
+    match &resource.spec {
+        Spec::Service(spec) if !spec.vips.is_empty() => spec.vips.clone(),
+        Spec::Service(spec) if !spec.headless => resource.status.vips.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// Tries again what raced with another write.
+fn retrying<T>(once: bool, mut attempt: impl FnMut() -> Result<T, WriteError>) -> Result<T, WriteError> {
+    for _ in 1..RETRIES {
+        match attempt() {
+            Err(WriteError::Store(StoreError::Conflict { .. })) if !once => {}
+            result => return result,
+        }
+    }
+    attempt()
+}
+
+fn check_expected(key: &Key, expect: Option<u64>, found: u64) -> Result<(), WriteError> {
+    match expect {
+        Some(expected) if expected != found => {
+            let accepted = found.to_string();
+            let message = format!(
+                "{key} is at revision {found}, not {expected}: it changed since it was read; read it again"
+            );
+            Err(ApiError::new(Reason::Stale, "metadata.revision", expected.into(), accepted)
+                .saying(message)
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_owner(key: &Key, holder: &Owner, owner: &Owner) -> Result<(), WriteError> {
+    if holder == owner {
+        return Ok(());
+    }
+    let message =
+        format!("{key} belongs to {holder}, not to {owner}: change it there, or choose another name");
+    let value = key.name.clone().into();
+    Err(ApiError::new(Reason::Owned, "metadata.name", value, "a name of one's own").saying(message).into())
+}
+
+/// A race that the caller's revision lost.
+fn stale(key: &Key, path: &str, error: WriteError) -> WriteError {
+    match &error {
+        WriteError::Store(StoreError::Conflict { key: raced, expected, found }) if raced == path => {
+            check_expected(key, Some(*expected), *found).err().unwrap_or(error)
+        }
+        _ => error,
+    }
+}
+
+fn taken(index: usize, address: IpAddr, holder: &str) -> ApiError {
+    let path = format!("spec.vips[{index}]");
+    ApiError::new(
+        Reason::Conflict,
+        path.clone(),
+        address.to_string().into(),
+        "an address that no service has",
+    )
+    .saying(format!("{path}: {address} belongs to Service {holder}"))
+}

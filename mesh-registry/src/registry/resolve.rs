@@ -1,0 +1,197 @@
+//! Resolves references: which service ports a workload serves, whether routes and policies lead somewhere.
+//!
+//! Nothing here refuses: what leads nowhere is a condition, and resolves itself when the other side appears, in
+//! whatever order they come.
+//! Invariant: a membership that a workload names wins over the same service port by selector.
+//! Not here: indices.
+
+use mesh_api::proto::v1::{Health, WorkloadService};
+use mesh_api::resource::{
+    Condition, HttpRouteSpec, Key, Kind, Membership, Protocol, Resource, ServiceSpec, Spec,
+    TrafficPolicySpec, WorkloadSpec,
+};
+
+use super::Registry;
+
+/// Longest list of problems in one condition.
+const PROBLEMS_MAX: usize = 8;
+
+impl Registry {
+    /// The service ports that a Workload serves, and what of it leads nowhere.
+    pub(super) fn memberships(&self, workload: &Resource) -> (Vec<WorkloadService>, Vec<String>) {
+        let Spec::Workload(spec) = &workload.spec else { return (Vec::new(), Vec::new()) };
+        let namespace = &workload.metadata.namespace;
+        let (mut out, mut problems) = (Vec::new(), Vec::new());
+        for one in &spec.services {
+            match self.membership(namespace, one, spec) {
+                Ok(resolved) => out.push(resolved),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let named = out.len();
+        for service in self.index.selecting(workload) {
+            let Some(selected) = self.service(namespace, service) else { continue };
+            let matches = |(key, value)| workload.metadata.labels.get(key) == Some(value);
+            if selected.selector.is_empty() || !selected.selector.iter().all(matches) {
+                continue;
+            }
+            for port in &selected.ports {
+                let here = |one: &WorkloadService| {
+                    one.service == *service && one.service_port == u32::from(port.port)
+                };
+                if !out[..named].iter().any(here) {
+                    out.push(serves(namespace, service, port.port, port.target_port, spec.weight));
+                }
+            }
+        }
+        out.sort_by(|a, b| place(a).cmp(&place(b)));
+        out.dedup_by(|a, b| place(a) == place(b));
+        (out, problems)
+    }
+
+    /// Workloads that serve a Service, and what of it.
+    pub fn endpoints(&self, service: &Key) -> Vec<(Key, WorkloadService)> {
+        let Some(resource) = self.get(service) else { return Vec::new() };
+        let mut out = Vec::new();
+        for key in self.index.dependents(resource) {
+            let Some(workload) = self.get(&key) else { continue };
+            let served = self.memberships(workload).0.into_iter().filter(|one| one.service == service.name);
+            out.extend(served.map(|one| (key.clone(), one)));
+        }
+        out
+    }
+
+    /// What holds of an object, whether the registry has it already or not.
+    pub fn conditions_of(&self, resource: &Resource) -> Vec<Condition> {
+        match &resource.spec {
+            Spec::Service(_) | Spec::Mesh(_) => Vec::new(),
+            Spec::Workload(spec) => {
+                let problems = self.memberships(resource).1;
+                let mut out = vec![refs("ResolvedRefs", "UnknownService", problems)];
+                out.extend(self.shared_address(resource, spec));
+                out
+            }
+            Spec::HttpRoute(spec) => self.route_conditions(resource, spec),
+            Spec::TrafficPolicy(spec) => {
+                vec![refs("Accepted", "TargetNotFound", self.policy_problems(resource, spec))]
+            }
+        }
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> Option<&ServiceSpec> {
+        match &self.get(&Key::new(Kind::Service, namespace, name))?.spec {
+            Spec::Service(spec) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn membership(
+        &self,
+        namespace: &str,
+        one: &Membership,
+        workload: &WorkloadSpec,
+    ) -> Result<WorkloadService, String> {
+        let Membership { service, port_name, target_port, weight } = one;
+        let Some(spec) = self.service(namespace, service) else {
+            return Err(format!("Service {namespace}/{service} does not exist"));
+        };
+        let Some(port) = spec.port_by_name(port_name) else {
+            let names: Vec<&str> = spec.ports.iter().map(|port| port.name.as_str()).take(16).collect();
+            let names = names.join(", ");
+            return Err(match port_name.as_str() {
+                "" => format!("Service {namespace}/{service} has several ports: name one of {names}"),
+                name => format!("Service {namespace}/{service} has no port {name}; it has {names}"),
+            });
+        };
+        let target = target_port.unwrap_or(port.target_port);
+        Ok(serves(namespace, service, port.port, target, weight.unwrap_or(workload.weight)))
+    }
+
+    /// An address stands for one workload: where two have it, connections to it may reach either.
+    fn shared_address(&self, resource: &Resource, spec: &WorkloadSpec) -> Option<Condition> {
+        let own = resource.key();
+        let (address, other) = spec
+            .addresses
+            .iter()
+            .find_map(|address| Some((address, self.index.at(*address).find(|key| **key != own)?)))?;
+        let message = format!("{address} is also the address of {other}: remove the one that is gone");
+        Some(Condition::new("Conflicted", true, "AddressShared", message))
+    }
+
+    fn route_conditions(&self, route: &Resource, spec: &HttpRouteSpec) -> Vec<Condition> {
+        let namespace = &route.metadata.namespace;
+        let mut parents = Vec::new();
+        for parent in &spec.parent_refs {
+            let name = format!("{namespace}/{}", parent.name);
+            let Some(service) = self.service(namespace, &parent.name) else {
+                parents.push(format!("parent Service {name} does not exist"));
+                continue;
+            };
+            let speaks = |port: &&mesh_api::resource::ServicePort| {
+                port.protocol == Protocol::Http && parent.port.is_none_or(|wanted| wanted == port.port)
+            };
+            if !service.ports.iter().any(|port| speaks(&port)) {
+                let which = parent.port.map_or_else(|| "port".to_owned(), |port| format!("port {port}"));
+                parents.push(format!("parent Service {name} has no {which} of protocol http"));
+            }
+        }
+        let mut backends = Vec::new();
+        for backend in spec.rules.iter().flat_map(|rule| &rule.backend_refs) {
+            let namespace = backend.namespace.as_ref().unwrap_or(namespace);
+            match self.service(namespace, &backend.name) {
+                None => backends.push(format!("backend Service {namespace}/{} does not exist", backend.name)),
+                Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
+                    backends.push(format!(
+                        "backend Service {namespace}/{} has no port {}",
+                        backend.name, backend.port
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        vec![refs("Accepted", "NoMatchingParent", parents), refs("ResolvedRefs", "BackendNotFound", backends)]
+    }
+
+    fn policy_problems(&self, policy: &Resource, spec: &TrafficPolicySpec) -> Vec<String> {
+        let namespace = &policy.metadata.namespace;
+        let problem = |target: &mesh_api::resource::TargetRef| {
+            let name = format!("{namespace}/{}", target.name);
+            let Some(service) = self.service(namespace, &target.name) else {
+                return Some(format!("target Service {name} does not exist"));
+            };
+            let section = target.section_name.as_ref()?;
+            let found = service.ports.iter().any(|port| port.name == *section);
+            (!found).then(|| format!("target Service {name} has no port named {section}"))
+        };
+        spec.target_refs.iter().filter_map(problem).collect()
+    }
+}
+
+fn serves(namespace: &str, service: &str, port: u16, target: u16, weight: u16) -> WorkloadService {
+    WorkloadService {
+        namespace: namespace.to_owned(),
+        service: service.to_owned(),
+        service_port: port.into(),
+        target_port: target.into(),
+        weight: weight.into(),
+        health: Health::Healthy.into(),
+    }
+}
+
+/// What one membership is told apart by.
+fn place(one: &WorkloadService) -> (&str, u32, u32) {
+    (&one.service, one.service_port, one.target_port)
+}
+
+/// A condition that holds where nothing is wrong.
+fn refs(kind: &str, reason: &str, mut problems: Vec<String>) -> Condition {
+    if problems.is_empty() {
+        return Condition::new(kind, true, kind, String::new());
+    }
+    let left_off = problems.len().saturating_sub(PROBLEMS_MAX);
+    problems.truncate(PROBLEMS_MAX);
+    if left_off > 0 {
+        problems.push(format!("and {left_off} more"));
+    }
+    Condition::new(kind, false, reason, problems.join("; "))
+}
