@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub const REST: usize = 64;
 
 /// What a number is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IdKind {
     /// "<namespace>/<name>".
     Workload,
@@ -27,6 +27,12 @@ pub enum IdKind {
     Namespace,
     /// "<namespace>/<service account>".
     Identity,
+}
+
+impl IdKind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Workload, Self::Service, Self::Endpoint, Self::Namespace, Self::Identity];
 }
 
 /// All numbers are taken, or their counters are not zero yet.
@@ -212,8 +218,7 @@ impl IdTable {
     /// Frees the numbers of ended names on which `live` counts nothing. For now and then: it looks at every
     /// ended name.
     pub fn release(&mut self, live: impl Fn(IdKind, u32) -> u64) {
-        for kind in [IdKind::Workload, IdKind::Service, IdKind::Endpoint, IdKind::Namespace, IdKind::Identity]
-        {
+        for kind in IdKind::ALL {
             self.of_mut(kind).release(|id| live(kind, id));
         }
     }

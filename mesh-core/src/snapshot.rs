@@ -47,7 +47,7 @@ pub struct Snapshot {
 }
 
 /// One port of one service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Its id.
     pub id: ServiceId,
@@ -148,7 +148,7 @@ impl Endpoint {
 }
 
 /// One workload of the mesh, on this node or another.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its id.
     pub id: WorkloadId,

@@ -19,14 +19,15 @@ pub struct Condition {
 /// All problems of now.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    held: BTreeMap<(Kind, Name), Vec<String>>,
+    held: BTreeMap<(Kind, Name, u16), Vec<String>>,
     shown: Option<Arc<[Condition]>>,
 }
 
 impl Problems {
-    /// Replaces what is known to be wrong with one resource.
-    pub fn set(&mut self, kind: Kind, name: &Name, problems: Vec<String>) {
-        let key = (kind, Name::clone(name));
+    /// Replaces what is known to be wrong with one resource, or with the endpoints of one port of a service
+    /// (`port` 0: all else).
+    pub fn set(&mut self, kind: Kind, name: &Name, port: u16, problems: Vec<String>) {
+        let key = (kind, Name::clone(name), port);
         let changed = if problems.is_empty() {
             self.held.remove(&key).is_some()
         } else {
@@ -45,7 +46,7 @@ impl Problems {
         let held = &self.held;
         let shown = self.shown.get_or_insert_with(|| {
             held.iter()
-                .flat_map(|((kind, name), problems)| {
+                .flat_map(|((kind, name, _), problems)| {
                     problems.iter().map(move |problem| Condition {
                         subject: format!("{kind} {name}"),
                         problem: problem.clone(),

@@ -1,0 +1,194 @@
+//! Service ports: their ids, what they are, and the endpoints behind them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_api::proto::v1;
+
+use super::policy::{needs_proxy, resolve};
+use super::routes::Routed;
+use super::{Compiler, Work, address};
+use crate::ids::IdKind;
+use crate::model::{Kind, Name, join};
+use crate::snapshot::{Endpoint, Service, ServiceId};
+
+/// A port that has an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    pub number: u16,
+    pub id: ServiceId,
+}
+
+impl Compiler {
+    /// The id of a service's port, or why there is none.
+    pub(super) fn port_id(&self, service: &Name, port: u32) -> Result<ServiceId, String> {
+        let Some(ports) = self.ports.get(service) else {
+            return Err(format!("service {service} does not exist"));
+        };
+        let found = ports.iter().find(|p| u32::from(p.number) == port);
+        found.map(|p| p.id).ok_or_else(|| format!("service {service} has no port {port}"))
+    }
+
+    /// Gives the ports of a changed service their ids, and ends those of ports that are gone.
+    pub(super) fn allot_ports(&mut self, name: &Name, work: &mut Work) {
+        let mut problems = Vec::new();
+        let mut ports: Vec<Port> = Vec::new();
+        let service = self.model.service(name).map(Arc::clone);
+        for (i, port) in service.iter().flat_map(|s| s.ports.iter().enumerate()) {
+            match self.allot_port(name, port, &ports) {
+                Ok(port) => ports.push(port),
+                Err(why) => problems.push(format!("spec.ports[{i}]: {why}")),
+            }
+        }
+        for gone in self.ports.remove(name).unwrap_or_default() {
+            if !ports.contains(&gone) {
+                self.ids.end(IdKind::Service, &format!("{name}:{}", gone.number));
+                self.problems.set(Kind::Service, name, gone.number, Vec::new());
+                self.drop_service(gone.id, work);
+            }
+        }
+        if let Some(service) = &service {
+            self.ports.insert(Name::clone(name), ports);
+            problems.extend(service.vips.iter().filter_map(|vip| address("spec.vips", vip).err()));
+        }
+        self.problems.set(Kind::Service, name, 0, problems);
+        work.workloads.extend(self.model.members(name).map(Arc::clone));
+    }
+
+    fn allot_port(&mut self, name: &Name, port: &v1::ServicePort, before: &[Port]) -> Result<Port, String> {
+        let number = super::port(port.port)?;
+        if before.iter().any(|p| p.number == number) {
+            return Err(format!("port {number} is there twice"));
+        }
+        let id = self.ids.assign(IdKind::Service, &format!("{name}:{number}")).map_err(|e| e.to_string())?;
+        Ok(Port { number, id })
+    }
+
+    fn drop_service(&mut self, id: ServiceId, work: &mut Work) {
+        if let Some(old) = self.next.services.remove(&id) {
+            self.note_backends(id, &old.backends, &[]);
+        }
+        work.dirty.services.insert(id);
+    }
+
+    /// Compiles the ports of a service: everything but their endpoints.
+    pub(super) fn compile_service(&mut self, name: &Name, work: &mut Work) {
+        let Some(service) = self.model.service(name).map(Arc::clone) else { return };
+        let mut vips: Vec<IpAddr> = service.vips.iter().filter_map(|vip| address("", vip).ok()).collect();
+        vips.sort_unstable();
+        vips.dedup();
+        for port in self.ports.get(name).cloned().unwrap_or_default() {
+            let Some(spec) = service.ports.iter().find(|p| p.port == u32::from(port.number)) else {
+                continue;
+            };
+            let new = self.compile_port(name, &service, spec, port, vips.clone());
+            let old = self.next.services.get(&port.id);
+            if old.is_none() {
+                work.endpoints.insert(port.id);
+            }
+            if old.is_some_and(|old| **old == new) {
+                continue;
+            }
+            // A connection to a workload's own address is treated as one to the service.
+            let treatment = |s: &Service| (s.why.is_some(), s.on_proxy_loss, s.inbound_proxy, s.protocol);
+            if old.is_none_or(|old| treatment(old) != treatment(&new)) {
+                work.workloads.extend(self.model.members(name).map(Arc::clone));
+            }
+            let before = old.map_or_else(Vec::new, |old| old.backends.clone());
+            self.note_backends(port.id, &before, &new.backends);
+            work.dirty.services.insert(port.id);
+            self.next.services.insert(port.id, Arc::new(new));
+        }
+    }
+
+    fn compile_port(
+        &self,
+        name: &Name,
+        service: &v1::Service,
+        spec: &v1::ServicePort,
+        port: Port,
+        vips: Vec<IpAddr>,
+    ) -> Service {
+        let Routed { table, fallback, backends } = self.routed(name, port.id, spec);
+        let settings = resolve(&self.policies(name), &service.name, &spec.name, self.model.mesh());
+        let old = self.next.services.get(&port.id);
+        Service {
+            id: port.id,
+            namespace: service.namespace.as_str().into(),
+            name: service.name.as_str().into(),
+            port: port.number,
+            port_name: spec.name.as_str().into(),
+            vips,
+            protocol: spec.protocol(),
+            why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
+            on_proxy_loss: settings.on_proxy_loss,
+            inbound_proxy: spec.inbound_proxy,
+            endpoints: old.map_or_else(|| Arc::from([]), |old| Arc::clone(&old.endpoints)),
+            serving: old.map_or(0, |old| old.serving),
+            routes: table,
+            fallback,
+            backends,
+        }
+    }
+
+    /// Gathers the endpoints of a service port from its workloads.
+    pub(super) fn gather_endpoints(&mut self, id: ServiceId, work: &mut Work) {
+        let Some(old) = self.next.services.get(&id) else { return };
+        let name = join(&old.namespace, &old.name);
+        let mut serving = Vec::new();
+        let mut resting = Vec::new();
+        for held in self.model.members(&name).filter_map(|workload| self.workloads.get(workload)) {
+            for member in held.members.iter().filter(|m| m.service == id) {
+                let endpoint = Endpoint {
+                    id: member.endpoint,
+                    workload: held.id,
+                    v4: held.v4,
+                    v6: held.v6,
+                    port: member.port,
+                    weight: member.weight,
+                    local: held.local,
+                };
+                let dialled = held.v4.is_some() || held.v6.is_some();
+                let takes = member.healthy && member.weight > 0 && dialled;
+                if takes { &mut serving } else { &mut resting }.push(endpoint);
+            }
+        }
+        let mut problems = Vec::new();
+        if serving.is_empty() && !resting.is_empty() {
+            problems.push(format!(
+                "port {}: none of its {} endpoints takes connections (weight 0, unhealthy, draining or \
+                 without an address)",
+                old.port,
+                resting.len()
+            ));
+        }
+        self.problems.set(Kind::Service, &name, old.port, problems);
+        serving.sort_unstable_by_key(|e| e.id);
+        resting.sort_unstable_by_key(|e| e.id);
+        let count = serving.len();
+        serving.append(&mut resting);
+        if count == old.serving && *serving == *old.endpoints {
+            return;
+        }
+        let new = Service { endpoints: serving.into(), serving: count, ..Service::clone(old) };
+        self.next.services.insert(id, Arc::new(new));
+        work.dirty.services.insert(id);
+        // Tables of those that send here hold these endpoints, too.
+        work.dirty.services.extend(self.senders.get(&id).into_iter().flatten());
+    }
+
+    /// Keeps `senders`: which service ports' connections may end at which.
+    fn note_backends(&mut self, id: ServiceId, before: &[ServiceId], after: &[ServiceId]) {
+        for backend in before.iter().filter(|b| !after.contains(b)) {
+            if let Some(senders) = self.senders.get_mut(backend) {
+                senders.remove(&id);
+                if senders.is_empty() {
+                    self.senders.remove(backend);
+                }
+            }
+        }
+        for &backend in after {
+            self.senders.entry(backend).or_default().insert(id);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Workloads, and the endpoints that they are.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use mesh_api::proto::v1::{self, Health};
+
+use super::{Compiler, Work, address};
+use crate::ids::IdKind;
+use crate::model::{Kind, Name, join};
+use crate::snapshot::{EndpointId, ServiceId, Workload, WorkloadId, WorkloadPort};
+
+/// What is kept of a compiled workload.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub id: WorkloadId,
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
+    pub local: bool,
+    pub members: Vec<Member>,
+    service_account: String,
+}
+
+/// One membership that leads somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub service: ServiceId,
+    pub endpoint: EndpointId,
+    pub port: u16,
+    pub weight: u32,
+    pub healthy: bool,
+    /// Of its endpoint id.
+    pub name: String,
+}
+
+impl Compiler {
+    /// Compiles a workload anew.
+    pub(super) fn compile_workload(&mut self, name: &Name, work: &mut Work) {
+        let before = self.workloads.remove(name);
+        let Some(spec) = self.model.workload(name).map(Arc::clone) else {
+            self.problems.set(Kind::Workload, name, 0, Vec::new());
+            if let Some(before) = before {
+                self.remove_workload(name, &before, work);
+            }
+            return;
+        };
+        let mut problems = Vec::new();
+        // Hold the new names before the old ones go: a name that stays keeps its number.
+        let ids = self.hold_workload(name, &spec.namespace, &spec.service_account);
+        if let Some(before) = &before {
+            self.drop_workload(name, &before.service_account);
+        }
+        match ids {
+            Ok(ids) => {
+                let (workload, held) = self.build(ids, &spec, before.as_ref(), &mut problems);
+                self.exchange(before.as_ref(), &held, work);
+                if self.next.workloads.get(&ids.workload).is_none_or(|old| **old != workload) {
+                    self.next.workloads.insert(ids.workload, Arc::new(workload));
+                    work.dirty.workloads.insert(ids.workload);
+                }
+                self.workloads.insert(Name::clone(name), held);
+            }
+            Err(full) => {
+                problems.push(full.to_string());
+                if let Some(before) = before {
+                    self.end_members(&before.members, &[], work);
+                    self.next.workloads.remove(&before.id);
+                    work.dirty.workloads.insert(before.id);
+                }
+            }
+        }
+        self.problems.set(Kind::Workload, name, 0, problems);
+    }
+
+    fn remove_workload(&mut self, name: &Name, before: &Held, work: &mut Work) {
+        self.end_members(&before.members, &[], work);
+        self.drop_workload(name, &before.service_account);
+        self.next.workloads.remove(&before.id);
+        work.dirty.workloads.insert(before.id);
+    }
+
+    fn build(
+        &mut self,
+        ids: super::WorkloadIds,
+        spec: &v1::Workload,
+        before: Option<&Held>,
+        problems: &mut Vec<String>,
+    ) -> (Workload, Held) {
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for text in &spec.addresses {
+            match address("spec.addresses", text) {
+                Ok(ip) if addresses.contains(&ip) => {}
+                Ok(ip) => addresses.push(ip),
+                Err(why) => problems.push(why),
+            }
+        }
+        let members = self.members(spec, before, problems);
+        let held = Held {
+            id: ids.workload,
+            v4: addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
+            v6: addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
+            local: !spec.node.is_empty() && *spec.node == *self.node,
+            members,
+            service_account: spec.service_account.clone(),
+        };
+        let ports = held.members.iter().filter_map(|m| {
+            let service = self.next.services.get(&m.service)?;
+            Some(WorkloadPort {
+                port: m.port,
+                service: m.service,
+                endpoint: m.endpoint,
+                proxy: service.why.is_some(),
+                on_proxy_loss: service.on_proxy_loss,
+                inbound_proxy: service.inbound_proxy,
+                protocol: service.protocol,
+            })
+        });
+        let workload = Workload {
+            id: ids.workload,
+            namespace: spec.namespace.as_str().into(),
+            name: spec.name.as_str().into(),
+            service_account: spec.service_account.as_str().into(),
+            node: spec.node.as_str().into(),
+            local: held.local,
+            identity: ids.identity,
+            mesh_ns: ids.mesh_ns,
+            ports: ports.collect(),
+            addresses,
+        };
+        (workload, held)
+    }
+
+    /// The memberships that lead somewhere; names the others.
+    fn members(
+        &mut self,
+        spec: &v1::Workload,
+        before: Option<&Held>,
+        problems: &mut Vec<String>,
+    ) -> Vec<Member> {
+        let mut members: Vec<Member> = Vec::with_capacity(spec.services.len());
+        for (i, membership) in spec.services.iter().enumerate() {
+            match self.member(spec, membership, before) {
+                Ok(new) if members.iter().any(|m| m.endpoint == new.endpoint) => {}
+                Ok(new) => members.push(new),
+                Err(why) => problems.push(format!("spec.services[{i}]: {why}")),
+            }
+        }
+        members
+    }
+
+    fn member(
+        &mut self,
+        spec: &v1::Workload,
+        membership: &v1::WorkloadService,
+        before: Option<&Held>,
+    ) -> Result<Member, String> {
+        let service_name = join(&membership.namespace, &membership.service);
+        let service = self.port_id(&service_name, membership.service_port)?;
+        let port = super::port(membership.target_port)?;
+        let weight = membership.weight;
+        if weight > 65_535 {
+            return Err(format!("weight {weight} is not in 0..=65535"));
+        }
+        let healthy = membership.health() == Health::Healthy;
+        let known = before.and_then(|b| b.members.iter().find(|m| m.service == service && m.port == port));
+        if let Some(known) = known {
+            return Ok(Member { weight, healthy, ..known.clone() });
+        }
+        let service_port = membership.service_port;
+        let name = format!("{service_name}:{service_port}@{}/{}:{port}", spec.namespace, spec.name);
+        let endpoint = self.ids.assign(IdKind::Endpoint, &name).map_err(|full| full.to_string())?;
+        Ok(Member { service, endpoint, port, weight, healthy, name })
+    }
+
+    /// Ends the endpoints that are gone and notes whose endpoints change.
+    fn exchange(&mut self, before: Option<&Held>, after: &Held, work: &mut Work) {
+        let members = before.map_or(&[][..], |b| &b.members);
+        self.end_members(members, &after.members, work);
+        let moved =
+            before.is_none_or(|b| (b.id, b.v4, b.v6, b.local) != (after.id, after.v4, after.v6, after.local));
+        let changed = after.members.iter().filter(|m| moved || !members.contains(m));
+        work.endpoints.extend(changed.map(|m| m.service));
+    }
+
+    fn end_members(&mut self, before: &[Member], after: &[Member], work: &mut Work) {
+        for member in before.iter().filter(|m| after.iter().all(|a| a.name != m.name)) {
+            self.ids.end(IdKind::Endpoint, &member.name);
+            work.endpoints.insert(member.service);
+        }
+    }
+}
