@@ -169,7 +169,7 @@ impl ProxyError {
         }
     }
 
-    /// The client's connection is in a known state, so that a reply need not close it.
+    /// The client's connection can stay open after the reply, provided that the request's body was read.
     pub const fn keeps_client(&self) -> bool {
         !matches!(
             self,

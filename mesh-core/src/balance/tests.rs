@@ -1,1 +1,159 @@
-//! Route tests.
+//! Shares, and what becomes of them when the endpoints change.
+
+use super::*;
+use crate::snapshot::OnProxyLoss;
+use mesh_api::proto::v1::Protocol;
+use proptest::prelude::*;
+
+/// A service whose endpoints have these ids and weights; those of weight 0 must come last.
+fn service(endpoints: &[(u32, u32)]) -> Service {
+    let endpoint = |&(id, weight): &(u32, u32)| Endpoint {
+        id,
+        workload: id,
+        v4: None,
+        v6: None,
+        port: 80,
+        weight,
+        local: false,
+    };
+    Service {
+        id: 1,
+        namespace: "ns".into(),
+        name: "s".into(),
+        port: 80,
+        port_name: "".into(),
+        vips: vec![],
+        protocol: Protocol::Http,
+        why: None,
+        on_proxy_loss: OnProxyLoss::Bypass,
+        inbound_proxy: false,
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),
+        routes: None,
+        fallback: vec![],
+        backends: vec![],
+    }
+}
+
+fn picks(balancer: &mut RoundRobin, service: &Service, count: u32, random: u64) -> Vec<u32> {
+    (0..count).map(|_| balancer.pick(service, random).unwrap().id).collect()
+}
+
+fn times(picks: &[u32], id: u32) -> u32 {
+    picks.iter().filter(|&&picked| picked == id).count() as u32
+}
+
+#[test]
+fn without_endpoints_there_is_nothing_to_pick() {
+    let mut balancer = RoundRobin::default();
+    assert_eq!(balancer.pick(&service(&[]), 1), None);
+    assert_eq!(balancer.pick(&service(&[(1, 0)]), 1), None);
+    assert_eq!(picks(&mut balancer, &service(&[(5, 3), (6, 0)]), 3, 1), [5, 5, 5]);
+}
+
+#[test]
+fn equal_weights_take_plain_turns_from_a_random_start() {
+    let service = service(&[(1, 7), (2, 7), (3, 7), (4, 0)]);
+    assert_eq!(picks(&mut RoundRobin::default(), &service, 7, 4), [2, 3, 1, 2, 3, 1, 2]);
+    assert_eq!(picks(&mut RoundRobin::default(), &service, 3, 0), [1, 2, 3]);
+}
+
+#[test]
+fn turns_are_spread_within_a_cycle() {
+    let service = service(&[(1, 3), (2, 1)]);
+    for random in 0..100 {
+        let order = picks(&mut RoundRobin::default(), &service, 40, random);
+        let gap = order.windows(5).map(|five| times(five, 2)).collect::<Vec<_>>();
+        assert!(gap.iter().all(|&n| n == 1 || n == 2), "one of four, never far apart: {order:?}");
+    }
+}
+
+#[test]
+fn a_changed_set_is_followed_at_once() {
+    let mut balancer = RoundRobin::default();
+    let before = service(&[(1, 2), (2, 1), (3, 1)]);
+    picks(&mut balancer, &before, 5, 9);
+    let after = service(&[(2, 1), (4, 3), (1, 0)]);
+    let order = picks(&mut balancer, &after, 8, 9);
+    assert_eq!((times(&order, 2), times(&order, 4)), (2, 6));
+    let mut drained = before.clone();
+    drained.serving = 2;
+    let order = picks(&mut balancer, &drained, 6, 9);
+    assert_eq!((times(&order, 1), times(&order, 2)), (4, 2));
+}
+
+#[test]
+fn a_change_that_leaves_the_endpoints_alone_keeps_the_turns() {
+    let endpoints = [(1, 1), (2, 1), (3, 1)];
+    let mut balancer = RoundRobin::default();
+    let (first, again) = (service(&endpoints), service(&endpoints));
+    assert!(!Arc::ptr_eq(&first.endpoints, &again.endpoints));
+    let order: Vec<u32> =
+        [&first, &again, &again, &first].iter().map(|s| balancer.pick(s, 7).unwrap().id).collect();
+    assert_eq!(order, [2, 3, 1, 2]);
+}
+
+#[test]
+fn a_light_endpoint_has_its_share_although_the_set_keeps_changing() {
+    // Each change begins a cycle of 100 picks anew, of which only 5 are taken.
+    let sets = [service(&[(1, 99), (2, 1)]), service(&[(1, 99), (2, 1), (3, 0)])];
+    let mut balancer = RoundRobin::default();
+    let mut light = 0;
+    for round in 0..4000u64 {
+        let mut set = sets[round as usize % 2].clone();
+        set.id = 1 + (round % 2) as u32;
+        balancer.turns.clear();
+        light += times(&picks(&mut balancer, &set, 5, mix(round)), 2);
+    }
+    assert!((140..=260).contains(&light), "{light} of about 200");
+}
+
+#[test]
+fn services_that_are_gone_are_forgotten() {
+    let mut balancer = RoundRobin::default();
+    let service = service(&[(1, 1), (2, 1)]);
+    picks(&mut balancer, &service, 1, 0);
+    let mut snapshot = Snapshot::default();
+    snapshot.services.insert(1, Arc::new(service));
+    balancer.retain(&snapshot);
+    assert_eq!(balancer.turns.len(), 1);
+    balancer.retain(&Snapshot::default());
+    assert!(balancer.turns.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn shares_are_exact_over_every_cycle(
+        weights in prop::collection::vec(1..60u32, 1..12),
+        random: u64,
+    ) {
+        let endpoints: Vec<_> = weights.iter().enumerate().map(|(n, &weight)| (n as u32 + 1, weight)).collect();
+        let service = service(&endpoints);
+        let mut balancer = RoundRobin::default();
+        let total = weights.iter().sum();
+        for _ in 0..3 {
+            let order = picks(&mut balancer, &service, total, random);
+            for &(id, weight) in &endpoints {
+                prop_assert_eq!(times(&order, id), weight, "{:?}", order);
+            }
+        }
+    }
+
+    #[test]
+    fn only_serving_endpoints_are_picked(
+        sets in prop::collection::vec(prop::collection::vec((1..9u32, 0..4u32), 1..6), 1..8),
+        random: u64,
+    ) {
+        let mut balancer = RoundRobin::default();
+        for mut endpoints in sets {
+            endpoints.sort_by_key(|(_, weight)| Reverse(*weight));
+            let service = service(&endpoints);
+            for _ in 0..7 {
+                match balancer.pick(&service, random) {
+                    Some(picked) => prop_assert!(service.serving().iter().any(|e| std::ptr::eq(e, picked))),
+                    None => prop_assert!(service.serving().is_empty()),
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! No obs-fold is accepted, so a field's line runs from its name to the next field's name: that is what lets
 //! the writer copy runs of lines and skip single ones.
 
-use super::{Limits, MAX_HEADERS, Malformed};
+use super::{Limits, MAX_HEAD_BYTES, MAX_HEADERS, Malformed};
 
 /// What a field is to a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,7 @@ impl Kind {
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::Hop,
             12 if is("x-request-id") => Self::RequestId,
+            12 if is("proxy-status") => Self::Other, // end to end (RFC 9209)
             14 if is("content-length") => Self::ContentLength,
             14 if is("http2-settings") => Self::Hop,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
@@ -71,8 +72,11 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// `parsed` are slices of `buf`.
+    /// `parsed` are slices of `buf`. httparse also takes LF for a line's end: that is refused here.
     pub fn new(buf: &[u8], parsed: &[httparse::Header<'_>], limits: &Limits) -> Result<Self, Malformed> {
+        if buf.len() > MAX_HEAD_BYTES {
+            return Err(Malformed::HeadTooLarge);
+        }
         if parsed.len() > limits.headers.min(MAX_HEADERS) {
             return Err(Malformed::TooManyHeaders);
         }
@@ -89,7 +93,9 @@ impl Fields {
                 value_len: header.value.len() as u16,
             };
         }
-        Ok(fields)
+        let lines = fields.all().iter().map(|field| &buf[..field.start as usize]);
+        let crlf = lines.chain([buf, &buf[..buf.len() - 2]]).all(|before| before.ends_with(b"\r\n"));
+        if crlf { Ok(fields) } else { Err(Malformed::BareLf) }
     }
 
     pub fn all(&self) -> &[Field] {

@@ -79,6 +79,9 @@ pub enum Malformed {
     /// 101 without an Upgrade in the request.
     #[error("the protocol was switched without being asked")]
     UpgradeUnasked,
+    /// 1xx that announces a body.
+    #[error("an interim response announces a body")]
+    InterimBody,
     /// A chunk's size is not a hexadecimal number below 2^64.
     #[error("a chunk's size is not a hexadecimal number below 2^64")]
     ChunkSize,

@@ -112,7 +112,9 @@ fn parse<'b>(buf: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, Malforme
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Malformed::StartLine);
     };
-    if status != httparse::Status::Complete(buf.len()) {
+    // httparse skips any number of empty lines; one is what RFC 9112 section 2.2 tolerates.
+    let start = buf.strip_prefix(b"\r\n").unwrap_or(buf);
+    if status != httparse::Status::Complete(buf.len()) || !start.starts_with(method.as_bytes()) {
         return Err(Malformed::StartLine);
     }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
@@ -185,8 +187,12 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'
     if !is_authority(authority) {
         return Err(Malformed::Target);
     }
-    let path = without_query(path);
-    Ok((if path.is_empty() { "/" } else { path }, Some(authority)))
+    let path = match without_query(path) {
+        "" if method == "OPTIONS" && !target.contains('?') => "*",
+        "" => "/",
+        path => path,
+    };
+    Ok((path, Some(authority)))
 }
 
 fn without_query(target: &str) -> &str {

@@ -58,7 +58,7 @@ fn parse<'b>(buf: &'b [u8], request: RequestFacts, limits: &Limits) -> Result<Re
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(Malformed::StartLine);
     };
-    if complete != httparse::Status::Complete(buf.len()) {
+    if complete != httparse::Status::Complete(buf.len()) || !buf.starts_with(b"HTTP/1.") {
         return Err(Malformed::StartLine);
     }
     if !(100..=599).contains(&status) {
@@ -86,12 +86,14 @@ fn framing(
     request: RequestFacts,
     declared: Option<Framing>,
 ) -> Result<(Framing, bool), Malformed> {
+    let bodiless = matches!(declared, None | Some(Framing::None));
     match status {
         101 if request.upgrade => Ok((Framing::Tunnel, true)),
         101 => Err(Malformed::UpgradeUnasked),
         200..=299 if request.method == MethodKind::Connect => Ok((Framing::Tunnel, true)),
-        // These have no body. One that is announced may follow all the same.
-        100..=199 | 204 => Ok((Framing::None, matches!(declared, None | Some(Framing::None)))),
+        // These have no body. One that is announced may follow all the same, and be read as the next head.
+        100..=199 if !bodiless => Err(Malformed::InterimBody),
+        100..=199 | 204 => Ok((Framing::None, bodiless)),
         304 => Ok((Framing::None, true)),
         _ if request.method == MethodKind::Head => Ok((Framing::None, true)),
         // The request went on as HTTP/1.0: its client cannot read chunks.

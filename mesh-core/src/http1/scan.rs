@@ -42,6 +42,11 @@ impl HeadScan {
         self.lines > 0 || buf.len() > self.line
     }
 
+    #[cfg(test)]
+    pub(super) fn scanned_bytes(&self) -> usize {
+        self.scanned
+    }
+
     fn advance(&mut self, buf: &[u8], limits: &Limits) -> Result<Option<usize>, Malformed> {
         let limit = limits.head_bytes.min(MAX_HEAD_BYTES);
         let seen = &buf[..buf.len().min(limit)];

@@ -57,7 +57,8 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
                     lines.append(index, field, address);
                 }
             }
-            Kind::RequestId => has_id |= !field.value(head.buf).is_empty(),
+            Kind::RequestId if field.value(head.buf).is_empty() => lines.skip(index),
+            Kind::RequestId => has_id = true,
             _ => {}
         }
     }
@@ -90,7 +91,11 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
 fn write_absolute(head: &RequestHead<'_>, lines: &mut Lines<'_>) {
     let after = head.target.find("://").map_or(0, |at| at + 3) + head.authority.len();
     let rest = &head.target[after..];
-    let slash = if rest.starts_with('/') { "" } else { "/" };
+    let slash = match rest.as_bytes().first() {
+        None if head.path == "*" => "*",
+        Some(b'/') => "",
+        _ => "/",
+    };
     let version = if head.version == Version::Http10 { "1.0" } else { "1.1" };
     line(lines.out, format_args!("{} {slash}{rest} HTTP/{version}", head.method));
     line(lines.out, format_args!("host: {}", head.authority));
