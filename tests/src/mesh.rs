@@ -87,14 +87,7 @@ impl MeshBuilder {
     #[track_caller]
     pub fn up(self) -> Mesh {
         let mesh = self.lay();
-        mesh.start_control();
-        for node in &mesh.nodes {
-            mesh.issue_token(node);
-            node.start_agent();
-        }
-        for node in &mesh.nodes {
-            node.wait_ready();
-        }
+        mesh.start();
         mesh
     }
 }
@@ -106,7 +99,7 @@ pub struct Mesh {
     place: Place,
     next_pod: Mutex<BTreeMap<u8, u8>>,
     // Last: it runs when all else is dropped.
-    _reaper: Reaper,
+    reaper: Reaper,
 }
 
 impl Mesh {
@@ -140,7 +133,20 @@ impl Mesh {
         let nodes = (1..=spec.nodes)
             .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, spec.agent_args.clone())?)))
             .collect::<Result<_>>()?;
-        Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), _reaper: reaper })
+        Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), reaper })
+    }
+
+    /// Control plane and agents, until every agent is ready.
+    #[track_caller]
+    pub fn start(&self) {
+        self.start_control();
+        for node in &self.nodes {
+            self.issue_token(node);
+            node.start_agent();
+        }
+        for node in &self.nodes {
+            node.wait_ready();
+        }
     }
 
     /// The node with this number; the first is 1.
@@ -161,14 +167,19 @@ impl Mesh {
         PodBuilder::new(self.nodes[usize::from(node) - 1].clone(), *number, &self.place.id, name)
     }
 
+    /// What removes it all, for who must do so from another thread.
+    pub fn reaper(&self) -> Reaper {
+        self.reaper.clone()
+    }
+
     /// The fabric's namespace.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
     }
 
-    /// Where its files are.
-    pub fn work(&self) -> &std::path::Path {
-        &self.place.work
+    /// Names and places of all that it made.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Starts the control plane and waits until it answers.

@@ -211,11 +211,10 @@ impl Pod {
         self.cgroup.kill();
     }
 
-    /// After [`Self::kill`]: alive and enrolled again, its programs not.
+    /// After [`Self::kill`]: alive again; its programs and its enrolment are to be made anew.
     #[track_caller]
-    pub fn revive(&mut self) {
+    pub fn restart(&mut self) {
         self.start_pause();
-        self.enrol();
     }
 
     /// Starts a program in it; what it prints goes to `<name>.log` in its directory.

@@ -1,6 +1,7 @@
 //! Real programs in pods: nginx, a line server in python, curl.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -72,12 +73,13 @@ impl Nginx {
     }
 }
 
-/// A TCP server: says `name=<pod> peer=<address>:<port>` to who connects, then sends back what it gets.
+/// A TCP server: logs who connects, says `name=<pod> peer=<address>:<port>` to who connects, then sends back what it gets.
 const LINE_SERVER: &str = r"
 import socket, socketserver, sys
 class Handler(socketserver.BaseRequestHandler):
     def handle(self):
         peer = self.client_address
+        print(peer[0], peer[1], flush=True)
         self.request.sendall(f'name={sys.argv[1]} peer={peer[0]}:{peer[1]}\n'.encode())
         while True:
             data = self.request.recv(65536)
@@ -91,6 +93,53 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 1024
 Server(('::', int(sys.argv[2])), Handler).serve_forever()
 ";
+
+/// Connects, reads the line server's line, closes; as often as asked. Prints a line a connection: the
+/// server's name and the microseconds it took, or `error` and why.
+const LINE_CLIENT: &str = r"
+import socket, sys, time
+for _ in range(int(sys.argv[3])):
+    begin = time.perf_counter()
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s:
+            name = s.makefile().readline().split()[0].removeprefix('name=')
+            print(name, int((time.perf_counter() - begin) * 1e6))
+    except OSError as error:
+        print('error', type(error).__name__)
+";
+
+/// What the connections of [`connect_lines`] came to.
+#[derive(Clone, Debug, Default)]
+pub struct Lines {
+    /// Connections answered, by the name of who did.
+    pub servers: BTreeMap<String, u64>,
+    /// Others, by cause.
+    pub errors: BTreeMap<String, u64>,
+    /// Connect and first line, microseconds, sorted.
+    pub took_us: Vec<u64>,
+}
+
+/// Opens `count` connections from `pod` to a line server, one after the other.
+#[track_caller]
+pub fn connect_lines(pod: &Pod, to: SocketAddr, count: u32) -> Lines {
+    let (address, port, count) = (to.ip().to_string(), to.port().to_string(), count.to_string());
+    let output = pod
+        .run("/usr/bin/python3", &["-c", LINE_CLIENT, &address, &port, &count])
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let mut lines = Lines::default();
+    for line in output.lines() {
+        match line.split_once(' ') {
+            Some(("error", cause)) => *lines.errors.entry(cause.to_owned()).or_default() += 1,
+            Some((name, took)) => {
+                *lines.servers.entry(name.to_owned()).or_default() += 1;
+                lines.took_us.push(took.parse().unwrap_or(0));
+            }
+            None => panic!("the line client said {line:?}"),
+        }
+    }
+    lines.took_us.sort_unstable();
+    lines
+}
 
 /// Starts the line server on `port`, both address families; returns when it accepts.
 #[track_caller]
@@ -165,24 +214,47 @@ impl Reply {
 /// One request of curl in `pod`.
 #[track_caller]
 pub fn curl(pod: &Pod, args: &[&str]) -> Reply {
-    const FORMAT: &str = "\n%{http_code} %{remote_ip} %{local_ip} %{time_total}";
+    let mut replies = curls(pod, args);
+    assert_eq!(replies.len(), 1, "one URL, one reply: {args:?}");
+    replies.remove(0)
+}
+
+/// `count` requests of one curl, one after the other; the connection is kept where the server lets it.
+#[track_caller]
+pub fn curl_many(pod: &Pod, url: &str, count: usize) -> Vec<Reply> {
+    curls(pod, &vec![url; count])
+}
+
+#[track_caller]
+fn curls(pod: &Pod, args: &[&str]) -> Vec<Reply> {
+    const FORMAT: &str = "\n@@ %{http_code} %{remote_ip} %{local_ip} %{time_total} %{exitcode}\n";
     let mut command = pod.command("/usr/bin/curl");
     command.args(["-g", "-s", "-S", "--max-time", "5", "-w", FORMAT]).args(args);
     command.stdin(std::process::Stdio::null());
     let output = pod.netns().with(|| command.output()).expect("run curl");
+    let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (body, line) = text.rsplit_once('\n').unwrap_or(("", &text));
-    let words: Vec<_> = line.split(' ').collect();
-    let word = |index: usize| words.get(index).copied().unwrap_or_default();
-    Reply {
-        status: word(0).parse().unwrap_or(0),
-        body: body.to_owned(),
-        remote: word(1).to_owned(),
-        local: word(2).to_owned(),
-        took: Duration::from_secs_f64(word(3).parse().unwrap_or(0.0)),
-        exit: output.status.code().unwrap_or(-1),
-        error: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    let (mut replies, mut body) = (Vec::new(), String::new());
+    for line in text.lines() {
+        let Some(summary) = line.strip_prefix("@@ ") else {
+            body.push_str(line);
+            body.push('\n');
+            continue;
+        };
+        let words: Vec<_> = summary.split(' ').collect();
+        let word = |index: usize| words.get(index).copied().unwrap_or_default();
+        replies.push(Reply {
+            status: word(0).parse().unwrap_or(0),
+            body: std::mem::take(&mut body),
+            remote: word(1).to_owned(),
+            local: word(2).to_owned(),
+            took: Duration::from_secs_f64(word(3).parse().unwrap_or(0.0)),
+            exit: word(4).parse().unwrap_or(-1),
+            error: error.clone(),
+        });
     }
+    assert!(!replies.is_empty(), "curl did not run: {error}");
+    replies
 }
 
 /// `http://address:port/path`, brackets for IPv6.

@@ -10,6 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -38,20 +39,34 @@ impl Place {
     }
 }
 
-/// The script, waiting.
-pub struct Reaper(Child);
+/// The script, waiting. It runs when the last clone is dropped, or at [`Reaper::run`].
+#[derive(Clone)]
+pub struct Reaper(Arc<Mutex<Waiting>>);
+
+struct Waiting(Child);
 
 impl Reaper {
     /// Starts it for `place`.
     pub fn start(place: &Place) -> Result<Self> {
-        Ok(Self(spawn(place, Stdio::piped())?))
+        Ok(Self(Arc::new(Mutex::new(Waiting(spawn(place, Stdio::piped())?)))))
+    }
+
+    /// Removes everything now; returns when it is done.
+    pub fn run(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).run();
     }
 }
 
-impl Drop for Reaper {
-    fn drop(&mut self) {
+impl Waiting {
+    fn run(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.run();
     }
 }
 
@@ -63,6 +78,22 @@ fn spawn(place: &Place, stdin: Stdio) -> Result<Child> {
         command.stderr(Stdio::null());
     }
     command.spawn().context("can't start the reaper (setsid of util-linux)")
+}
+
+/// What is still there of `place`: nothing, after the reaper ran.
+pub fn remains(place: &Place) -> Vec<String> {
+    let netns = names(Path::new("/run/netns")).filter(|name| name.starts_with(&format!("{}-", place.id)));
+    let mut found: Vec<String> = netns.map(|name| format!("network namespace {name}")).collect();
+    for path in [&place.cgroup, &place.work] {
+        if path.exists() {
+            found.push(path.display().to_string());
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if mounts.contains(&format!("{}/", place.work.display())) {
+        found.push("a mount".to_owned());
+    }
+    found
 }
 
 /// Removes what killed runs left: everything of ours whose process is gone.
