@@ -1,8 +1,21 @@
 //! The control plane: registry, configuration and API of a mesh.
+//!
+//! Reading path: [`server`] (what is put together) → [`engine`] (where state changes) → [`store`] (what is
+//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes) → [`auth`] and [`tls`] (who is who).
+//!
+//! Invariant: traffic never waits for anything in here.
+
 #![forbid(unsafe_code)]
+
+pub mod agents;
 pub mod auth;
 pub mod clock;
+pub mod config;
+pub mod engine;
 pub mod metrics;
 pub mod nodes;
+pub mod rest;
+pub mod server;
+pub mod store;
 pub mod tls;
 pub mod xds;
