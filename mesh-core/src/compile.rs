@@ -282,7 +282,9 @@ impl Compiler {
             match self.ids.assign(*kind, name) {
                 Ok(number) => numbers[i] = number,
                 Err(full) => {
-                    wanted[..i].iter().for_each(|held| self.drop_name(held));
+                    for held in &wanted[..i] {
+                        self.drop_name(held);
+                    }
                     return Err(full);
                 }
             }
@@ -294,7 +296,9 @@ impl Compiler {
 
     fn drop_workload(&mut self, name: &Name, service_account: &str) {
         let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
-        workload_names(name, namespace, service_account).iter().for_each(|held| self.drop_name(held));
+        for held in &workload_names(name, namespace, service_account) {
+            self.drop_name(held);
+        }
     }
 
     fn drop_name(&mut self, held: &(IdKind, Name)) {

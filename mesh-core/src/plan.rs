@@ -20,7 +20,11 @@ mod table;
 mod view;
 mod workloads;
 
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 use std::time::Duration;
 
 use mesh_common::record;
@@ -99,7 +103,7 @@ pub fn plan(
     view: &mut View,
     snapshot: &Snapshot,
     dirty: &Dirty,
-    locals: &HashMap<WorkloadId, LocalSlots>,
+    locals: &HashMap<WorkloadId, LocalSlots, impl BuildHasher>,
     full: bool,
     now: Duration,
 ) -> Plan {
@@ -134,6 +138,15 @@ struct Ops {
     workloads: Vec<MapOp>,
     services: Vec<MapOp>,
     deletions: Vec<MapOp>,
+}
+
+/// Replaces what is known to be wrong with a key.
+fn note<K: Ord>(troubles: &mut BTreeMap<K, Vec<Condition>>, key: K, new: Vec<Condition>) {
+    if new.is_empty() {
+        troubles.remove(&key);
+    } else {
+        troubles.insert(key, new);
+    }
 }
 
 /// The resource that a condition is about.

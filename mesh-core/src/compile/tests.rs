@@ -47,8 +47,11 @@ pub fn workload(name: &str, addresses: &[&str], serves: &[(&str, u32, u32)]) -> 
     }
 }
 
-/// Route `d/<name>` of a service: rules as (prefix, [(backend, port, weight)]).
-pub fn route(name: &str, parent: &str, rules: &[(&str, &[(&str, u32, u32)])]) -> v1::HttpRoute {
+/// A rule: the prefix and its backends as (service, port, weight).
+pub type Rule<'a> = (&'a str, &'a [(&'a str, u32, u32)]);
+
+/// Route `d/<name>` of a service.
+pub fn route(name: &str, parent: &str, rules: &[Rule<'_>]) -> v1::HttpRoute {
     let to = |service: &str, port| v1::ServiceRef { namespace: "d".into(), service: service.into(), port };
     let rules = rules.iter().map(|(prefix, backends)| v1::HttpRule {
         matches: vec![v1::HttpMatch { path: Some(v1::http_match::Path::Prefix((*prefix).to_owned())) }],

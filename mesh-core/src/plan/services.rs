@@ -9,7 +9,7 @@ use mesh_common::record::{PROTO_TCP, ServiceKey};
 
 use super::table::{Content, Fallback};
 use super::view::Full;
-use super::{Condition, MapOp, Ops, Scope, View, condition};
+use super::{Condition, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
 use crate::snapshot::{Service, ServiceId, Snapshot};
 
@@ -33,21 +33,20 @@ pub(super) fn plan(
         let keys = snapshot.services.get(&id).map_or_else(Vec::new, |service| keys(service));
         view.service_claims.set(id, keys, &mut touched);
     }
-    for key in touched {
+    let (wanted, unwanted): (Vec<_>, Vec<_>) =
+        touched.into_iter().partition(|key| view.service_claims.owner(*key).is_some());
+    for key in wanted {
         let mut troubles = Vec::new();
-        match view.service_claims.owner(key).and_then(|id| snapshot.services.get(&id)) {
-            Some(service) => put(view, snapshot, key, service, scope, now, ops, &mut troubles),
-            None if scope.full => {
-                if view.del_service(key, now) {
-                    ops.deletions.push(MapOp::DelService { key });
-                }
-            }
-            None => {}
+        if let Some(service) = view.service_claims.owner(key).and_then(|id| snapshot.services.get(&id)) {
+            put(view, snapshot, key, service, scope, now, ops, &mut troubles);
         }
-        if troubles.is_empty() {
-            view.service_troubles.remove(&key);
-        } else {
-            view.service_troubles.insert(key, troubles);
+        note(&mut view.service_troubles, key, troubles);
+    }
+    // Last, as in the map: an entry has its room until it is deleted.
+    for key in unwanted {
+        view.service_troubles.remove(&key);
+        if scope.full && view.del_service(key, now) {
+            ops.deletions.push(MapOp::DelService { key });
         }
     }
 }

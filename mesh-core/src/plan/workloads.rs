@@ -2,12 +2,13 @@
 //! for any other port.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
 
 use mesh_common::addr;
 use mesh_common::record::{self, PROTO_TCP, WorkloadKey, flags, listener};
 
 use super::table::protocol;
-use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition};
+use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
 use crate::snapshot::{OnProxyLoss, Snapshot, Workload, WorkloadId, WorkloadPort};
 
@@ -15,7 +16,7 @@ pub(super) fn plan(
     view: &mut View,
     snapshot: &Snapshot,
     dirty: &BTreeSet<WorkloadId>,
-    locals: &HashMap<WorkloadId, LocalSlots>,
+    locals: &HashMap<WorkloadId, LocalSlots, impl BuildHasher>,
     scope: Scope,
     ops: &mut Ops,
 ) {
@@ -30,25 +31,22 @@ pub(super) fn plan(
         let keys = snapshot.workloads.get(&id).map_or_else(Vec::new, |workload| keys(workload));
         view.workload_claims.set(id, keys, &mut touched);
     }
-    for key in touched {
+    let (wanted, unwanted): (Vec<_>, Vec<_>) =
+        touched.into_iter().partition(|key| view.workload_claims.owner(*key).is_some());
+    for key in wanted {
         let mut troubles = Vec::new();
-        match view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
-            Some(workload) => {
-                name_rivals(view, snapshot, key, workload, &mut troubles);
-                let value = value(workload, u16::from_be(key.port_be), locals.get(&workload.id).copied());
-                put(view, key, value, workload, ops, &mut troubles);
-            }
-            None if scope.full => {
-                if view.workloads.remove(&key).is_some() {
-                    ops.deletions.push(MapOp::DelWorkload { key });
-                }
-            }
-            None => {}
+        if let Some(workload) = view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
+            name_rivals(view, snapshot, key, workload, &mut troubles);
+            let value = value(workload, u16::from_be(key.port_be), locals.get(&workload.id).copied());
+            put(view, key, value, workload, ops, &mut troubles);
         }
-        if troubles.is_empty() {
-            view.workload_troubles.remove(&key);
-        } else {
-            view.workload_troubles.insert(key, troubles);
+        note(&mut view.workload_troubles, key, troubles);
+    }
+    // Last, as in the map: an entry has its room until it is deleted.
+    for key in unwanted {
+        view.workload_troubles.remove(&key);
+        if scope.full && view.workloads.remove(&key).is_some() {
+            ops.deletions.push(MapOp::DelWorkload { key });
         }
     }
 }
