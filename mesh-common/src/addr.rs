@@ -1,81 +1,87 @@
 //! Addresses as they stand in map keys: 16 bytes in network order, IPv4 as v4-mapped IPv6.
+//!
+//! Held as four words, because BPF has no unaligned access: as bytes, each copy and comparison would be
+//! sixteen instructions.
 
-/// An address in a key or value: network order, IPv4 as `::ffff:a.b.c.d`.
-pub type Addr = [u8; 16];
+use core::net::{IpAddr, Ipv6Addr};
+
+/// An address in a key or value: the 16 bytes of the network form, read as four words of this machine.
+/// IPv4 is `::ffff:a.b.c.d`.
+pub type Addr = [u32; 4];
 
 /// `::`, which stands for "none".
-pub const UNSPECIFIED: Addr = [0; 16];
+pub const UNSPECIFIED: Addr = [0; 4];
+
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// 127.0.0.1, v4-mapped.
+pub const LOOPBACK4: Addr = [0, 0, MAPPED, u32::from_ne_bytes([127, 0, 0, 1])];
+
+/// `::1`.
+pub const LOOPBACK6: Addr = [0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])];
 
 /// v4-mapped form of an IPv4 address given in network order, as the kernel's `user_ip4` holds it.
 #[inline(always)]
-pub fn from_v4_be(ip_be: u32) -> Addr {
-    let b = ip_be.to_ne_bytes();
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
-}
-
-/// The four words of `user_ip6`, each in network order.
-#[inline(always)]
-pub fn from_v6_be(words: [u32; 4]) -> Addr {
-    let (a, b, c, d) =
-        (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+pub const fn from_v4_be(ip_be: u32) -> Addr {
+    [0, 0, MAPPED, ip_be]
 }
 
 /// Inverse of [`from_v4_be`] for a v4-mapped address; the last four bytes of any other.
 #[inline(always)]
-pub fn to_v4_be(addr: &Addr) -> u32 {
-    u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]])
-}
-
-/// Inverse of [`from_v6_be`].
-#[inline(always)]
-pub fn to_v6_be(a: &Addr) -> [u32; 4] {
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
+pub const fn to_v4_be(addr: &Addr) -> u32 {
+    addr[3]
 }
 
 /// Is this an IPv4 address?
 #[inline(always)]
-pub fn is_v4(addr: &Addr) -> bool {
-    let w = to_v6_be(addr);
-    w[0] == 0 && w[1] == 0 && w[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+pub const fn is_v4(addr: &Addr) -> bool {
+    addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED
 }
 
 /// 127/8, `::1`, and the v4-mapped form of 127/8.
 #[inline(always)]
-pub fn is_loopback(addr: &Addr) -> bool {
+pub const fn is_loopback(addr: &Addr) -> bool {
     if is_v4(addr) {
-        return addr[12] == 127;
+        return addr[3].to_ne_bytes()[0] == 127;
     }
-    let w = to_v6_be(addr);
-    w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == u32::from_ne_bytes([0, 0, 0, 1])
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] == LOOPBACK6[3]
 }
 
-/// Key form of an [`core::net::IpAddr`].
-pub fn from_ip(ip: core::net::IpAddr) -> Addr {
-    match ip {
-        core::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        core::net::IpAddr::V6(v6) => v6.octets(),
+/// Are they the same?
+#[inline(always)]
+pub const fn same(a: &Addr, b: &Addr) -> bool {
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+}
+
+/// Key form of an [`IpAddr`].
+pub fn from_ip(ip: IpAddr) -> Addr {
+    let bytes = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let mut words = UNSPECIFIED;
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
+    words
 }
 
 /// The address as people write it: v4-mapped comes back as IPv4.
-pub fn to_ip(addr: &Addr) -> core::net::IpAddr {
-    core::net::Ipv6Addr::from(*addr).to_canonical()
+pub fn to_ip(addr: &Addr) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (bytes, word) in bytes.chunks_exact_mut(4).zip(addr) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes).to_canonical()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     #[test]
     fn v4_is_mapped_and_comes_back() {
-        let ip = Ipv4Addr::new(10, 1, 2, 3);
+        let ip = core::net::Ipv4Addr::new(10, 1, 2, 3);
         let be = u32::from_ne_bytes(ip.octets());
         assert_eq!(from_v4_be(be), from_ip(IpAddr::V4(ip)));
         assert_eq!(to_v4_be(&from_v4_be(be)), be);
@@ -84,19 +90,21 @@ mod tests {
     }
 
     #[test]
-    fn v6_words_round_trip() {
+    fn v6_round_trips() {
         let ip: Ipv6Addr = "fd00::1:2".parse().unwrap();
         let a = from_ip(IpAddr::V6(ip));
-        assert_eq!(from_v6_be(to_v6_be(&a)), a);
+        assert_eq!(to_ip(&a), IpAddr::V6(ip));
         assert!(!is_v4(&a));
     }
 
     #[test]
     fn loopback_in_all_three_forms() {
-        for s in ["127.0.0.1", "127.9.9.9", "::1"] {
+        assert_eq!(from_ip("127.0.0.1".parse().unwrap()), LOOPBACK4);
+        assert_eq!(from_ip("::1".parse().unwrap()), LOOPBACK6);
+        for s in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
             assert!(is_loopback(&from_ip(s.parse().unwrap())), "{s}");
         }
-        for s in ["10.0.0.1", "::2", "fd00::1"] {
+        for s in ["10.0.0.1", "::2", "fd00::1", "::127.0.0.1"] {
             assert!(!is_loopback(&from_ip(s.parse().unwrap())), "{s}");
         }
     }

@@ -110,10 +110,43 @@ pub const fn alive(beat_ns: u64, now_ns: u64) -> bool {
     beat_ns != 0 && now_ns.saturating_sub(beat_ns) < HEARTBEAT_DEAD_NS
 }
 
-/// Payload bytes of a TCP counter that includes the SYN (`bytes_acked`) or the FIN (`bytes_received`).
+/// States of `enum tcp_state` that say which FINs were sent and seen.
+pub mod tcp {
+    /// Our FIN is on its way.
+    pub const FIN_WAIT1: u32 = 4;
+    /// Our FIN was acknowledged.
+    pub const FIN_WAIT2: u32 = 5;
+    /// Over.
+    pub const CLOSE: u32 = 7;
+    /// Their FIN has come.
+    pub const CLOSE_WAIT: u32 = 8;
+    /// Both FINs; ours came last.
+    pub const LAST_ACK: u32 = 9;
+    /// Both FINs crossed.
+    pub const CLOSING: u32 = 11;
+}
+
+/// Payload bytes that the peer acknowledged: `tcp_info.bytes_acked` without SYN and FIN, which it counts as
+/// a byte each. `last`: the state before CLOSE. `all_acked`: `snd_una == snd_nxt`.
 #[inline(always)]
-pub const fn payload(counter: u64, established: bool) -> u64 {
-    if established { counter.saturating_sub(1) } else { 0 }
+pub const fn sent(bytes_acked: u64, last: u32, all_acked: bool) -> u64 {
+    let fin_sent =
+        last == tcp::FIN_WAIT1 || last == tcp::FIN_WAIT2 || last == tcp::CLOSING || last == tcp::LAST_ACK;
+    bytes_acked.saturating_sub(if fin_sent && all_acked { 2 } else { 1 })
+}
+
+/// Payload bytes received: `tcp_info.bytes_received` without their FIN, which it counts as a byte.
+///
+/// A socket that goes from FIN_WAIT2 to CLOSE either saw their FIN or was let go without one; then nothing
+/// came since it entered FIN_WAIT2. (One that was half closed, received more, and was closed without
+/// waiting for the end is taken for the former: a byte too few.)
+#[inline(always)]
+pub const fn received(bytes_received: u64, last: u32, at_fin_wait2: u32) -> u64 {
+    let fin_seen = last == tcp::CLOSE_WAIT
+        || last == tcp::LAST_ACK
+        || last == tcp::CLOSING
+        || (last == tcp::FIN_WAIT2 && bytes_received as u32 != at_fin_wait2);
+    bytes_received.saturating_sub(fin_seen as u64)
 }
 
 #[cfg(test)]
@@ -160,6 +193,21 @@ mod tests {
         assert_eq!(inbound(INBOUND_PROXY, true, true), Inbound::Pass);
         assert_eq!(inbound(INBOUND_PROXY, false, false), Inbound::Drop);
         assert_eq!(inbound(INBOUND_PROXY | BYPASS, false, false), Inbound::PassBypassed);
+    }
+
+    #[test]
+    fn bytes_are_payload_whoever_closes_first() {
+        // 18 sent, 189 received. The peer closes first: both FINs.
+        assert_eq!(sent(20, tcp::LAST_ACK, true), 18);
+        assert_eq!(received(190, tcp::LAST_ACK, 0), 189);
+        // We close first; their FIN comes, or does not.
+        assert_eq!(sent(20, tcp::FIN_WAIT2, true), 18);
+        assert_eq!(received(190, tcp::FIN_WAIT2, 189), 189);
+        assert_eq!(received(189, tcp::FIN_WAIT2, 189), 189);
+        // Reset while established, and with a FIN that nobody acknowledged.
+        assert_eq!(sent(19, 1, true), 18);
+        assert_eq!(received(189, 1, 0), 189);
+        assert_eq!(sent(19, tcp::FIN_WAIT1, false), 18);
     }
 
     #[test]

@@ -327,8 +327,12 @@ pub struct Flow {
     pub pad: u8,
     /// Identity of the source.
     pub identity: u32,
+    /// Low word of `bytes_received` when the socket entered FIN_WAIT2; see [`crate::decide::received`].
+    pub at_fin_wait2: u32,
+    /// 0.
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
 
 /// Flags of a [`Flow`].
 pub mod flow {
@@ -413,4 +417,4 @@ pub struct FlowEvent {
     /// Retransmitted segments.
     pub retransmits: u32,
 }
-const _: () = assert!(size_of::<FlowEvent>() == 88);
+const _: () = assert!(size_of::<FlowEvent>() == 96);

@@ -65,7 +65,7 @@ pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
             core::ptr::read_volatile(&raw const (*c).user_port),
         )
     };
-    connect(&Call { ctx: c, dst: addr::from_v6_be(words), port_be: port as u16, v6: true })
+    connect(&Call { ctx: c, dst: words, port_be: port as u16, v6: true })
 }
 
 #[inline(always)]
@@ -112,6 +112,8 @@ fn new_flow(me: &Enrolled, call: &Call) -> Flow {
         verdict: 0,
         pad: 0,
         identity: me.identity,
+        at_fin_wait2: 0,
+        reserved: 0,
     }
 }
 
@@ -262,9 +264,9 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
     flow.endpoint = 0;
     flow.flags &= !flow::LOCAL;
     if !call.v6 || addr::is_v4(&call.dst) {
-        redirect(call, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1], me.port4_be);
+        redirect(call, &addr::LOOPBACK4, me.port4_be);
     } else {
-        redirect(call, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], me.port6_be);
+        redirect(call, &addr::LOOPBACK6, me.port6_be);
     }
     Verdict::Captured
 }
@@ -292,7 +294,7 @@ struct SockAddr6 {
 fn bind_own(call: &Call, me: &Enrolled) {
     let v4 = !call.v6 || addr::is_v4(&call.dst);
     let own = if v4 { &me.addr4 } else { &me.addr6 };
-    if *own == addr::UNSPECIFIED {
+    if addr::same(own, &addr::UNSPECIFIED) {
         return;
     }
     if call.v6 {
@@ -309,7 +311,7 @@ fn bind_own(call: &Call, me: &Enrolled) {
 #[inline(always)]
 fn redirect(call: &Call, dst: &Addr, port_be: u16) {
     if call.v6 {
-        set_v6(call.ctx, &addr::to_v6_be(dst), u32::from(port_be));
+        set_v6(call.ctx, dst, u32::from(port_be));
         return;
     }
     // SAFETY: the context is valid; volatile, because merged context stores are refused.

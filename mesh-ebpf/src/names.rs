@@ -29,8 +29,7 @@ pub fn mesh_peer4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn mesh_peer6(ctx: SockAddrContext) -> i32 {
     if let Some(flow) = shown(ctx.sock_addr) {
-        let (ip, port) = (addr::to_v6_be(&flow.peer), u32::from(flow.peer_port_be));
-        crate::connect::set_v6(ctx.sock_addr, &ip, port);
+        crate::connect::set_v6(ctx.sock_addr, &flow.peer, u32::from(flow.peer_port_be));
     }
     ALLOW
 }

@@ -34,7 +34,7 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     let (local, remote) = ends(c);
-    if local == remote || addr::is_loopback(&local) {
+    if addr::same(&local, &remote) || addr::is_loopback(&local) {
         return PASS;
     }
     let port_be = (field!(c, local_port) as u16).to_be();
@@ -83,22 +83,19 @@ fn lost(entry_flags: u32) -> u32 {
 
 #[inline(always)]
 fn ends(c: *mut bpf_sk_lookup) -> (Addr, Addr) {
+    // All of both forms, before any branch, as in `sock_ops`.
+    let v4 = [field!(c, local_ip4), field!(c, remote_ip4)];
+    let local6: Addr =
+        [field!(c, local_ip6[0]), field!(c, local_ip6[1]), field!(c, local_ip6[2]), field!(c, local_ip6[3])];
+    let remote6: Addr = [
+        field!(c, remote_ip6[0]),
+        field!(c, remote_ip6[1]),
+        field!(c, remote_ip6[2]),
+        field!(c, remote_ip6[3]),
+    ];
     if field!(c, family) == AF_INET {
-        (addr::from_v4_be(field!(c, local_ip4)), addr::from_v4_be(field!(c, remote_ip4)))
+        (addr::from_v4_be(v4[0]), addr::from_v4_be(v4[1]))
     } else {
-        (
-            addr::from_v6_be([
-                field!(c, local_ip6[0]),
-                field!(c, local_ip6[1]),
-                field!(c, local_ip6[2]),
-                field!(c, local_ip6[3]),
-            ]),
-            addr::from_v6_be([
-                field!(c, remote_ip6[0]),
-                field!(c, remote_ip6[1]),
-                field!(c, remote_ip6[2]),
-                field!(c, remote_ip6[3]),
-            ]),
-        )
+        (local6, remote6)
     }
 }

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_s
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
-use mesh_common::decide::payload;
+use mesh_common::decide::{self, tcp};
 use mesh_common::record::{Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
 use mesh_common::verdict::Verdict;
 
@@ -24,7 +24,6 @@ const ACTIVE_ESTABLISHED_CB: u32 = 4;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const STATE_CB_FLAG: i32 = 4;
-const TCP_CLOSE: u32 = 7;
 const AF_INET: u32 = 2;
 const ANY: u64 = 0;
 
@@ -168,6 +167,8 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         verdict: 0,
         pad: 0,
         identity: 0,
+        at_fin_wait2: 0,
+        reserved: 0,
     };
     if put_record(&FLOW_START, sk, &mut flow).is_none() {
         count(Verdict::RecordFull);
@@ -186,14 +187,23 @@ fn taken(key: &SynKey, workload: u32) {
 
 #[inline(always)]
 fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
-    // SAFETY: a valid context; for this operation the second argument is the new state.
-    let new = unsafe { core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[1]) };
-    if new != TCP_CLOSE {
+    // SAFETY: a valid context; for this operation the arguments are the old state and the new one.
+    let (old, new) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[0]),
+            core::ptr::read_volatile(&raw const (*ops).__bindgen_anon_1.args[1]),
+        )
+    };
+    if new != tcp::CLOSE && new != tcp::FIN_WAIT2 {
         return;
     }
     let Some(flow) = record(&FLOW_START, sk) else {
         return;
     };
+    if new == tcp::FIN_WAIT2 {
+        flow.at_fin_wait2 = field!(ops, bytes_received) as u32;
+        return;
+    }
     let established = flow.flags & flow::ESTABLISHED != 0;
     if flow.flags & flow::COUNTED != 0 {
         // An application that gives up before anything was heard or retried says nothing of the endpoint.
@@ -216,14 +226,21 @@ fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     }
     flow.flags &= !(flow::COUNTED | flow::SOURCED | flow::PENDING);
     if flow.flags & flow::LEG == 0 {
-        ended(ops, flow, established);
+        ended(ops, flow, established, old);
     }
 }
 
 #[inline(always)]
-fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool) {
-    let sent = payload(field!(ops, bytes_acked), established);
-    let received = payload(field!(ops, bytes_received), established);
+fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool, last: u32) {
+    let (sent, received) = if established {
+        let all_acked = field!(ops, snd_una) == field!(ops, snd_nxt);
+        (
+            decide::sent(field!(ops, bytes_acked), last, all_acked),
+            decide::received(field!(ops, bytes_received), last, flow.at_fin_wait2),
+        )
+    } else {
+        (0, 0)
+    };
     if let Some(totals) = totals::of(flow) {
         // SAFETY: a live map value.
         unsafe {
@@ -253,23 +270,25 @@ fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool) {
 /// The two ends, from the one that opened the connection; `passive`: this is the other one.
 #[inline(always)]
 fn ends(ops: *mut bpf_sock_ops, passive: bool) -> FlowKey {
-    let (local, remote): (Addr, Addr) = if field!(ops, family) == AF_INET {
-        (addr::from_v4_be(field!(ops, local_ip4)), addr::from_v4_be(field!(ops, remote_ip4)))
+    // All of both forms, before any branch: loads behind one are merged into one load at a computed offset,
+    // which the verifier refuses for a context.
+    let v4 = [field!(ops, local_ip4), field!(ops, remote_ip4)];
+    let local6: Addr = [
+        field!(ops, local_ip6[0]),
+        field!(ops, local_ip6[1]),
+        field!(ops, local_ip6[2]),
+        field!(ops, local_ip6[3]),
+    ];
+    let remote6: Addr = [
+        field!(ops, remote_ip6[0]),
+        field!(ops, remote_ip6[1]),
+        field!(ops, remote_ip6[2]),
+        field!(ops, remote_ip6[3]),
+    ];
+    let (local, remote) = if field!(ops, family) == AF_INET {
+        (addr::from_v4_be(v4[0]), addr::from_v4_be(v4[1]))
     } else {
-        (
-            addr::from_v6_be([
-                field!(ops, local_ip6[0]),
-                field!(ops, local_ip6[1]),
-                field!(ops, local_ip6[2]),
-                field!(ops, local_ip6[3]),
-            ]),
-            addr::from_v6_be([
-                field!(ops, remote_ip6[0]),
-                field!(ops, remote_ip6[1]),
-                field!(ops, remote_ip6[2]),
-                field!(ops, remote_ip6[3]),
-            ]),
-        )
+        (local6, remote6)
     };
     let local_port = (field!(ops, local_port) as u16).to_be();
     // The kernel shows it in network order in the upper half.

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Not enough rights.
-    #[error("loading BPF programs is not permitted: run mesh-agent as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")]
+    #[error(
+        "loading BPF programs is not permitted: run mesh-agent as root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)"
+    )]
     NotPermitted,
     /// The kernel has no BPF, or not what is needed.
     #[error("Linux {found} is too old: mesh-agent needs 5.18 or newer")]

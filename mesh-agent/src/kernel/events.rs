@@ -17,7 +17,7 @@ pub struct Events {
 impl Events {
     /// Must be called inside a tokio runtime.
     pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        Ok(Self { ring: AsyncFd::new(ring)? })
+        Ok(Self { ring: crate::sys::watch(ring, tokio::io::Interest::READABLE)? })
     }
 
     /// Waits for records and appends up to 1024 of them to `out`.

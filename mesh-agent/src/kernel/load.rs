@@ -83,7 +83,8 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
     }
     let cgroup = fs::File::open(&options.cgroup)
         .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
-    let cgroup_id = cgroup.metadata().map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?.ino();
+    let cgroup_id =
+        cgroup.metadata().map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?.ino();
 
     let mut ebpf = load_object(options, pins)?;
     let mut links = Vec::new();
@@ -93,6 +94,7 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
     }
     let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
     update_inbound(pins, inbound_program.as_fd())?;
+    remove_other_abis(&options.bpffs, pins);
     Ok(Loaded { ebpf, links, inbound_program, pins: pins.to_owned(), adopted })
 }
 
@@ -109,7 +111,10 @@ fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
 
 fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
     let text = chain(error);
-    if text.contains("Operation not permitted") || text.contains("Permission denied (os error 13)") && !text.contains("verifier") {
+    tracing::debug!(%text, "the kernel refuses");
+    if text.contains("Operation not permitted")
+        || text.contains("Permission denied (os error 13)") && !text.contains("verifier")
+    {
         LoadError::NotPermitted
     } else {
         LoadError::Object(text)
@@ -130,7 +135,9 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Loads one program of the object and returns its descriptor.
 fn program_fd(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, LoadError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Object(format!("program {name} is not in the object")))?;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| LoadError::Object(format!("program {name} is not in the object")))?;
     match program {
         Program::SockOps(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
@@ -153,17 +160,27 @@ fn attach(
 ) -> Result<OwnedFd, LoadError> {
     let failed = |source| LoadError::Attach { program: name, source };
     let pin = pins.join("links").join(name);
-    if let Ok(link) = bpf::pinned(&pin) {
+    for candidate in pinned_links(pins, name) {
+        let Ok(link) = bpf::pinned(&candidate) else { continue };
         // A pin may outlive its cgroup, or be of an agent that looked at another one.
         if bpf::link_cgroup(link.as_fd()).map_err(failed)? == cgroup_id {
             bpf::link_update(link.as_fd(), program).map_err(failed)?;
+            if candidate != pin {
+                bpf::pin(link.as_fd(), &pin).map_err(failed)?;
+            }
             return Ok(link);
         }
-        fs::remove_file(&pin).map_err(failed)?;
+        fs::remove_file(&candidate).map_err(failed)?;
     }
     // First in line where the kernel knows how: others are to see the address that was chosen.
     let link = bpf::link_create(program, cgroup, at, bpf::BEFORE)
-        .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { bpf::link_create(program, cgroup, at, 0) } else { Err(e) })
+        .or_else(|e| {
+            if e.raw_os_error() == Some(libc::EINVAL) {
+                bpf::link_create(program, cgroup, at, 0)
+            } else {
+                Err(e)
+            }
+        })
         .map_err(|e| {
             if e.raw_os_error() == Some(libc::EPERM) {
                 LoadError::Exclusive { program: name, path: path.to_owned() }
@@ -173,6 +190,36 @@ fn attach(
         })?;
     bpf::pin(link.as_fd(), &pin).map_err(failed)?;
     Ok(link)
+}
+
+/// Where a program's link may be pinned: by an agent of this ABI, then by one of another.
+fn pinned_links(pins: &Path, name: &str) -> Vec<PathBuf> {
+    let others = pins.parent().map(other_abis).unwrap_or_default();
+    std::iter::once(pins.to_owned())
+        .chain(others.into_iter().filter(|o| o != pins))
+        .map(|p| p.join("links").join(name))
+        .collect()
+}
+
+/// Pin directories of any ABI.
+fn abis_at(bpffs: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(bpffs) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|e| {
+            e.file_name().to_str().is_some_and(|n| n.len() == 16 && u64::from_str_radix(n, 16).is_ok())
+        })
+        .map(|e| e.path())
+        .filter(|p| p.join("maps").is_dir())
+        .collect()
+}
+
+/// Their programs are replaced; their maps go with their last reader.
+fn remove_other_abis(bpffs: &Path, ours: &Path) {
+    for path in abis_at(bpffs).into_iter().filter(|p| p != ours) {
+        let removed = remove_tree(&path).and_then(|_| fs::remove_dir(&path));
+        tracing::info!(path = %path.display(), ?removed, "took over from an agent of another ABI");
+    }
 }
 
 /// Links of namespaces that an earlier agent made get the new program.
@@ -216,9 +263,11 @@ fn mount_bpffs(path: &Path) -> Result<bool, LoadError> {
     if stat.f_type as u64 == BPF_FS_MAGIC {
         return Ok(false);
     }
-    rustix::mount::mount(MOUNT_SOURCE, path, "bpf", rustix::mount::MountFlags::empty(), None).map_err(|e| {
-        if e == rustix::io::Errno::PERM { LoadError::NotPermitted } else { failed(e.into()) }
-    })?;
+    rustix::mount::mount(MOUNT_SOURCE, path, "bpf", rustix::mount::MountFlags::empty(), None).map_err(
+        |e| {
+            if e == rustix::io::Errno::PERM { LoadError::NotPermitted } else { failed(e.into()) }
+        },
+    )?;
     Ok(true)
 }
 
@@ -229,14 +278,13 @@ pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
         return Ok(0);
     }
     let mut removed = 0;
-    for entry in fs::read_dir(bpffs)?.flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|n| n.len() == 16 && u64::from_str_radix(n, 16).is_ok());
-        if ours && entry.path().join("maps").is_dir() {
-            removed += remove_tree(&entry.path())?;
-            fs::remove_dir(entry.path())?;
-        }
+    for path in abis_at(bpffs) {
+        removed += remove_tree(&path)?;
+        fs::remove_dir(path)?;
     }
-    if fs::read_dir(bpffs)?.next().is_none() {
+    // Every bpffs shows two files of the kernel's own.
+    let foreign = |name: std::ffi::OsString| name != "maps.debug" && name != "progs.debug";
+    if !fs::read_dir(bpffs)?.flatten().any(|entry| foreign(entry.file_name())) {
         if mounted_by_us(bpffs)? {
             rustix::mount::unmount(bpffs, rustix::mount::UnmountFlags::DETACH)?;
         }

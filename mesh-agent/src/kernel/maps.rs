@@ -102,13 +102,16 @@ impl Kernel {
                 if fits {
                     Ok(())
                 } else {
-                    let source = format!("{} slots from {first} on are beyond {}", slots.len(), self.endpoints.len());
+                    let source =
+                        format!("{} slots from {first} on are beyond {}", slots.len(), self.endpoints.len());
                     Err(ApplyError { map: names::ENDPOINTS.name, full: true, source: source.into() })
                 }
             }
             MapOp::PutService { key, value } => put(names::SERVICES, &mut self.services.lock(), key, value),
             MapOp::DelService { key } => del(names::SERVICES, &mut self.services.lock(), key),
-            MapOp::PutWorkload { key, value } => put(names::WORKLOADS, &mut self.workloads.lock(), key, value),
+            MapOp::PutWorkload { key, value } => {
+                put(names::WORKLOADS, &mut self.workloads.lock(), key, value)
+            }
             MapOp::DelWorkload { key } => del(names::WORKLOADS, &mut self.workloads.lock(), key),
             MapOp::SetEpoch(epoch) => {
                 self.epoch.lock().set(0, epoch, 0).map_err(|e| apply_error(names::EPOCH, e))
@@ -133,7 +136,8 @@ impl Kernel {
 
     /// Ends that. Connections under way go on.
     pub fn unenrol(&self, key: EnrolledKey) -> Result<(), KernelError> {
-        ignore_missing(self.enrolled.lock().remove(&key)).map_err(|e| KernelError::new("map ENROLLED, remove", e))
+        ignore_missing(self.enrolled.lock().remove(&key))
+            .map_err(|e| KernelError::new("map ENROLLED, remove", e))
     }
 
     /// Who is enrolled.
@@ -143,9 +147,13 @@ impl Kernel {
 
     /// Puts a listening socket into its slot and marks it: from now on the programs hand it connections.
     pub fn set_listener(&self, slot: u32, workload: u32, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
-        self.mark_listener(socket, workload).map_err(|e| KernelError::new("map CAPTURED, mark a listener", e))?;
+        self.mark_listener(socket, workload)
+            .map_err(|e| KernelError::new("map CAPTURED, mark a listener", e))?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
-        self.listeners.lock().set(slot, &fd, 0).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
+        self.listeners
+            .lock()
+            .set(slot, &fd, 0)
+            .map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
     }
 
     /// Empties a slot.
@@ -159,7 +167,8 @@ impl Kernel {
     /// the same.
     pub fn attach_inbound(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
         let pin = self.inbound_pin(workload);
-        let failed = |e: std::io::Error| KernelError::new(format!("inbound program of workload {workload}"), e);
+        let failed =
+            |e: std::io::Error| KernelError::new(format!("inbound program of workload {workload}"), e);
         if let Ok(link) = bpf::pinned(&pin) {
             if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
                 self.inbound_links.lock().insert(workload, link);
@@ -167,7 +176,8 @@ impl Kernel {
             }
             fs::remove_file(&pin).map_err(failed)?;
         }
-        let link = bpf::link_create(self.inbound_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
+        let link =
+            bpf::link_create(self.inbound_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
         bpf::pin(link.as_fd(), &pin).map_err(failed)?;
         self.inbound_links.lock().insert(workload, link);
         Ok(())
@@ -245,7 +255,8 @@ impl Kernel {
     /// The ring of ended flows. Call it inside a tokio runtime; one reader at a time.
     pub fn events(&self) -> Result<Events, KernelError> {
         let path = self.pins.join("maps").join(names::FLOW_EVENTS.name);
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| KernelError::new("map FLOW_EVENTS, open", e);
+        let failed =
+            |e: Box<dyn std::error::Error + Send + Sync>| KernelError::new("map FLOW_EVENTS, open", e);
         let data = MapData::from_pin(path).map_err(|e| failed(e.into()))?;
         let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(|e| failed(e.into()))?;
         Events::new(ring).map_err(|e| failed(e.into()))
@@ -273,7 +284,8 @@ fn max_entries(map: &Map) -> Result<u32, MapError> {
 }
 
 fn descriptor(spec: Spec, map: &Map) -> Result<OwnedFd, LoadError> {
-    let data = data(map).ok_or_else(|| LoadError::Object(format!("map {} has an unexpected type", spec.name)))?;
+    let data =
+        data(map).ok_or_else(|| LoadError::Object(format!("map {} has an unexpected type", spec.name)))?;
     data.fd().as_fd().try_clone_to_owned().map_err(|e| of_map(spec, &e))
 }
 
@@ -301,7 +313,11 @@ fn put<K: aya::Pod, V: aya::Pod>(
     map.insert(key, value, 0).map_err(|e| apply_error(spec, e))
 }
 
-fn del<K: aya::Pod, V: aya::Pod>(spec: Spec, map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), ApplyError> {
+fn del<K: aya::Pod, V: aya::Pod>(
+    spec: Spec,
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+) -> Result<(), ApplyError> {
     ignore_missing(map.borrow_mut().remove(key)).map_err(|e| apply_error(spec, e))
 }
 
@@ -315,6 +331,9 @@ fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn all<K: aya::Pod, V: aya::Pod>(spec: Spec, map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, KernelError> {
+fn all<K: aya::Pod, V: aya::Pod>(
+    spec: Spec,
+    map: &HashMap<MapData, K, V>,
+) -> Result<Vec<(K, V)>, KernelError> {
     map.iter().collect::<Result<_, _>>().map_err(|e| KernelError::new(format!("map {}, walk", spec.name), e))
 }

@@ -65,6 +65,8 @@ impl Kernel {
             verdict: 0,
             pad: 0,
             identity: leg.identity,
+            at_fin_wait2: 0,
+            reserved: 0,
         };
         bpf::storage_put(self.flow_start.as_fd(), socket, &flow)
     }

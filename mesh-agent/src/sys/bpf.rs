@@ -67,7 +67,12 @@ struct LinkCreate {
 ///
 /// # Errors
 /// `EPERM`: a program that allows no other is attached there; `EINVAL`: the kernel does not know `flags`.
-pub fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<OwnedFd> {
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    at: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         program: program.as_raw_fd() as u32,
         target: target.as_raw_fd() as u32,
@@ -90,8 +95,12 @@ struct LinkUpdate {
 
 /// Puts another program in place of the one that a link holds; no connection sees neither.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr =
-        LinkUpdate { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
+    let mut attr = LinkUpdate {
+        link: link.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        flags: 0,
+        old_program: 0,
+    };
     bpf(LINK_UPDATE, &mut attr).map(drop)
 }
 

@@ -26,8 +26,9 @@ impl<T: Pod> Mapped<T> {
     pub fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
         let bytes = size_of::<T>() * len as usize;
         // SAFETY: a fresh mapping chosen by the kernel; nothing else refers to it.
-        let base =
-            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)? };
+        let base = unsafe {
+            mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)?
+        };
         let base = NonNull::new(base.cast::<T>()).ok_or_else(|| io::Error::other("mmap returned null"))?;
         Ok(Self { base, len })
     }

@@ -3,9 +3,11 @@
 pub mod bpf;
 mod mapped;
 mod netns;
+mod ready;
 
 pub use mapped::{Mapped, read_pod};
 pub use netns::{in_netns, netns_cookie};
+pub use ready::watch;
 
 /// `CLOCK_MONOTONIC` in nanoseconds: what `bpf_ktime_get_ns` reads.
 pub fn monotonic_ns() -> u64 {

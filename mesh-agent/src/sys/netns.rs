@@ -33,7 +33,8 @@ thread_local! {
 /// everything that follows in a stranger's namespace: then the process ends.
 pub fn in_netns<T>(ns: BorrowedFd<'_>, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     HOME.with(|home| {
-        let home = home.as_ref().map_err(|e| io::Error::new(e.kind(), format!("/proc/thread-self/ns/net: {e}")))?;
+        let home =
+            home.as_ref().map_err(|e| io::Error::new(e.kind(), format!("/proc/thread-self/ns/net: {e}")))?;
         move_into_link_name_space(ns, Some(LinkNameSpaceType::Network))?;
         let _back = Back(home);
         f()
