@@ -16,7 +16,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use crate::snapshot::{Endpoint, Service, ServiceId, Snapshot};
+use crate::snapshot::{Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
 /// Round robin over the services of one worker.
 #[derive(Debug, Default)]
@@ -44,6 +44,20 @@ impl RoundRobin {
     pub fn retain(&mut self, snapshot: &Snapshot) {
         self.turns.retain(|id, _| snapshot.services.contains_key(id));
     }
+}
+
+/// Another endpoint of the service after these have failed, at random by weight; `None`: all were tried.
+/// Takes nobody's turn. Cost: the number of endpoints.
+pub fn pick_other<'s>(service: &'s Service, tried: &[EndpointId], random: u64) -> Option<&'s Endpoint> {
+    let untried = || service.serving().iter().filter(|endpoint| !tried.contains(&endpoint.id));
+    let total: u64 = untried().map(|endpoint| u64::from(endpoint.weight)).sum();
+    let mut point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    untried().find(|endpoint| {
+        let weight = u64::from(endpoint.weight);
+        let found = point < weight;
+        point = point.saturating_sub(weight);
+        found
+    })
 }
 
 /// Whose turn it is among one set of endpoints.

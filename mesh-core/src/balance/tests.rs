@@ -78,6 +78,7 @@ fn a_changed_set_is_followed_at_once() {
     assert_eq!((times(&order, 2), times(&order, 4)), (2, 6));
     let mut drained = before.clone();
     drained.serving = 2;
+    picks(&mut balancer, &before, 5, 9);
     let order = picks(&mut balancer, &drained, 6, 9);
     assert_eq!((times(&order, 1), times(&order, 2)), (4, 2));
 }
@@ -106,6 +107,19 @@ fn a_light_endpoint_has_its_share_although_the_set_keeps_changing() {
         light += times(&picks(&mut balancer, &set, 5, mix(round)), 2);
     }
     assert!((140..=260).contains(&light), "{light} of about 200");
+}
+
+#[test]
+fn after_a_failure_another_is_picked_by_weight() {
+    let service = service(&[(1, 5), (2, 3), (3, 1), (4, 0)]);
+    let others = |tried: &[u32]| -> Vec<u32> {
+        let picked = (0..4u64).filter_map(|quarter| pick_other(&service, tried, quarter << 62));
+        picked.map(|endpoint| endpoint.id).collect()
+    };
+    assert_eq!(others(&[1]), [2, 2, 2, 3]);
+    assert_eq!(others(&[2, 3]), [1, 1, 1, 1]);
+    assert!(others(&[1, 2, 3]).is_empty());
+    assert_eq!(pick_other(&service, &[], u64::MAX).unwrap().id, 3);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! on parsers that skip them differently, and passing bytes on leaves no way to strip them.
 
 use super::scan::is_token;
-use super::{Limits, Malformed};
+use super::{Limits, MAX_LENGTH, Malformed};
 
 /// Trailers that would change what the head said. The longest has 17 bytes.
 const FORBIDDEN: [&[u8]; 8] = [
@@ -118,7 +118,10 @@ impl Chunked {
         if self.line > self.line_max {
             return Err(Malformed::ChunkLine);
         }
-        self.size = self.size.checked_mul(16).ok_or(Malformed::ChunkSize)? + u64::from(digit);
+        if self.size > MAX_LENGTH >> 4 {
+            return Err(Malformed::ChunkSize);
+        }
+        self.size = self.size << 4 | u64::from(digit);
         Ok(At::Size)
     }
 

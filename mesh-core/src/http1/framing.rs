@@ -3,7 +3,7 @@
 
 use super::fields::{Field, Fields, Kind, list};
 use super::scan::is_token;
-use super::{Framing, Malformed, Version};
+use super::{Framing, MAX_LENGTH, Malformed, Version};
 
 /// Most options in the Connection headers of a message: each is compared with every header.
 const OPTIONS: usize = 16;
@@ -30,15 +30,17 @@ pub(super) fn declared(fields: &Fields, buf: &[u8], version: Version) -> Result<
     }
 }
 
-/// `1*DIGIT` and nothing else: no sign, no list, no white space.
+/// `1*DIGIT` and nothing else: no sign, no list, no white space; and no number that the next hop could take
+/// for a negative one.
 fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
-    value.iter().try_fold(0u64, |n, &b| {
+    let length = value.iter().try_fold(0u64, |n, &b| {
         let digit = b.is_ascii_digit().then(|| u64::from(b - b'0'))?;
         n.checked_mul(10)?.checked_add(digit)
-    })
+    })?;
+    (length <= MAX_LENGTH).then_some(length)
 }
 
 /// What the Connection headers say.

@@ -60,8 +60,8 @@ pub enum Malformed {
     /// More than one Content-Length, be they equal or not.
     #[error("Content-Length is repeated")]
     LengthRepeated,
-    /// Content-Length is not a decimal number below 2^64.
-    #[error("Content-Length is not a decimal number below 2^64")]
+    /// Content-Length is not a decimal number below 2^63.
+    #[error("Content-Length is not a decimal number below 2^63")]
     LengthInvalid,
     /// Transfer-Encoding is something else than `chunked`, once.
     #[error("Transfer-Encoding is not exactly `chunked`")]
@@ -82,8 +82,8 @@ pub enum Malformed {
     /// 1xx that announces a body.
     #[error("an interim response announces a body")]
     InterimBody,
-    /// A chunk's size is not a hexadecimal number below 2^64.
-    #[error("a chunk's size is not a hexadecimal number below 2^64")]
+    /// A chunk's size is not a hexadecimal number below 2^63.
+    #[error("a chunk's size is not a hexadecimal number below 2^63")]
     ChunkSize,
     /// Something after a chunk's size.
     #[error("chunk extensions are not accepted")]

@@ -41,6 +41,8 @@ pub use write::{RequestEdits, ResponseEdits, write_request, write_response};
 pub const MAX_HEADERS: usize = 128;
 /// Most bytes that a head can have, whatever the limits say: offsets are 16 bits.
 pub const MAX_HEAD_BYTES: usize = 65_536;
+/// Largest Content-Length and chunk size: what a signed number holds.
+pub const MAX_LENGTH: u64 = i64::MAX as u64;
 
 /// How much of a message's structure is accepted. Bodies have no limit here: they are not buffered.
 #[derive(Clone, Copy, Debug)]

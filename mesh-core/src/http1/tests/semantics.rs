@@ -21,7 +21,7 @@ fn a_request_says_where_it_ends_and_what_follows() {
     framed("POST / HTTP/1.1", "content-length: 0\r\n", Framing::None, true);
     framed("POST / HTTP/1.1", "content-length:   17\t \r\n", Framing::Length(17), true);
     framed("POST / HTTP/1.0", "content-length: 0017\r\n", Framing::Length(17), false);
-    framed("POST / HTTP/1.1", "content-length: 18446744073709551615\r\n", Framing::Length(u64::MAX), true);
+    framed("POST / HTTP/1.1", "content-length: 9223372036854775807\r\n", Framing::Length(MAX_LENGTH), true);
     framed("POST / HTTP/1.1", "Transfer-Encoding: Chunked\r\n", Framing::Chunked, true);
     framed("GET / HTTP/1.1", "content-length: 3\r\n", Framing::Length(3), true);
 }
@@ -73,6 +73,8 @@ fn expectations_and_upgrades_are_seen() {
     assert!(!upgrade("connection: upgrade\r\n"));
     assert!(!upgrade("connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n"));
     assert!(!upgrade("connection: upgrade\r\nupgrade: websocket, H2C-14\r\n"));
+    let old = b"GET / HTTP/1.0\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    assert!(!request(old).unwrap().0.upgrade, "there is no Upgrade in HTTP/1.0");
     let expect = |lines: &str| request(&get(&format!("host: a\r\n{lines}"))).unwrap().0.expect_continue;
     assert!(expect("expect: 100-Continue\r\ncontent-length: 1\r\n"));
     assert!(!expect("expect: 100-continue\r\n"), "without a body there is nothing to wait with");
