@@ -5,6 +5,7 @@
 //! - [`pod`]: a `Pod`: namespace and cgroup, real programs inside, enrolled through the agent's socket.
 //! - [`agent_socket`]: one request over `agent.sock`, with descriptors.
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
+//! - [`programs`], [`resources`]: nginx, curl and a line server; YAML.
 //! - [`metrics`]: Prometheus text, scraped and summed.
 //! - [`eventually`]: waiting for something to become true, with a deadline.
 //! - [`netns`], [`cgroup`], [`process`], [`shell`], [`reaper`]: what these stand on.
@@ -30,6 +31,7 @@ pub mod pod;
 pub mod process;
 pub mod programs;
 pub mod reaper;
+pub mod resources;
 pub mod shell;
 
 pub use eventually::{eventually, within};

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Result;
-use mesh_common::maps;
+use mesh_common::{maps, verdict::Verdict};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -225,6 +225,34 @@ impl Node {
         agent_socket::request(&self.socket(), &request, descriptors)
     }
 
+    /// How often the programs decided `verdict`, read from the pinned map: also while no agent runs.
+    #[track_caller]
+    pub fn verdict(&self, verdict: Verdict) -> u64 {
+        let value = self.map_value(maps::VERDICTS.name, verdict as u32);
+        let cpus = value["values"].as_array().expect("a per-CPU map");
+        cpus.iter().map(|cpu| little_endian(&cpu["value"], 0)).sum()
+    }
+
+    /// Connections that `LOAD` counts as live, over the first `endpoints` endpoint ids.
+    #[track_caller]
+    pub fn live(&self, endpoints: u32) -> u64 {
+        let ids = 1..=endpoints;
+        ids.map(|id| little_endian(&self.map_value(maps::LOAD.name, id)["value"], 0)).sum()
+    }
+
+    /// A map's entry, as `bpftool` shows it.
+    #[track_caller]
+    fn map_value(&self, map: &str, key: u32) -> Value {
+        let found = shell::run(Command::new("find").arg(self.bpffs()).args(["-name", map]), "");
+        let pin = found.unwrap_or_default().trim().to_owned();
+        assert!(!pin.is_empty(), "{} has no pinned {map}", self.name);
+        let bytes = key.to_le_bytes().map(|byte| byte.to_string());
+        let mut command = Command::new("bpftool");
+        command.args(["-j", "map", "lookup", "pinned", &pin, "key"]).args(bytes);
+        let text = shell::run(&mut command, "").expect("bpftool map lookup");
+        serde_json::from_str(&text).expect("bpftool's JSON")
+    }
+
     /// Logs and maps, for a failure's report.
     pub fn report(&self) -> String {
         let mut text = format!("---- agent of {}\n{}", self.name, tail(&self.log(), 60));
@@ -240,6 +268,16 @@ impl Node {
     fn agent(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The word at `offset` of a value that `bpftool` shows as a list of "0x…" bytes.
+fn little_endian(value: &Value, offset: usize) -> u64 {
+    let bytes = value.as_array().expect("a value of bytes").iter().skip(offset).take(8);
+    let byte = |text: &Value| {
+        let text = text.as_str().unwrap_or_default().trim_start_matches("0x");
+        u64::from_str_radix(text, 16).expect("a byte")
+    };
+    bytes.enumerate().map(|(index, text)| byte(text) << (8 * index)).sum()
 }
 
 /// A pinned map's content, for the maps that are small and tell much.

@@ -4,4 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
+mod agent_loss;
+mod bad_input;
+mod balance;
+mod control_loss;
+mod endpoints;
+mod enrolment;
 mod harness;
+mod http;
+mod long;
+mod words;

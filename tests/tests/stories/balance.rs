@@ -1,0 +1,56 @@
+//! The kernel spreads connections by weights: IPv4, IPv6, and IPv4 asked for by an IPv6 socket.
+
+use mesh_tests::{
+    Mesh,
+    load::Load,
+    resources::{Service, at, mapped, vip4, vip6},
+};
+
+use crate::words::{flows, flows_become, settled, share, web};
+
+#[test]
+fn connections_follow_the_weights_over_v4_v6_and_mapped() {
+    let mesh = Mesh::builder().nodes(2).up();
+    mesh.apply(&Service::vip("web", 1).tcp("tcp", 80).yaml());
+    let (_a, _) = web(&mesh, 1, "a", "web", "tcp", 3);
+    let (_b, _) = web(&mesh, 2, "b", "web", "tcp", 1);
+    let client = mesh.pod(1, "client").up();
+
+    for to in [at(vip4(1), 80), at(vip6(1), 80), mapped(1, 80)] {
+        settled(&client, to, &["a", "b"]);
+        let before = flows(mesh.node(1), "opened", "web", "kernel");
+        let report = Load::to(to).threads(2).count(800).run(&client);
+        assert_eq!((report.ok, report.failed()), (800, 0), "{to}: {report:?}");
+        share(report.servers["a"], 800, 75.0);
+        flows_become(mesh.node(1), "opened", "web", "kernel", before + 800);
+        flows_become(mesh.node(1), "closed", "web", "kernel", before + 800);
+    }
+    assert_eq!(flows(mesh.node(1), "opened", "web", "proxy"), 0);
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    let mesh = Mesh::builder().up();
+    mesh.apply(&Service::vip("nobody", 2).tcp("tcp", 80).http("http", 81).yaml());
+    let client = mesh.pod(1, "client").up();
+
+    for port in [80, 81] {
+        mesh_tests::eventually("connect() says refused", || {
+            let report = Load::to(at(vip4(2), port)).count(5).run(&client);
+            report.errors.get("connect ConnectionRefused") == Some(&5)
+        });
+    }
+    assert!(flows(mesh.node(1), "refused", "nobody", "kernel") >= 5);
+}
+
+#[test]
+fn ports_of_one_service_are_told_apart() {
+    let mesh = Mesh::builder().up();
+    mesh.apply(&Service::vip("many", 3).tcp("one", 1001).tcp("two", 1002).yaml());
+    let (_a, _) = web(&mesh, 1, "a", "many", "one", 1);
+    let (_b, _) = web(&mesh, 1, "b", "many", "two", 1);
+    let client = mesh.pod(1, "client").up();
+
+    settled(&client, at(vip4(3), 1001), &["a"]);
+    settled(&client, at(vip4(3), 1002), &["b"]);
+}

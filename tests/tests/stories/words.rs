@@ -1,0 +1,53 @@
+//! Words that several stories share: a service with servers behind it, and its settling.
+
+use std::{net::SocketAddr, time::Duration};
+
+use mesh_tests::{
+    Mesh, Pod,
+    eventually::until,
+    load::Load,
+    node::Node,
+    programs::{Nginx, nginx},
+    within,
+};
+
+/// A pod with nginx on 8080 that serves `port_name` of `service` with `weight`.
+#[track_caller]
+pub fn web(mesh: &Mesh, node: u8, name: &str, service: &str, port_name: &str, weight: u32) -> (Pod, Nginx) {
+    let mut pod = mesh.pod(node, name).serves(service, port_name, 8080).weight(weight).outside().up();
+    let server = nginx(&pod, &[8080]);
+    pod.enrol();
+    (pod, server)
+}
+
+/// Waits until connections of `pod` to `to` are answered by exactly `names`, and none fails.
+#[track_caller]
+pub fn settled(pod: &Pod, to: SocketAddr, names: &[&str]) {
+    within(Duration::from_secs(15), &format!("{to} is answered by {names:?}"), || {
+        let report = Load::to(to).count(60).run(pod);
+        report.failed() == 0 && report.servers.keys().map(String::as_str).eq(names.iter().copied())
+    });
+}
+
+/// `part` of `whole` is `wanted` percent, give or take five standard deviations of a fair draw.
+#[track_caller]
+pub fn share(part: u64, whole: u64, wanted: f64) {
+    let (whole_f, p) = (whole as f64, wanted / 100.0);
+    let spread = 5.0 * (whole_f * p * (1.0 - p)).sqrt();
+    let off = (part as f64 - whole_f * p).abs();
+    assert!(off <= spread + 1.0, "{part} of {whole} is not {wanted} % ± {spread:.0}");
+}
+
+/// Counters of a flow metric on `node`.
+pub fn flows(node: &Node, what: &str, service: &str, path: &str) -> u64 {
+    let destination = format!("default/{service}");
+    let name = format!("mesh_flow_{what}_total");
+    node.metrics().count(&name, &[("destination", &destination), ("path", path)])
+}
+
+/// Waits until the flow counter on `node` is `wanted`.
+#[track_caller]
+pub fn flows_become(node: &Node, what: &str, service: &str, path: &str, wanted: u64) {
+    let name = format!("{what} flows to {service} by {path}: {wanted}");
+    until(Duration::from_secs(5), &name, || flows(node, what, service, path), |&seen| seen == wanted);
+}
