@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_api::proto::v1;
+use mesh_api::proto::v1::{self, Protocol};
 
 use super::policy::{needs_proxy, resolve};
 use super::routes::Routed;
@@ -57,6 +57,9 @@ impl Compiler {
 
     fn allot_port(&mut self, name: &Name, port: &v1::ServicePort, before: &[Port]) -> Result<Port, String> {
         let number = super::port(port.port)?;
+        if port.protocol() == Protocol::Udp {
+            return Err(format!("port {number} is of protocol udp, which is not built yet"));
+        }
         if before.iter().any(|p| p.number == number) {
             return Err(format!("port {number} is there twice"));
         }

@@ -130,6 +130,26 @@ fn a_service_gathers_its_endpoints_serving_ones_first() {
 }
 
 #[test]
+fn what_did_not_change_is_shared_with_the_snapshot_before() {
+    let mut c = compiler();
+    let services: Vec<String> = (0..50).map(|i| format!("s{i}")).collect();
+    let mut all: Vec<Resource> =
+        services.iter().map(|name| Svc(service(name, &[], 80, Protocol::Http))).collect();
+    all.extend(services.iter().enumerate().map(|(i, name)| {
+        Work(workload(&format!("w{i}"), &[&format!("10.0.0.{}", i + 1)], &[(name, 80, 1)]))
+    }));
+    let before = apply(&mut c, all, &[]).snapshot;
+    let out = apply(&mut c, vec![Work(workload("w7", &["10.0.0.8"], &[("s7", 80, 2)]))], &[]);
+    let id = named(&out, "s7").id;
+    assert_eq!(out.dirty.services, [id].into());
+    assert!(out.dirty.workloads.is_empty(), "its own entries say nothing of weights");
+    for (other, service) in &out.snapshot.services {
+        assert_eq!(Arc::ptr_eq(service, &before.services[other]), *other != id);
+    }
+    assert!(out.snapshot.workloads.iter().all(|(id, w)| Arc::ptr_eq(w, &before.workloads[id])));
+}
+
+#[test]
 fn http_goes_to_the_proxy_unless_told_otherwise_and_a_route_always_does() {
     let mut c = compiler();
     let http = || Svc(service("s", &["240.0.0.1"], 80, Protocol::Http));
@@ -221,6 +241,7 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
             Svc(service("s", &["240.0.0.1", "127.0.0.1", "x"], 80, Protocol::Http)),
             Svc(service("db", &["240.0.0.2"], 5432, Protocol::Tcp)),
             Svc(service("bad", &[], 70_000, Protocol::Tcp)),
+            Svc(service("dns", &[], 53, Protocol::Udp)),
             Work(workload("w", &["10.0.0.1", "10.0.0"], &[("s", 80, 1), ("s", 81, 1), ("none", 80, 1)])),
             HttpRoute(route("r", "none", &[("/", &[("s", 81, 1)])])),
             HttpRoute(tcp_parent),
@@ -232,6 +253,7 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
         problems(&out),
         [
             "Service d/bad: spec.ports[0]: port 70000 is not in 1..=65535",
+            "Service d/dns: spec.ports[0]: port 53 is of protocol udp, which is not built yet",
             "Service d/s: spec.vips: 127.0.0.1 is not an address that a workload can be reached at",
             "Service d/s: spec.vips: \"x\" is not an address",
             "Workload d/w: spec.addresses: \"10.0.0\" is not an address",

@@ -8,8 +8,9 @@ use mesh_common::record::{Endpoint, Service, flags};
 use proptest::prelude::*;
 
 use super::{Node, Plan};
-use crate::compile::Dirty;
 use crate::compile::tests::{apply, route, service, workload};
+use crate::compile::{Compiler, Dirty, Outcome};
+use crate::ids::IdLimits;
 use crate::model::{Kind, Resource};
 use crate::plan::{GRACE, plan};
 use crate::snapshot::{self, Snapshot};
@@ -239,13 +240,28 @@ fn run(steps: &[Step], capacity: u32) -> (Node, bool) {
     (node, short)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+/// The resources of a compiler, all at once in another order, under the same numbers.
+fn from_scratch(node: &Node) -> Outcome {
+    let model = node.compiler.model();
+    let all = |kind| model.names(kind).into_iter();
+    let mut upserts: Vec<Resource> = Vec::new();
+    upserts.extend(all(Kind::HttpRoute).map(|n| Resource::HttpRoute((**model.route(&n).unwrap()).clone())));
+    upserts.extend(all(Kind::Workload).map(|n| Resource::Workload((**model.workload(&n).unwrap()).clone())));
+    upserts.extend(all(Kind::Service).map(|n| Resource::Service((**model.service(&n).unwrap()).clone())));
+    let mut compiler = Compiler::new("n1", node.compiler.ids().clone(), IdLimits::default());
+    apply(&mut compiler, upserts, &[])
+}
 
+proptest! {
     #[test]
     fn the_maps_say_what_the_snapshot_says(steps in prop::collection::vec(step(), 1..40)) {
         let (mut node, short) = run(&steps, 4096);
         prop_assert!(!short);
+        // Step by step or all at once: the same.
+        let (stepwise, at_once) = (apply(&mut node.compiler, vec![], &[]), from_scratch(&node));
+        prop_assert_eq!(&stepwise.snapshot.services, &at_once.snapshot.services);
+        prop_assert_eq!(&stepwise.snapshot.workloads, &at_once.snapshot.workloads);
+        prop_assert_eq!(stepwise.conditions, at_once.conditions);
         // A second look finds nothing to do; and everything goes.
         let snapshot = node.compiler.snapshot();
         prop_assert_eq!(node.plan(&Dirty::all(&snapshot)).ops, []);
