@@ -3,5 +3,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod config;
+pub mod enrol;
 pub mod kernel;
+pub mod path;
+pub mod session;
 pub mod sys;

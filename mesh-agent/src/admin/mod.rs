@@ -1,0 +1,177 @@
+//! The server of `agent.sock`: reads a request, has it done, answers.
+//!
+//! peers (root only) ──▶ [`socket`] ──▶ **admin** ──▶ { enrol, snapshot, status, log filter }
+//!
+//! Invariants: nobody but uid 0 is answered with anything but a refusal; connections are bounded, each waits
+//! for its next request for a bounded time; what a request may carry is bounded by a packet.
+//!
+//! Not here: what enrolment is (enrol), the form of messages (mesh-api's `local`).
+
+mod dump;
+pub mod log;
+pub mod socket;
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::local::{Answer, NodeStatus, Request, VERSION};
+use tokio::sync::Semaphore;
+
+use crate::config::Handle as Config;
+use crate::config::resource::show_revision;
+use crate::config::xds::XdsStats;
+use crate::enrol::{Enrolled, Enrolments, Wanted};
+use log::LogFilter;
+use socket::{Connection, Listener, Peer};
+
+/// Connections at once.
+const CONNECTIONS: usize = 64;
+/// How long a connection may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Everything that a request may ask for.
+#[derive(Clone)]
+pub struct Admin {
+    /// This node's name.
+    pub node: String,
+    /// Enrolment.
+    pub enrolments: Enrolments,
+    /// Snapshot and conditions.
+    pub config: Config,
+    /// In step with the control plane?
+    pub xds: Arc<XdsStats>,
+    /// The log's filter.
+    pub log: LogFilter,
+}
+
+impl Admin {
+    /// Serves until the process ends.
+    pub async fn serve(self, listener: Listener) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            // Whoever comes when there is no room waits in the listener's backlog.
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok(connection) => {
+                    let admin = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = admin.connection(&connection).await {
+                            tracing::debug!(%error, "agent.sock: a connection ended");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "agent.sock: accept failed");
+                    // Out of descriptors, most likely: they come back when connections end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(&self, connection: &Connection) -> io::Result<()> {
+        let peer = connection.peer()?;
+        loop {
+            let packet = match tokio::time::timeout(SILENCE, connection.recv()).await {
+                Err(_) | Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(Some(packet))) => packet,
+                Ok(Err(error)) => {
+                    answer(connection, &Answer::refused(error.to_string()), None).await?;
+                    return Err(error);
+                }
+            };
+            let (reply, file) = self.request(peer, &packet.0, packet.1).await;
+            answer(connection, &reply, file).await?;
+        }
+    }
+
+    async fn request(&self, peer: Peer, bytes: &[u8], fds: Vec<OwnedFd>) -> (Answer, Option<OwnedFd>) {
+        if peer.uid != 0 {
+            return (Answer::refused("only root may speak to the agent"), None);
+        }
+        let request: Request = match serde_json::from_slice(bytes) {
+            Ok(request) => request,
+            Err(error) => return (Answer::refused(format!("not a request: {error}")), None),
+        };
+        if request.v != VERSION {
+            let text = format!("v: {} is not {VERSION}: agent and client are of different versions", request.v);
+            return (Answer::refused(text), None);
+        }
+        match request.op.as_str() {
+            "snapshot" => match self.snapshot() {
+                Ok(file) => (Answer::ok(), Some(file)),
+                Err(error) => (Answer::refused(format!("the snapshot cannot be shown: {error}")), None),
+            },
+            _ => (self.plain(peer, request, fds).await.unwrap_or_else(Answer::refused), None),
+        }
+    }
+
+    /// Requests that are answered with a message alone.
+    async fn plain(&self, peer: Peer, request: Request, fds: Vec<OwnedFd>) -> Result<Answer, String> {
+        let mut fds = fds.into_iter();
+        match request.op.as_str() {
+            "enrol" => {
+                let (Some(netns), Some(cgroup), None) = (fds.next(), fds.next(), fds.next()) else {
+                    return Err("enrol brings two descriptors: a network namespace and a cgroup directory".into());
+                };
+                let enrolled = self.enrolments.enrol(Wanted::parse(request)?, netns, &cgroup).await?;
+                Ok(enrolled_answer(enrolled))
+            }
+            "run" => {
+                let (Some(netns), None) = (fds.next(), fds.next()) else {
+                    return Err("run brings one descriptor: a network namespace".into());
+                };
+                let enrolled = self.enrolments.run(Wanted::parse(request)?, netns, peer.pid).await?;
+                Ok(enrolled_answer(enrolled))
+            }
+            "leave" => {
+                let (namespace, name) = Wanted::parse(request)?.name();
+                self.enrolments.leave(&namespace, &name).await?;
+                Ok(Answer::ok())
+            }
+            "status" => Ok(Answer { status: Some(self.status().await), ..Answer::ok() }),
+            "log" => {
+                self.log.set(&request.level)?;
+                Ok(Answer::ok())
+            }
+            other => Err(format!("op: {other:?} is not enrol, run, leave, status, snapshot or log")),
+        }
+    }
+
+    async fn status(&self) -> NodeStatus {
+        let snapshot = self.config.snapshot();
+        NodeStatus {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            epoch: snapshot.epoch,
+            revision: show_revision(&snapshot.revision),
+            connected: self.xds.connected.load(std::sync::atomic::Ordering::Relaxed),
+            services: snapshot.services.len(),
+            workloads: snapshot.workloads.len(),
+            enrolled: self.enrolments.list().await,
+            conditions: self.config.conditions().list(),
+        }
+    }
+
+    fn snapshot(&self) -> io::Result<OwnedFd> {
+        let json = serde_json::to_vec_pretty(&dump::snapshot(&self.config.snapshot()))?;
+        let file = rustix::fs::memfd_create("snapshot", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(&json)?;
+        io::Seek::rewind(&mut file)?;
+        Ok(file.into())
+    }
+}
+
+fn enrolled_answer(enrolled: Enrolled) -> Answer {
+    Answer { workload: Some(enrolled.workload), conditions: enrolled.conditions, ..Answer::ok() }
+}
+
+async fn answer(connection: &Connection, reply: &Answer, file: Option<OwnedFd>) -> io::Result<()> {
+    let bytes = serde_json::to_vec(reply)?;
+    let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+    tokio::time::timeout(SILENCE, connection.send(&bytes, &fds)).await.map_err(io::Error::other)?
+}

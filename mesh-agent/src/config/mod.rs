@@ -1,0 +1,162 @@
+//! From what the control plane says to what the node does: one task that owns the compiler and the view of
+//! the BPF maps.
+//!
+//! xds ──[`Update`]──▶ **config**: decode → compile → snapshot swapped → plan → maps
+//! enrol ──slots─────▶              └──▶ disk, conditions
+//!
+//! It flows one way. No request writes configuration, and nothing that a request needs waits for this task.
+//!
+//! Invariants: the snapshot that the proxy loads is never older than what the maps hold, except while a
+//! map write is repeated; a resource that cannot be decoded leaves the one before in force; nothing is
+//! deleted from the maps before the first full sync.
+//!
+//! Not here: the stream (xds, sync), what resources mean (mesh-core), how maps are written (kernel).
+
+pub mod backoff;
+pub mod conditions;
+pub mod connect;
+pub mod disk;
+mod maps;
+mod owner;
+pub mod resource;
+pub mod store;
+pub mod sync;
+pub mod xds;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+use mesh_core::compile::WorkloadIds;
+use mesh_core::plan::LocalSlots;
+use mesh_core::snapshot::{Revision, Snapshot, WorkloadId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use conditions::Conditions;
+pub use maps::Maps;
+use resource::{Kind, Rejected, Update};
+
+/// Numbers of an enrolled workload.
+pub type Numbers = WorkloadIds;
+
+/// Changes that wait, at most: who has one more waits itself.
+const QUEUE: usize = 64;
+
+/// What the task needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node's name.
+    pub node: String,
+    /// Where the snapshot is kept.
+    pub state_dir: PathBuf,
+}
+
+/// What a stream tells the control plane that this node has.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Version of each resource.
+    pub versions: BTreeMap<Kind, BTreeMap<String, String>>,
+    /// Revision; empty: nothing was received yet.
+    pub revision: Revision,
+}
+
+/// What the task is asked to do.
+enum Command {
+    Known(oneshot::Sender<Known>),
+    Update(Update, oneshot::Sender<Vec<Rejected>>),
+    Identify { namespace: String, name: String, service_account: String, reply: oneshot::Sender<Result<Numbers, String>> },
+    Place { workload: WorkloadId, slots: LocalSlots, reply: oneshot::Sender<()> },
+    Leave { namespace: String, name: String, workload: WorkloadId, reply: oneshot::Sender<()> },
+    Begin(oneshot::Sender<()>),
+}
+
+/// Speaks to the task. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    epoch: watch::Receiver<u64>,
+}
+
+struct Shared {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    conditions: Arc<Conditions>,
+    /// There is something to serve: a snapshot from disk, or a first sync.
+    served: AtomicBool,
+}
+
+/// Loads what is on disk, compiles it, and starts the task on the current runtime. The maps are left as
+/// they are until [`Handle::begin`].
+pub fn start(options: Options, maps: Arc<dyn Maps>, snapshot: Arc<ArcSwap<Snapshot>>) -> Handle {
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let shared = Arc::new(Shared { snapshot, conditions: Arc::default(), served: AtomicBool::new(false) });
+    let (epochs, epoch) = watch::channel(0);
+    let owner = owner::Owner::new(options, maps, shared.clone(), epochs);
+    tokio::spawn(owner.run(queue));
+    Handle { commands, shared, epoch }
+}
+
+impl Handle {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// What this node has; `None`: the agent is ending.
+    pub async fn known(&self) -> Option<Known> {
+        self.ask(Command::Known).await
+    }
+
+    /// Applies an update; the resources that were not taken. `None`: the agent is ending.
+    pub async fn apply(&self, update: Update) -> Option<Vec<Rejected>> {
+        self.ask(|reply| Command::Update(update, reply)).await
+    }
+
+    /// Numbers for a workload that is being enrolled; its own until [`Handle::leave`].
+    pub async fn identify(&self, namespace: &str, name: &str, service_account: &str) -> Result<Numbers, String> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let service_account = service_account.to_owned();
+        let answer = self.ask(|reply| Command::Identify { namespace, name, service_account, reply }).await;
+        answer.unwrap_or_else(|| Err("the agent is ending".into()))
+    }
+
+    /// Where an enrolled workload's listeners are.
+    pub async fn place(&self, workload: WorkloadId, slots: LocalSlots) {
+        self.ask(|reply| Command::Place { workload, slots, reply }).await;
+    }
+
+    /// The workload is no longer enrolled.
+    pub async fn leave(&self, namespace: &str, name: &str, workload: WorkloadId) {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.ask(|reply| Command::Leave { namespace, name, workload, reply }).await;
+    }
+
+    /// From now on the maps follow the snapshot: to be called when the workloads of an earlier agent have
+    /// been found again.
+    pub async fn begin(&self) {
+        self.ask(Command::Begin).await;
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot.load_full()
+    }
+
+    /// What is wrong.
+    pub fn conditions(&self) -> &Conditions {
+        &self.shared.conditions
+    }
+
+    /// Wakes at each epoch.
+    pub fn epoch(&self) -> watch::Receiver<u64> {
+        self.epoch.clone()
+    }
+
+    /// Is there something to serve?
+    pub fn served(&self) -> bool {
+        self.shared.served.load(Relaxed)
+    }
+}

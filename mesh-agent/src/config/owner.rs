@@ -1,0 +1,346 @@
+//! The task that owns compiler, view and store. Everything is done in one turn of its loop, so that a
+//! change is in the maps before the next one is looked at.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use mesh_core::compile::{Compiler, Condition, Dirty};
+use mesh_core::ids::{IdKind, IdLimits};
+use mesh_core::model::Batch;
+use mesh_core::plan::{LocalSlots, View, plan};
+use mesh_core::snapshot::WorkloadId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::resource::{Kind, Rejected, Update, decode};
+use super::store::Store;
+use super::{Command, Known, Maps, Options, Shared, disk};
+
+/// From a change to the snapshot on disk.
+const SAVE_AFTER: Duration = Duration::from_millis(300);
+/// Between two snapshots on disk, at least.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// Until a map write that failed is repeated.
+const REPEAT: Duration = Duration::from_secs(1);
+/// Between two rounds of freeing numbers.
+const RELEASE: Duration = Duration::from_secs(60);
+/// Group of the conditions that compiler and planner find.
+const RESOURCES: &str = "resources";
+/// Condition of a snapshot that cannot be written.
+const DISK: &str = "snapshot on disk";
+
+pub(super) struct Owner {
+    options: Options,
+    maps: Arc<dyn Maps>,
+    shared: Arc<Shared>,
+    epochs: watch::Sender<u64>,
+    compiler: Compiler,
+    view: View,
+    store: Store,
+    locals: HashMap<WorkloadId, LocalSlots>,
+    /// The maps follow; before, an earlier agent's entries stay as they are.
+    begun: bool,
+    /// Everything has come once since this agent started.
+    full: bool,
+    /// Not in the maps yet.
+    pending: Dirty,
+    conditions: Vec<Condition>,
+    start: Instant,
+    timers: Timers,
+    /// The write of the snapshot that is under way.
+    saving: Option<JoinHandle<()>>,
+    /// The count of numbers in use that is under way.
+    counting: Option<JoinHandle<Vec<(IdKind, u32)>>>,
+}
+
+/// When to do what, besides commands.
+#[derive(Default)]
+struct Timers {
+    plan: Option<Instant>,
+    save: Option<Instant>,
+    saved: Option<Instant>,
+    release: Option<Instant>,
+}
+
+impl Timers {
+    fn next(&self) -> Option<Instant> {
+        [self.plan, self.save, self.release].into_iter().flatten().min()
+    }
+}
+
+fn due(at: &mut Option<Instant>, now: Instant) -> bool {
+    at.take_if(|at| *at <= now).is_some()
+}
+
+impl Owner {
+    /// Loads and compiles what is on disk.
+    pub fn new(options: Options, maps: Arc<dyn Maps>, shared: Arc<Shared>, epochs: watch::Sender<u64>) -> Self {
+        let saved = disk::load(&options.state_dir).unwrap_or_default();
+        let capacities = maps.capacities();
+        let (services, endpoints) = maps.counters();
+        let limits = IdLimits {
+            workloads: capacities.workloads.saturating_sub(1),
+            services: services.saturating_sub(1),
+            endpoints: endpoints.saturating_sub(1),
+            ..IdLimits::default()
+        };
+        let epoch = saved.epoch.max(maps.epoch());
+        let compiler = Compiler::new(&options.node, saved.ids, limits).after_epoch(epoch);
+        let mut owner = Self {
+            view: view(&*maps),
+            options,
+            maps,
+            shared,
+            epochs,
+            compiler,
+            store: Store::default(),
+            locals: HashMap::new(),
+            begun: false,
+            full: false,
+            pending: Dirty::default(),
+            conditions: Vec::new(),
+            start: Instant::now(),
+            timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
+            saving: None,
+            counting: None,
+        };
+        if !saved.store.is_empty() {
+            owner.take(from_disk(&saved.store));
+            owner.shared.served.store(true, Relaxed);
+        }
+        owner
+    }
+
+    /// Until every handle is gone; then what is not on disk yet is written.
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        loop {
+            let wake = self.timers.next().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                command = queue.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
+                () = wake_at(wake) => self.on_timer(),
+                counted = finished(&mut self.counting) => self.release(counted),
+            }
+        }
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
+        }
+        if self.timers.save.is_some() {
+            self.save();
+        }
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        // An answer that nobody waits for any more is dropped.
+        match command {
+            Command::Known(reply) => {
+                let known = Known { versions: self.store.versions(), revision: self.store.revision.clone() };
+                let _ = reply.send(known);
+            }
+            Command::Update(update, reply) => {
+                let first = !std::mem::replace(&mut self.full, true);
+                let rejected = self.take(update);
+                if first {
+                    self.compiler.end_unknown_ids();
+                    self.shared.served.store(true, Relaxed);
+                }
+                let _ = reply.send(rejected);
+            }
+            Command::Identify { namespace, name, service_account, reply } => {
+                let numbers = self.compiler.enrol(&namespace, &name, &service_account);
+                self.save_soon();
+                let _ = reply.send(numbers.map_err(|full| full.to_string()));
+            }
+            Command::Place { workload, slots, reply } => {
+                self.locals.insert(workload, slots);
+                self.workload_changed(workload);
+                let _ = reply.send(());
+            }
+            Command::Leave { namespace, name, workload, reply } => {
+                self.compiler.leave(&namespace, &name);
+                if self.locals.remove(&workload).is_some() {
+                    self.workload_changed(workload);
+                }
+                self.save_soon();
+                let _ = reply.send(());
+            }
+            Command::Begin(reply) => {
+                self.begun = true;
+                self.pending.merge(&Dirty::all(&self.compiler.snapshot()));
+                self.write();
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// Applies an update, up to the maps.
+    fn take(&mut self, update: Update) -> Vec<Rejected> {
+        let began = Instant::now();
+        let Update { revision, full, changes } = update;
+        let mut batch = Batch::default();
+        let mut rejected = Vec::new();
+        if full {
+            let gone: Vec<_> = self.store.keys().filter(|key| !changes.contains_key(key)).collect();
+            for key in gone {
+                self.store.remove(&key);
+                batch.removes.push(key);
+            }
+        }
+        for (key, change) in changes {
+            let Some(raw) = change else {
+                self.store.remove(&key);
+                batch.removes.push(key);
+                continue;
+            };
+            match decode(&key, &raw) {
+                Ok(resource) => {
+                    batch.upserts.push(resource);
+                    self.store.put(key, raw);
+                }
+                Err(reason) => rejected.push(Rejected { key, reason }),
+            }
+        }
+        let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
+        self.store.revision = revision.clone();
+        let outcome = self.compiler.apply(batch, revision);
+        self.shared.snapshot.store(outcome.snapshot.clone());
+        self.pending.merge(&outcome.dirty);
+        self.conditions = outcome.conditions.to_vec();
+        self.write();
+        self.epochs.send_replace(outcome.snapshot.epoch);
+        self.save_soon();
+        tracing::debug!(epoch = outcome.snapshot.epoch, upserts, removes, took = ?began.elapsed(), "update in force");
+        rejected
+    }
+
+    fn workload_changed(&mut self, workload: WorkloadId) {
+        self.pending.workloads.insert(workload);
+        self.write();
+    }
+
+    /// Plans what is pending and writes the maps.
+    fn write(&mut self) {
+        if !self.begun {
+            return;
+        }
+        let snapshot = self.compiler.snapshot();
+        let dirty = std::mem::take(&mut self.pending);
+        let plan = plan(&mut self.view, &snapshot, &dirty, &self.locals, self.full, self.start.elapsed());
+        self.timers.plan = plan.retry_at.map(|at| self.start + at);
+        let mut lines: BTreeMap<String, String> = BTreeMap::new();
+        for Condition { subject, problem } in self.conditions.iter().chain(&plan.conditions) {
+            let line = lines.entry(subject.clone()).or_default();
+            if !line.is_empty() {
+                line.push_str("; ");
+            }
+            line.push_str(problem);
+        }
+        if let Err(error) = self.maps.apply(&plan.ops) {
+            lines.insert(format!("map {}", error.map), error.to_string());
+            // What was written and what was not is seen by looking.
+            self.view = view(&*self.maps);
+            self.pending = Dirty::all(&snapshot);
+            self.pending.merge(&dirty);
+            self.timers.plan = Some(Instant::now() + REPEAT);
+        }
+        self.shared.conditions.replace(RESOURCES, lines);
+    }
+
+    fn save_soon(&mut self) {
+        let now = Instant::now();
+        let earliest = self.timers.saved.map_or(now, |saved| saved + SAVE_EVERY);
+        self.timers.save.get_or_insert(earliest.max(now + SAVE_AFTER));
+    }
+
+    fn on_timer(&mut self) {
+        let now = Instant::now();
+        if due(&mut self.timers.plan, now) {
+            self.write();
+        }
+        if due(&mut self.timers.save, now) {
+            self.save();
+        }
+        if due(&mut self.timers.release, now) {
+            self.timers.release = Some(now + RELEASE);
+            let maps = self.maps.clone();
+            self.counting.get_or_insert_with(|| tokio::task::spawn_blocking(move || maps.counted()));
+        }
+    }
+
+    /// Writes the snapshot to disk, off this thread: a change never waits for a disk.
+    fn save(&mut self) {
+        let now = Instant::now();
+        if self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+            self.timers.save = Some(now + SAVE_AFTER);
+            return;
+        }
+        self.timers.saved = Some(now);
+        let (store, ids) = (self.store.clone(), self.compiler.ids().clone());
+        let epoch = self.compiler.snapshot().epoch;
+        let path = disk::path(&self.options.state_dir);
+        let shared = self.shared.clone();
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            let bytes = disk::encode(&store, &ids, epoch).map_err(std::io::Error::other);
+            match bytes.and_then(|bytes| disk::write_atomically(&path, &bytes)) {
+                Ok(()) => shared.conditions.clear(DISK),
+                Err(error) => shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display())),
+            }
+        }));
+    }
+
+    /// Frees the numbers of names that have ended and that nothing counts on.
+    fn release(&mut self, counted: Option<Vec<(IdKind, u32)>>) {
+        // Unknown counts: nothing may be freed.
+        let Some(counted) = counted else { return };
+        let counted: HashSet<(IdKind, u32)> = counted.into_iter().collect();
+        let (maps, locals) = (&self.maps, &self.locals);
+        self.compiler.release_ids(|kind, id| {
+            let kept = counted.contains(&(kind, id)) || (kind == IdKind::Workload && locals.contains_key(&id));
+            if kept { 1 } else { maps.settle(kind, id) }
+        });
+    }
+}
+
+/// The result of what runs beside; never, where nothing does.
+async fn finished<T>(running: &mut Option<JoinHandle<T>>) -> Option<T> {
+    match running {
+        Some(handle) => {
+            let result = handle.await.ok();
+            *running = None;
+            result
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What the maps hold; where they cannot be read, nothing: then everything is written again.
+fn view(maps: &dyn Maps) -> View {
+    match maps.held() {
+        Ok((services, workloads)) => View::adopt(services, workloads, maps.capacities()),
+        Err(error) => {
+            tracing::error!(%error, "the maps cannot be read; writing everything again");
+            View::new(maps.capacities())
+        }
+    }
+}
+
+fn from_disk(store: &Store) -> Update {
+    let all = Kind::ALL.into_iter().flat_map(|kind| {
+        store.of(kind).map(move |(name, raw)| ((kind, name.to_owned()), Some(raw.clone())))
+    });
+    Update { revision: store.revision.clone(), full: true, changes: all.collect() }
+}
+
+async fn wake_at(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,162 @@
+//! What enrolment does to the kernel and the proxy, as one narrow trait: everything else here can be tested
+//! without either.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use mesh_common::addr::{UNSPECIFIED, from_ip};
+use mesh_common::record::{Enrolled, EnrolledKey, KIND_NETNS, listener};
+
+use super::listeners::Opened;
+use crate::config::Numbers;
+use crate::kernel::Kernel;
+use crate::path::{Budget, Enrolment, Proxy};
+
+/// A workload that is to be made part of the mesh.
+pub struct Install {
+    /// Its numbers.
+    pub numbers: Numbers,
+    /// Its network namespace.
+    pub netns: Arc<OwnedFd>,
+    /// Listeners in it, and its cookie.
+    pub opened: Opened,
+    /// Its first slot in `LISTENERS`.
+    pub slot: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The kernel and the proxy, as far as enrolment needs them.
+pub trait DataPath: Send + Sync + 'static {
+    /// Word of a workload's home worker in `HEARTBEAT`.
+    fn home(&self, workload: u32) -> u32;
+    /// Makes it part of the mesh. On an error nothing of it is left.
+    fn install(&self, install: Install) -> Result<(), String>;
+    /// Undoes [`DataPath::install`]; also for what an earlier agent installed.
+    fn remove(&self, key: EnrolledKey, workload: u32, slot: u32);
+    /// Removes an entry whose workload lives on under another.
+    fn forget(&self, key: EnrolledKey);
+    /// What the kernel has enrolled.
+    fn enrolled(&self) -> Vec<(EnrolledKey, Enrolled)>;
+}
+
+/// The real one.
+pub struct Live {
+    /// The kernel.
+    pub kernel: Arc<Kernel>,
+    /// The proxy.
+    pub proxy: Proxy,
+    /// What each workload may use of the proxy.
+    pub budget: Budget,
+    /// How many captured connections of a workload may wait for the proxy.
+    pub pending: u32,
+}
+
+/// Key of a namespace.
+pub fn key_of(cookie: u64) -> EnrolledKey {
+    EnrolledKey { kind: KIND_NETNS, id: cookie }
+}
+
+fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None })
+}
+
+fn first_v6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
+    addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None })
+}
+
+impl Live {
+    fn try_install(&self, install: Install) -> Result<(), String> {
+        let Install { numbers, netns, opened, slot, addresses } = install;
+        let (addr4, addr6) = (first_v4(&addresses), first_v6(&addresses));
+        let value = Enrolled {
+            addr4: addr4.map_or(UNSPECIFIED, |ip| from_ip(ip.into())),
+            addr6: addr6.map_or(UNSPECIFIED, |ip| from_ip(ip.into())),
+            workload: numbers.workload,
+            identity: numbers.identity,
+            mesh_ns: numbers.mesh_ns,
+            policy_set: 0,
+            listener_slot: slot,
+            heartbeat_slot: self.proxy.home(numbers.workload),
+            budget_pending: self.pending,
+            port4_be: Opened::port_be(opened.out4.as_ref()),
+            port6_be: Opened::port_be(opened.out6.as_ref()),
+        };
+        let Opened { cookie, out4, out6, inbound, .. } = opened;
+        let slots = [(listener::OUT4, &out4), (listener::OUT6, &out6), (listener::IN, &inbound)];
+        let mut duplicates = Vec::new();
+        for (offset, socket) in slots {
+            if let Some(socket) = socket {
+                duplicates.push((offset, socket.try_clone().map_err(|e| e.to_string())?));
+            }
+        }
+        let enrolment = Enrolment {
+            workload: numbers.workload,
+            identity: numbers.identity,
+            netns: netns.clone(),
+            out4,
+            out6,
+            inbound,
+            addr4,
+            addr6,
+            budget: self.budget,
+        };
+        self.proxy.add_workload(enrolment).map_err(|e| e.to_string())?;
+        // The entry before the slots: where an earlier agent's entry is replaced, a live slot must never
+        // stand beside its old ports. With an empty slot the proxy counts as gone.
+        self.kernel.enrol(key_of(cookie), &value).map_err(|e| e.to_string())?;
+        for (offset, socket) in duplicates {
+            let done = self.kernel.set_listener(slot + offset, numbers.workload, socket.as_fd());
+            done.map_err(|e| e.to_string())?;
+        }
+        self.kernel.attach_inbound(numbers.workload, netns.as_fd()).map_err(|e| e.to_string())
+    }
+}
+
+impl DataPath for Live {
+    fn home(&self, workload: u32) -> u32 {
+        self.proxy.home(workload)
+    }
+
+    fn install(&self, install: Install) -> Result<(), String> {
+        let (key, workload, slot) = (key_of(install.opened.cookie), install.numbers.workload, install.slot);
+        let done = self.try_install(install);
+        if done.is_err() {
+            self.remove(key, workload, slot);
+        }
+        done
+    }
+
+    fn remove(&self, key: EnrolledKey, workload: u32, slot: u32) {
+        // First the entry: from then on nothing is captured any more.
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            tracing::warn!(workload, what, error = %error, "withdrawal is incomplete");
+        };
+        if let Err(error) = self.kernel.unenrol(key) {
+            failed("entry", &error);
+        }
+        if let Err(error) = self.kernel.detach_inbound(workload) {
+            failed("inbound program", &error);
+        }
+        for offset in [listener::OUT4, listener::OUT6, listener::IN] {
+            if let Err(error) = self.kernel.clear_listener(slot + offset) {
+                failed("listener", &error);
+            }
+        }
+        self.proxy.remove_workload(workload);
+    }
+
+    fn forget(&self, key: EnrolledKey) {
+        if let Err(error) = self.kernel.unenrol(key) {
+            tracing::warn!(%error, "an old entry could not be removed");
+        }
+    }
+
+    fn enrolled(&self) -> Vec<(EnrolledKey, Enrolled)> {
+        self.kernel.enrolled().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what an earlier agent enrolled cannot be read");
+            Vec::new()
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! The agent's listeners inside a workload's network namespace, and what that namespace says of itself.
+//!
+//! Bound to port 0 on loopback: nobody can squat the port, nobody outside can reach it. The kernel programs
+//! learn the ports from the workload's entry, `sk_lookup` assigns inbound connections of both families to
+//! the one inbound listener.
+//!
+//! Not here: who accepts on them (path), who is told of them (enrol).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::addresses;
+use crate::sys;
+
+const BACKLOG: i32 = 4096;
+
+/// A namespace as it was found, with the agent's listeners in it.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its cookie: what the kernel knows it by.
+    pub cookie: u64,
+    /// Addresses of its interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// Outbound capture over IPv4.
+    pub out4: Option<TcpListener>,
+    /// Outbound capture over IPv6; `None`: the namespace has no IPv6.
+    pub out6: Option<TcpListener>,
+    /// Inbound capture.
+    pub inbound: Option<TcpListener>,
+}
+
+impl Opened {
+    /// The port of a listener, in network order; 0: there is none.
+    pub fn port_be(listener: Option<&TcpListener>) -> u16 {
+        let port = listener.and_then(|l| l.local_addr().ok()).map_or(0, |a| a.port());
+        port.to_be()
+    }
+}
+
+/// Enters the namespace, reads it, makes the listeners. Blocks for a moment: not for a runtime's thread.
+pub fn open(netns: BorrowedFd<'_>) -> io::Result<Opened> {
+    sys::in_netns(netns, || {
+        let out4 = listen(Ipv4Addr::LOCALHOST.into(), false).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrNotAvailable => {
+                io::Error::new(error.kind(), "its loopback is down: ip link set lo up")
+            }
+            _ => error,
+        })?;
+        let out6 = optional(listen(Ipv6Addr::LOCALHOST.into(), true))?;
+        let inbound = match optional(listen(Ipv6Addr::LOCALHOST.into(), false))? {
+            Some(both) => both,
+            None => listen(Ipv4Addr::LOCALHOST.into(), false)?,
+        };
+        Ok(Opened {
+            cookie: sys::netns_cookie(out4.as_fd())?,
+            addresses: addresses::of_this_namespace()?,
+            out4: Some(out4),
+            out6,
+            inbound: Some(inbound),
+        })
+    })
+}
+
+/// The cookie of a namespace.
+pub fn cookie(netns: BorrowedFd<'_>) -> io::Result<u64> {
+    sys::in_netns(netns, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
+        sys::netns_cookie(socket.as_fd())
+    })
+}
+
+/// IPv6 may be off altogether, or off on loopback.
+fn optional(made: io::Result<TcpListener>) -> io::Result<Option<TcpListener>> {
+    match made {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn listen(ip: IpAddr, v6_only: bool) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(ip, 0);
+    let kind = Type::STREAM.cloexec().nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(v6_only)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,130 @@
+//! What this node has registered, and who waits for a verdict on it. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use mesh_api::proto::v1::{WorkloadRemove, WorkloadUpsert};
+use tokio::sync::oneshot;
+
+/// Namespace and name of a workload.
+pub type Name = (String, String);
+
+/// What the control plane says of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Registered; what is named but harmless.
+    Accepted(Vec<String>),
+    /// Not registered, and why.
+    Refused(String),
+}
+
+/// One entry a workload.
+#[derive(Debug, Default)]
+pub struct Table {
+    last_request: u64,
+    entries: BTreeMap<Name, Entry>,
+    /// Requests without an answer: at most one a workload, older ones are forgotten.
+    pending: HashMap<u64, Name>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    upsert: WorkloadUpsert,
+    waiter: Option<oneshot::Sender<Verdict>>,
+}
+
+impl Table {
+    fn request(&mut self, name: &Name) -> u64 {
+        self.last_request += 1;
+        self.pending.retain(|_, of| of != name);
+        self.pending.insert(self.last_request, name.clone());
+        self.last_request
+    }
+
+    /// Registers; the message to send.
+    pub fn upsert(&mut self, mut upsert: WorkloadUpsert, waiter: oneshot::Sender<Verdict>) -> WorkloadUpsert {
+        let workload = upsert.workload.get_or_insert_default();
+        let name = (workload.namespace.clone(), workload.name.clone());
+        upsert.request = self.request(&name);
+        self.entries.insert(name, Entry { upsert: upsert.clone(), waiter: Some(waiter) });
+        upsert
+    }
+
+    /// Withdraws; the message to send.
+    pub fn remove(&mut self, name: Name) -> WorkloadRemove {
+        self.entries.remove(&name);
+        self.pending.retain(|_, of| *of != name);
+        self.last_request += 1;
+        WorkloadRemove { request: self.last_request, namespace: name.0, name: name.1 }
+    }
+
+    /// Everything, for a new connection.
+    pub fn again(&mut self) -> Vec<WorkloadUpsert> {
+        let names: Vec<Name> = self.entries.keys().cloned().collect();
+        let mut all = Vec::with_capacity(names.len());
+        for name in names {
+            let request = self.request(&name);
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.upsert.request = request;
+                all.push(entry.upsert.clone());
+            }
+        }
+        all
+    }
+
+    /// Gives the verdict to who waits for it; returned where nobody does.
+    pub fn answered(&mut self, request: u64, verdict: Verdict) -> Option<(Name, Verdict)> {
+        let name = self.pending.remove(&request)?;
+        let waiter = self.entries.get_mut(&name).and_then(|entry| entry.waiter.take());
+        match waiter {
+            Some(waiter) => waiter.send(verdict).err().map(|verdict| (name, verdict)),
+            None => Some((name, verdict)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_api::proto::v1::Workload;
+
+    fn upsert(name: &str) -> WorkloadUpsert {
+        let workload = Workload { namespace: "shop".into(), name: name.into(), ..Workload::default() };
+        WorkloadUpsert { workload: Some(workload), ..WorkloadUpsert::default() }
+    }
+
+    #[test]
+    fn the_first_verdict_goes_to_who_waits_and_later_ones_to_enrol() {
+        let mut table = Table::default();
+        let (waiter, mut verdict) = oneshot::channel();
+        let sent = table.upsert(upsert("cart"), waiter);
+        assert_eq!(table.answered(sent.request + 9, Verdict::Refused("?".into())), None, "an unknown request");
+        assert_eq!(table.answered(sent.request, Verdict::Accepted(vec![])), None);
+        assert_eq!(verdict.try_recv().unwrap(), Verdict::Accepted(vec![]));
+        let again = table.again();
+        assert_eq!(again.len(), 1);
+        let refused = Verdict::Refused("no grant".into());
+        let name = ("shop".to_owned(), "cart".to_owned());
+        assert_eq!(table.answered(again[0].request, refused.clone()), Some((name, refused)));
+    }
+
+    #[test]
+    fn the_answer_to_an_older_request_is_ignored() {
+        let mut table = Table::default();
+        let (waiter, mut verdict) = oneshot::channel();
+        let first = table.upsert(upsert("cart"), waiter);
+        let second = table.again();
+        assert_eq!(table.answered(first.request, Verdict::Refused("old".into())), None);
+        table.answered(second[0].request, Verdict::Accepted(vec![]));
+        assert_eq!(verdict.try_recv().unwrap(), Verdict::Accepted(vec![]));
+    }
+
+    #[test]
+    fn a_removed_workload_is_not_told_again() {
+        let mut table = Table::default();
+        let (waiter, _verdict) = oneshot::channel();
+        let sent = table.upsert(upsert("cart"), waiter);
+        table.remove(("shop".into(), "cart".into()));
+        assert!(table.again().is_empty());
+        assert_eq!(table.answered(sent.request, Verdict::Refused("late".into())), None);
+    }
+}
