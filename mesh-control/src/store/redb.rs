@@ -235,9 +235,7 @@ fn open_file(path: &Path) -> Result<Database, StoreError> {
         DatabaseError::UpgradeRequired(version) => {
             StoreError::Corrupt { path: shown, cause: format!("an old file format, version {version}") }
         }
-        DatabaseError::Storage(StorageError::Io(cause))
-            if cause.kind() != std::io::ErrorKind::InvalidData =>
-        {
+        DatabaseError::Storage(StorageError::Io(cause)) if !is_damage(&cause) => {
             StoreError::Failed { operation: "open its file", cause: format!("{shown}: {cause}") }
         }
         other => StoreError::Corrupt { path: shown, cause: other.to_string() },
@@ -258,13 +256,12 @@ fn prepare(database: &Database, path: &Path) -> Result<String, StoreError> {
         let id = {
             let mut names = txn.open_table(NAMES)?;
             let there = names.get(ID)?.map(|id| id.value().to_owned());
-            match there {
-                Some(id) => id,
-                None => {
-                    let id = random_id()?;
-                    names.insert(ID, id.as_str())?;
-                    id
-                }
+            if let Some(id) = there {
+                id
+            } else {
+                let id = random_id()?;
+                names.insert(ID, id.as_str())?;
+                id
             }
         };
         txn.commit()?;
