@@ -102,47 +102,59 @@ impl Head for RequestHead<'_> {
 
 /// Parses a complete request head: `buf` is exactly what [`HeadScan::end`](super::HeadScan::end) measured.
 pub fn parse_request<'b>(buf: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, ProxyError> {
-    parse(buf, limits).map_err(|cause| ProxyError::malformed(Side::Client, cause))
+    let mut head = RequestHead {
+        method: "",
+        target: "",
+        path: "",
+        authority: "",
+        version: Version::Http11,
+        framing: Framing::None,
+        keep_alive: false,
+        expect_continue: false,
+        upgrade: false,
+        buf,
+        fields: Fields::EMPTY,
+    };
+    match head.parse(limits) {
+        Ok(()) => Ok(head),
+        Err(cause) => Err(ProxyError::malformed(Side::Client, cause)),
+    }
 }
 
-fn parse<'b>(buf: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, Malformed> {
-    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let mut parsed = httparse::Request::new(&mut []);
-    let status = parsed.parse_with_uninit_headers(buf, &mut headers).map_err(|e| diagnose(buf, e))?;
-    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
-        return Err(Malformed::StartLine);
-    };
-    // httparse skips any number of empty lines; one is what RFC 9112 section 2.2 tolerates.
-    let start = buf.strip_prefix(b"\r\n").unwrap_or(buf);
-    if status != httparse::Status::Complete(buf.len()) || !start.starts_with(method.as_bytes()) {
-        return Err(Malformed::StartLine);
+impl RequestHead<'_> {
+    fn parse(&mut self, limits: &Limits) -> Result<(), Malformed> {
+        let buf = self.buf;
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut parsed = httparse::Request::new(&mut []);
+        let status = parsed.parse_with_uninit_headers(buf, &mut headers).map_err(|e| diagnose(buf, e))?;
+        let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
+            return Err(Malformed::StartLine);
+        };
+        // httparse skips any number of empty lines; one is what RFC 9112 section 2.2 tolerates.
+        let start = buf.strip_prefix(b"\r\n").unwrap_or(buf);
+        if status != httparse::Status::Complete(buf.len()) || !start.starts_with(method.as_bytes()) {
+            return Err(Malformed::StartLine);
+        }
+        let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+        self.fields.fill(buf, parsed.headers, limits)?;
+        let options = connection(&mut self.fields, buf)?;
+        let fields = &self.fields;
+        let host = host(fields, buf, version)?;
+        let (path, authority) = split_target(method, target)?;
+        (self.method, self.target, self.version) = (method, target, version);
+        (self.path, self.authority) = (path, authority.unwrap_or(host));
+        self.framing = declared(fields, buf, version)?.unwrap_or(Framing::None);
+        if method == "CONNECT" && self.framing != Framing::None {
+            return Err(Malformed::ConnectBody);
+        }
+        self.keep_alive = options.keep_alive(version);
+        let newer = version == Version::Http11;
+        self.upgrade = newer && options.upgrade && upgrade_offered(fields, buf);
+        self.expect_continue = newer
+            && self.framing != Framing::None
+            && fields.of(Kind::Expect).any(|f| f.value(buf).eq_ignore_ascii_case(b"100-continue"));
+        Ok(())
     }
-    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    let mut fields = Fields::new(buf, parsed.headers, limits)?;
-    let options = connection(&mut fields, buf)?;
-    let framing = declared(&fields, buf, version)?.unwrap_or(Framing::None);
-    let host = host(&fields, buf, version)?;
-    let (path, authority) = split_target(method, target)?;
-    if method == "CONNECT" && framing != Framing::None {
-        return Err(Malformed::ConnectBody);
-    }
-    let upgrade = version == Version::Http11 && options.upgrade && upgrade_offered(&fields, buf);
-    let expect_continue = version == Version::Http11
-        && framing != Framing::None
-        && fields.of(Kind::Expect).any(|f| f.value(buf).eq_ignore_ascii_case(b"100-continue"));
-    Ok(RequestHead {
-        method,
-        target,
-        path,
-        authority: authority.unwrap_or(host),
-        version,
-        framing,
-        keep_alive: options.keep_alive(version),
-        expect_continue,
-        upgrade,
-        buf,
-        fields,
-    })
 }
 
 /// The Host header's value; empty where HTTP/1.0 has none.

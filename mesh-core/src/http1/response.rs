@@ -46,38 +46,50 @@ pub fn parse_response<'b>(
     request: RequestFacts,
     limits: &Limits,
 ) -> Result<ResponseHead<'b>, ProxyError> {
-    parse(buf, request, limits).map_err(|cause| ProxyError::malformed(Side::Upstream, cause))
+    let mut head = ResponseHead {
+        status: 0,
+        version: Version::Http11,
+        framing: Framing::None,
+        keep_alive: false,
+        client_keep_alive: false,
+        buf,
+        fields: Fields::EMPTY,
+    };
+    match head.parse(request, limits) {
+        Ok(()) => Ok(head),
+        Err(cause) => Err(ProxyError::malformed(Side::Upstream, cause)),
+    }
 }
 
-fn parse<'b>(buf: &'b [u8], request: RequestFacts, limits: &Limits) -> Result<ResponseHead<'b>, Malformed> {
-    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let parse = config.parse_response_with_uninit_headers(&mut parsed, buf, &mut headers);
-    let complete = parse.map_err(|e| diagnose(buf, e))?;
-    let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
-        return Err(Malformed::StartLine);
-    };
-    if complete != httparse::Status::Complete(buf.len()) || !buf.starts_with(b"HTTP/1.") {
-        return Err(Malformed::StartLine);
+impl ResponseHead<'_> {
+    fn parse(&mut self, request: RequestFacts, limits: &Limits) -> Result<(), Malformed> {
+        let buf = self.buf;
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut parsed = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        let complete = config
+            .parse_response_with_uninit_headers(&mut parsed, buf, &mut headers)
+            .map_err(|e| diagnose(buf, e))?;
+        let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
+            return Err(Malformed::StartLine);
+        };
+        if complete != httparse::Status::Complete(buf.len()) || !buf.starts_with(b"HTTP/1.") {
+            return Err(Malformed::StartLine);
+        }
+        if !(100..=599).contains(&status) {
+            return Err(Malformed::Status);
+        }
+        self.status = status;
+        self.version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+        self.fields.fill(buf, parsed.headers, limits)?;
+        let options = connection(&mut self.fields, buf)?;
+        let declared = declared(&self.fields, buf, self.version)?;
+        let (framing, clean) = framing(status, request, declared)?;
+        self.framing = framing;
+        self.keep_alive = options.keep_alive(self.version) && framing.is_delimited() && clean;
+        self.client_keep_alive = request.keep_alive && framing.is_delimited();
+        Ok(())
     }
-    if !(100..=599).contains(&status) {
-        return Err(Malformed::Status);
-    }
-    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    let mut fields = Fields::new(buf, parsed.headers, limits)?;
-    let options = connection(&mut fields, buf)?;
-    let declared = declared(&fields, buf, version)?;
-    let (framing, clean) = framing(status, request, declared)?;
-    Ok(ResponseHead {
-        status,
-        version,
-        framing,
-        keep_alive: options.keep_alive(version) && framing.is_delimited() && clean,
-        client_keep_alive: request.keep_alive && framing.is_delimited(),
-        buf,
-        fields,
-    })
 }
 
 /// RFC 9112 section 6.3; and whether the endpoint kept to it, so that its connection can be trusted further.
