@@ -317,3 +317,6 @@ fn taken(index: usize, address: IpAddr, holder: &str) -> ApiError {
     )
     .saying(format!("{path}: {address} belongs to Service {holder}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,3 +102,6 @@ impl Source for StoreSource {
         Ok(batch)
     }
 }
+
+#[cfg(test)]
+mod tests;
