@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod rest;
 pub mod server;
+pub mod stop;
 pub mod store;
 pub mod tls;
 pub mod xds;

@@ -93,6 +93,12 @@ pub struct Gauges {
     pub revision: u64,
     /// Services, workloads and so on, by kind.
     pub resources: Vec<(&'static str, usize)>,
+    /// Quantiles of the store's recent commits: from the last change to durable.
+    pub fsync: [(f64, Duration); 3],
+    /// Sum of all commits.
+    pub fsync_total: Duration,
+    /// How many commits.
+    pub commits: u64,
 }
 
 impl Metrics {
@@ -160,14 +166,21 @@ mod tests {
         for us in [1, 250, 251, 9_000_000] {
             metrics.commit.observe(Duration::from_micros(us));
         }
-        let page =
-            metrics.render(&Gauges { connected_nodes: 2, revision: 7, resources: vec![("Service", 3)] });
+        let page = metrics.render(&Gauges {
+            connected_nodes: 2,
+            revision: 7,
+            resources: vec![("Service", 3)],
+            fsync: [(0.5, Duration::ZERO), (0.9, Duration::ZERO), (0.99, Duration::from_millis(3))],
+            fsync_total: Duration::ZERO,
+            commits: 1,
+        });
         for line in [
             "mesh_control_commit_seconds_bucket{le=\"0.00025\"} 2",
             "mesh_control_commit_seconds_bucket{le=\"0.0005\"} 3",
             "mesh_control_commit_seconds_bucket{le=\"+Inf\"} 4",
             "mesh_control_commit_seconds_count 4",
             "mesh_control_revision 7",
+            "mesh_control_fsync_seconds{quantile=\"0.99\"} 0.003",
             "mesh_control_resources{kind=\"Service\"} 3",
         ] {
             assert!(page.lines().any(|have| have == line), "{line} not in\n{page}");

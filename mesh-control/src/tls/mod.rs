@@ -3,10 +3,13 @@
 //! [`accept`] turns a listening socket into finished handshakes: both servers (REST and agents) take their
 //! connections from it, so limits and timeouts stand in one place.
 //!
-//! Invariant: at most [`HANDSHAKES`] handshakes are under way for a port, each for at most
-//! [`HANDSHAKE_TIME`]; a client that does neither talk nor leave costs no more than that.
+//! Invariant: a port has at most [`CONNECTIONS`] connections, handshakes included, and a handshake takes at
+//! most [`HANDSHAKE_TIME`]; further clients wait in the listening socket's backlog.
 
 pub mod ca;
+mod connection;
+
+pub use connection::Connection;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,8 +24,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Handshakes under way at once, a port.
-const HANDSHAKES: usize = 256;
+use crate::stop::stopped;
+
+/// Connections at once, a port.
+const CONNECTIONS: usize = 4096;
 /// Finished handshakes that wait for the server to take them.
 const ACCEPTED: usize = 64;
 /// How long a handshake may take.
@@ -68,15 +73,15 @@ pub fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     mut stop: watch::Receiver<bool>,
-) -> mpsc::Receiver<TlsStream<TcpStream>> {
+) -> mpsc::Receiver<Connection> {
     let (done, taken) = mpsc::channel(ACCEPTED);
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::spawn(async move {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
             };
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -90,9 +95,8 @@ pub fn accept(
             tokio::spawn(async move {
                 if let Some(stream) = handshake(&acceptor, socket, peer).await {
                     // The server is gone: so is the connection.
-                    let _ = done.send(stream).await;
+                    let _ = done.send(Connection::new(stream, slot)).await;
                 }
-                drop(slot);
             });
         }
     });

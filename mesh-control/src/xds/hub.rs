@@ -9,24 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use mesh_api::resource::Kind;
+use mesh_registry::registry::{Delta as Changes, WireResource};
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
-use super::{Change, KINDS};
-use crate::tls::ca::hex;
-
-/// Bytes of the content hash that make a version: equality within one name's history is all it is for.
-const VERSION_BYTES: usize = 8;
-
-/// One resource as agents get it.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Content hash.
-    pub version: Arc<str>,
-    /// Encoded message.
-    pub content: Arc<[u8]>,
-}
+use super::KINDS;
 
 /// Contents by type and name, with the streams that follow them.
 pub struct Hub {
@@ -37,7 +24,7 @@ pub struct Hub {
 #[derive(Default)]
 struct Inner {
     revision: u64,
-    contents: [BTreeMap<Arc<str>, Entry>; KINDS],
+    contents: [BTreeMap<Arc<str>, Arc<WireResource>>; KINDS],
     streams: HashMap<u64, Backlog>,
     next_stream: u64,
 }
@@ -51,7 +38,7 @@ struct Backlog {
 #[derive(Debug, Default)]
 pub struct Delta {
     /// Present resources.
-    pub changed: Vec<(Arc<str>, Entry)>,
+    pub changed: Vec<(Arc<str>, Arc<WireResource>)>,
     /// Names that are no more.
     pub removed: Vec<Arc<str>>,
 }
@@ -84,35 +71,25 @@ impl Hub {
         self.inner.lock().contents.each_ref().map(BTreeMap::len)
     }
 
-    /// Takes changes in and wakes the streams that have something to send. Contents equal to what is
-    /// there are no change.
-    pub fn apply(&self, revision: u64, changes: Vec<Change>) {
-        // Hashed before the lock.
-        let hashed: Vec<_> = changes
-            .into_iter()
-            .map(|change| (change.kind, change.name, change.content.map(Entry::new)))
-            .collect();
+    /// Takes changes in and wakes the streams that have something to send.
+    pub fn apply(&self, delta: Changes) {
+        let changed = delta.changed.into_iter().map(|resource| (resource.key.clone(), Some(resource)));
+        let removed = delta.removed.into_iter().map(|key| (key, None));
+        let changes: Vec<_> = changed.chain(removed).collect();
         let mut inner = self.inner.lock();
-        let Inner { contents, streams, revision: current, .. } = &mut *inner;
-        *current = revision.max(*current);
-        let mut woken = false;
-        for (kind, name, entry) in hashed {
-            let of_kind = &mut contents[kind as usize];
-            let before = match entry {
-                Some(entry) => {
-                    let version = entry.version.clone();
-                    of_kind.insert(name.clone(), entry).is_some_and(|old| old.version == version)
-                }
-                None => of_kind.remove(&name).is_none(),
-            };
-            if !before {
-                woken = true;
-                for backlog in streams.values_mut() {
-                    backlog.dirty[kind as usize].insert(name.clone());
-                }
+        let Inner { contents, streams, revision, .. } = &mut *inner;
+        *revision = delta.revision.max(*revision);
+        for (key, resource) in &changes {
+            let (kind, name) = (key.kind as usize, Arc::<str>::from(key.wire_name()));
+            for backlog in streams.values_mut() {
+                backlog.dirty[kind].insert(name.clone());
             }
+            match resource {
+                Some(resource) => contents[kind].insert(name, resource.clone()),
+                None => contents[kind].remove(&name),
+            };
         }
-        if woken {
+        if !changes.is_empty() {
             streams.values().for_each(|backlog| backlog.wake.notify_one());
         }
     }
@@ -126,13 +103,6 @@ impl Hub {
         inner.streams.insert(id, Backlog { dirty: Default::default(), wake: wake.clone() });
         drop(inner);
         Follower { hub: self.clone(), id, wake }
-    }
-}
-
-impl Entry {
-    fn new(content: Vec<u8>) -> Self {
-        let version = hex(&Sha256::digest(&content)[..VERSION_BYTES]).into();
-        Self { version, content: content.into() }
     }
 }
 
@@ -152,7 +122,7 @@ impl Follower {
         let contents = &inner.contents[kind as usize];
         let changed = contents
             .iter()
-            .filter(|(name, entry)| has.get(&***name).is_none_or(|version| **version != *entry.version))
+            .filter(|(name, entry)| has.get(&***name).is_none_or(|version| **version != entry.version))
             .map(|(name, entry)| (name.clone(), entry.clone()))
             .collect();
         let removed = has
@@ -207,14 +177,21 @@ impl Drop for Follower {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::resource::Key;
+
     use super::*;
 
-    fn put(name: &str, content: &str) -> Change {
-        Change { kind: Kind::Service, name: name.into(), content: Some(content.into()) }
-    }
-
-    fn remove(name: &str) -> Change {
-        Change { kind: Kind::Service, name: name.into(), content: None }
+    fn delta(revision: u64, put: &[(&str, &str)], removed: &[&str]) -> Changes {
+        let key = |name: &str| Key::new(Kind::Service, "ns", name);
+        let resource = |(name, version): &(&str, &str)| {
+            let (version, body) = ((*version).to_owned(), version.as_bytes().to_vec());
+            Arc::new(WireResource { key: key(name), version, revision, body })
+        };
+        Changes {
+            revision,
+            changed: put.iter().map(resource).collect(),
+            removed: removed.iter().map(|name| key(name)).collect(),
+        }
     }
 
     fn taken(follower: &Follower) -> (u64, Vec<String>, Vec<String>) {
@@ -232,36 +209,26 @@ mod tests {
         let hub = Hub::new("s");
         let follower = hub.follow();
         for turn in 0..100 {
-            hub.apply(turn, vec![put("a", &turn.to_string())]);
+            hub.apply(delta(turn, &[("a", &turn.to_string())], &[]));
         }
-        hub.apply(100, vec![put("b", "x"), put("c", "x"), remove("c")]);
-        assert_eq!(taken(&follower), (100, vec!["a".into(), "b".into()], vec!["c".into()]));
+        hub.apply(delta(100, &[("b", "x"), ("c", "x")], &["c"]));
+        assert_eq!(taken(&follower), (100, vec!["ns/a".into(), "ns/b".into()], vec!["ns/c".into()]));
         assert_eq!(taken(&follower), (100, vec![], vec![]));
-    }
-
-    #[test]
-    fn equal_content_is_no_change() {
-        let hub = Hub::new("s");
-        hub.apply(1, vec![put("a", "x")]);
-        let follower = hub.follow();
-        hub.apply(2, vec![put("a", "x"), remove("never")]);
-        assert!(!follower.has_any(Kind::ALL));
-        assert_eq!(hub.revision(), 2);
     }
 
     #[test]
     fn a_returning_agent_gets_the_differences() {
         let hub = Hub::new("s");
-        hub.apply(1, vec![put("same", "x"), put("other", "1")]);
+        hub.apply(delta(1, &[("same", "x"), ("other", "1")], &[]));
         let (_, all) = hub.follow().first(Kind::Service, &BTreeMap::new());
         let has: BTreeMap<_, _> =
             all.changed.iter().map(|(name, entry)| (name.to_string(), entry.version.to_string())).collect();
-        hub.apply(2, vec![put("other", "2"), put("new", "x")]);
+        hub.apply(delta(2, &[("other", "2"), ("new", "x")], &[]));
         let mut has_more = has.clone();
         has_more.insert("gone".into(), "1".into());
         let (revision, delta) = hub.follow().first(Kind::Service, &has_more);
         let names: Vec<_> = delta.changed.iter().map(|(name, _)| &**name).collect();
-        assert_eq!((revision, names), (2, vec!["new", "other"]));
+        assert_eq!((revision, names), (2, vec!["ns/new", "ns/other"]));
         assert_eq!(delta.removed, vec![Arc::from("gone")]);
     }
 
@@ -269,7 +236,7 @@ mod tests {
     fn a_follower_that_left_costs_nothing() {
         let hub = Hub::new("s");
         drop(hub.follow());
-        hub.apply(1, vec![put("a", "x")]);
+        hub.apply(delta(1, &[("a", "x")], &[]));
         assert!(hub.inner.lock().streams.is_empty());
     }
 }

@@ -12,20 +12,7 @@ pub mod hub;
 pub mod stream;
 pub mod subscription;
 
-use std::sync::Arc;
-
 use mesh_api::resource::Kind;
 
 /// How many types there are; arrays by type are indexed with `kind as usize`.
 pub const KINDS: usize = Kind::ALL.len();
-
-/// One change of what agents should have.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// Of which type.
-    pub kind: Kind,
-    /// xDS name.
-    pub name: Arc<str>,
-    /// Encoded message; absent: removed.
-    pub content: Option<Vec<u8>>,
-}

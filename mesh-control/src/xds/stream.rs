@@ -23,6 +23,7 @@ use crate::auth::table::Tokens;
 use crate::clock::unix_ms;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::stop::stopped;
 
 /// How long an agent may leave a response unread.
 const SEND_TIME: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ pub type Outbound = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
 struct AgentStream {
     node: String,
-    shared: Arc<Shared>,
+    shared: Shared,
     follower: Follower,
     subscription: Subscription,
     out: Outbound,
@@ -56,7 +57,7 @@ struct AgentStream {
 
 /// Serves a stream until the agent leaves, its token ends or the server stops.
 pub async fn serve(
-    shared: Arc<Shared>,
+    shared: Shared,
     node: String,
     token: String,
     requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Send + Unpin,
@@ -103,7 +104,7 @@ impl AgentStream {
                 () = tokio::time::sleep_until(pause.into()), if gather.is_some() => {}
                 _ = check.tick() => self.require(token)?,
                 _ = tokens.changed() => self.require(token)?,
-                _ = stop.wait_for(|stop| *stop) => {
+                () = stopped(&mut stop) => {
                     return Err(Status::unavailable("the control plane stops"));
                 }
             }
@@ -172,8 +173,8 @@ impl AgentStream {
         self.shared.nodes.sent(&self.node, kind, revision);
         let type_url = kind.type_url();
         let resources = delta.changed.into_iter().map(|(name, entry)| Resource {
-            version: entry.version.to_string(),
-            resource: Some(Any { type_url: type_url.to_owned(), value: entry.content.to_vec() }),
+            version: entry.version.clone(),
+            resource: Some(Any { type_url: type_url.to_owned(), value: entry.body.clone() }),
             name: name.to_string(),
         });
         let response = DeltaDiscoveryResponse {

@@ -1,0 +1,73 @@
+//! Command line of `mesh-control`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engine::Times;
+
+/// The control plane of a mesh.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serves the API and the agents until SIGTERM or Ctrl-C
+    Serve(Serve),
+}
+
+/// Flags of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct Serve {
+    /// Directory for the store, the authority and the admin token; made if it is not there
+    #[arg(long, env = "NODEMESH_DATA", default_value = "/var/lib/nodemesh-control")]
+    pub data: PathBuf,
+    /// Address of the REST API
+    #[arg(long, env = "NODEMESH_API", default_value = "0.0.0.0:15080")]
+    pub api: SocketAddr,
+    /// Address for agents
+    #[arg(long, env = "NODEMESH_AGENTS", default_value = "0.0.0.0:15012")]
+    pub agents: SocketAddr,
+    /// Host name or IP address by which clients know this server; may be repeated
+    #[arg(long, value_name = "HOST_OR_IP")]
+    pub name: Vec<String>,
+    /// How often agents say that they are there
+    #[arg(long, default_value = "10s", value_parser = seconds)]
+    pub heartbeat: Duration,
+    /// How long a node's workloads stay without a heartbeat
+    #[arg(long, default_value = "30s", value_parser = seconds)]
+    pub lease: Duration,
+    /// Acknowledge writes before they are on disk: for measuring the rest only, loses data
+    #[arg(long, hide = true)]
+    pub no_fsync: bool,
+    /// What to log, as in "info" or "mesh_control=debug"
+    #[arg(long, env = "NODEMESH_LOG", default_value = "info")]
+    pub log: String,
+}
+
+impl Serve {
+    /// The two durations, checked against each other.
+    pub fn times(&self) -> Result<Times, String> {
+        if self.lease < 2 * self.heartbeat {
+            return Err(format!(
+                "--lease {:?} is shorter than two heartbeats of {:?}: one lost heartbeat would end every workload",
+                self.lease, self.heartbeat
+            ));
+        }
+        Ok(Times { heartbeat: self.heartbeat, lease: self.lease })
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    mesh_api::duration::parse(text)
+        .filter(|time| (1..=86_400).contains(&time.as_secs()) && time.subsec_nanos() == 0)
+        .ok_or_else(|| "accepted: whole seconds in 1s..=24h".to_owned())
+}

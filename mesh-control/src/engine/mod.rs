@@ -1,0 +1,89 @@
+//! The one place where state changes: writes go through the store, and what the store then tells makes the
+//! registry and what agents are sent.
+//!
+//! ```text
+//! REST, Node.Session ─▶ [`writes`] ─▶ store ─hook─▶ [`pump`] ─▶ registry ─▶ hub ─▶ agents
+//!                                                      └─▶ [`reads`]
+//! ```
+//!
+//! Invariant: the pump alone changes the registry's objects; a write is answered after it is durable, and
+//! agents are told without waiting for the answer.
+//!
+//! Not here: HTTP, gRPC.
+
+mod pump;
+pub mod reads;
+pub mod tokens;
+pub mod writes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_registry::registry::Registry;
+use mesh_registry::store::{Store, StoreError};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::auth::table::Tokens;
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+use crate::xds::hub::Hub;
+
+/// How often agents say that they are there, and how long their workloads stay when they don't.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// From the last heartbeat to the end of the node's workloads.
+    pub lease: Duration,
+}
+
+/// State of the control plane, shared by everything that serves.
+pub struct Engine {
+    store: Arc<dyn Store>,
+    registry: Mutex<Registry>,
+    /// Revision that the registry has taken in.
+    applied: watch::Sender<u64>,
+    /// Why expiry stands still, if it does.
+    held: Mutex<Option<mesh_registry::lease::Held>>,
+    /// What agents should have.
+    pub hub: Arc<Hub>,
+    /// Who is valid.
+    pub tokens: Arc<Tokens>,
+    /// What status shows of nodes.
+    pub nodes: Arc<Nodes>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Heartbeats and leases of nodes.
+    pub times: Times,
+}
+
+impl Engine {
+    /// Reads what the store holds, and follows it from then on until the engine is dropped.
+    pub fn start(store: Arc<dyn Store>, times: Times) -> Result<Arc<Self>, StoreError> {
+        let engine = Arc::new(Self {
+            hub: Hub::new(store.id()),
+            registry: Mutex::new(Registry::new([pump::source_owner()])),
+            applied: watch::Sender::new(0),
+            held: Mutex::default(),
+            tokens: Arc::default(),
+            nodes: Arc::default(),
+            metrics: Arc::default(),
+            times,
+            store,
+        });
+        engine.load_tokens()?;
+        pump::start(&engine)?;
+        Ok(engine)
+    }
+
+    /// Random id of the store.
+    pub fn store_id(&self) -> &str {
+        self.store.id()
+    }
+
+    /// Whether everything that was stored is being served.
+    pub fn ready(&self) -> bool {
+        self.registry.lock().synced()
+    }
+}

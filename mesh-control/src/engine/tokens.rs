@@ -1,0 +1,71 @@
+//! Tokens in the store, and the first one.
+//!
+//! Key `/tokens/<id>`, value the record as JSON. The table in memory follows the writes of this process.
+
+use std::sync::Arc;
+
+use mesh_api::error::{ApiError, Reason};
+use mesh_registry::intent::WriteError;
+use mesh_registry::store::{StoreError, Txn};
+
+use super::Engine;
+use crate::auth::Role;
+use crate::auth::token::TokenRecord;
+use crate::clock::unix_ms;
+
+const PREFIX: &str = "/tokens/";
+/// How many tokens there may be.
+const TOKENS_MAX: usize = 16_384;
+
+impl Engine {
+    /// Reads all records.
+    pub(super) fn load_tokens(&self) -> Result<(), StoreError> {
+        for entry in self.store.range(PREFIX, None)?.entries {
+            let record: TokenRecord = serde_json::from_slice(&entry.value)
+                .map_err(|cause| StoreError::Corrupt { path: entry.key, cause: cause.to_string() })?;
+            self.tokens.insert(record);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody can make tokens.
+    pub fn has_admin(&self) -> bool {
+        let now = unix_ms();
+        self.tokens.list().iter().any(|record| record.role == Role::Admin && !record.expired(now))
+    }
+
+    /// Stores a token; it is valid from the answer on.
+    pub async fn add_token(self: &Arc<Self>, record: TokenRecord) -> Result<(), WriteError> {
+        self.blocking(move |engine| {
+            if engine.tokens.len() >= TOKENS_MAX {
+                let error = ApiError::new(Reason::Exhausted, "", TOKENS_MAX.into(), "fewer tokens");
+                return Err(error.saying(format!("there are {TOKENS_MAX} tokens; revoke some first")).into());
+            }
+            let key = format!("{PREFIX}{}", record.id);
+            let value = serde_json::to_vec(&record).map_err(|cause| StoreError::Failed {
+                operation: "write a token",
+                cause: cause.to_string(),
+            })?;
+            engine.commit(|| {
+                Ok(engine.store.transact(Txn::default().if_at(key.clone(), 0).put(key, value))?)
+            })?;
+            engine.tokens.insert(record);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends a token; false: there is none with this id. Streams that use it end at once.
+    pub async fn revoke_token(self: &Arc<Self>, id: String) -> Result<bool, WriteError> {
+        self.blocking(move |engine| {
+            let key = format!("{PREFIX}{id}");
+            if engine.store.get(&key)?.is_none() {
+                return Ok(false);
+            }
+            engine.commit(|| Ok(engine.store.transact(Txn::default().delete(key))?))?;
+            engine.tokens.remove(&id);
+            Ok(true)
+        })
+        .await
+    }
+}

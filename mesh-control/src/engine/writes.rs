@@ -1,0 +1,188 @@
+//! Writes: objects of people, registrations of nodes and of the API.
+//!
+//! The store blocks until a write is durable, so every call runs on a blocking thread; their number is
+//! bounded by tokio's pool, their waiting by the store's own queue.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_api::error::{ApiError, Reason};
+use mesh_api::resource::{Condition, Key, MeshSpec, Resource, Spec};
+use mesh_registry::intent::{Author, Intents, WriteError, Written};
+use mesh_registry::source::{LeaseRef, Owner};
+use mesh_registry::store::StoreError;
+use serde_json::Value;
+
+use super::Engine;
+use crate::clock::unix_ms;
+use crate::tls::ca::hex;
+
+/// How long an answer waits for the registry to have taken the write in.
+const APPLY_TIME: Duration = Duration::from_secs(2);
+
+/// A random id for a new object.
+fn new_uid() -> String {
+    let mut bytes = [0; 16];
+    // Without randomness the server would not have come up; and what the id is for, telling an object from
+    // an earlier one of its name, revisions do as well.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
+    hex(&bytes)
+}
+
+impl Engine {
+    /// Runs `write` on a blocking thread and times it.
+    pub(super) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        write: impl FnOnce(&Engine) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let engine = self.clone();
+        match tokio::task::spawn_blocking(move || write(&engine)).await {
+            Ok(result) => result,
+            Err(cause) => {
+                Err(StoreError::Failed { operation: "finish a call", cause: cause.to_string() }.into())
+            }
+        }
+    }
+
+    /// Counts and times what changes the store.
+    pub(super) fn commit<T>(&self, write: impl FnOnce() -> Result<T, WriteError>) -> Result<T, WriteError> {
+        let start = Instant::now();
+        let result = write();
+        if result.is_ok() {
+            self.metrics.writes.inc();
+            self.metrics.commit.observe(start.elapsed());
+        }
+        result
+    }
+
+    fn intents(&self) -> Intents<'_> {
+        Intents::new(&*self.store)
+    }
+
+    /// Writes an object of people.
+    pub async fn put(
+        self: &Arc<Self>,
+        resource: Resource,
+        expect: Option<u64>,
+    ) -> Result<Written, WriteError> {
+        self.blocking(move |engine| {
+            let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
+            engine.commit(|| engine.intents().put(&author, &resource, expect))
+        })
+        .await
+    }
+
+    /// Registers a workload under a lease.
+    pub async fn register(
+        self: &Arc<Self>,
+        owner: Owner,
+        workload: Resource,
+        lease: LeaseRef,
+    ) -> Result<Written, WriteError> {
+        self.blocking(move |engine| {
+            let author = Author { owner, now_ms: unix_ms(), new_uid: &new_uid };
+            engine.commit(|| engine.intents().register(&author, &workload, &lease))
+        })
+        .await
+    }
+
+    /// Ends registrations of an owner.
+    pub async fn deregister(self: &Arc<Self>, owner: Owner, keys: Vec<Key>) -> Result<u64, WriteError> {
+        self.blocking(move |engine| engine.commit(|| engine.intents().deregister(&owner, &keys))).await
+    }
+
+    /// Removes an object of people, or a registration that nobody keeps alive.
+    pub async fn delete(self: &Arc<Self>, key: Key, expect: Option<u64>) -> Result<u64, WriteError> {
+        self.blocking(move |engine| {
+            engine.commit(|| match engine.intents().delete(&Owner::rest(), &key, expect) {
+                Err(WriteError::Refused(error)) if error.reason == Reason::NotFound => {
+                    engine.delete_registration(&key, error)
+                }
+                done => done,
+            })
+        })
+        .await
+    }
+
+    fn delete_registration(&self, key: &Key, not_found: ApiError) -> Result<u64, WriteError> {
+        let registry = self.registry.lock();
+        let owner = registry.lease_of(key).and_then(|_| registry.owner(key)).cloned();
+        drop(registry);
+        let Some(owner) = owner else { return Err(not_found.into()) };
+        let node = owner.as_str().strip_prefix("node:");
+        if let Some(node) = node
+            && self.nodes.list().get(node).is_some_and(|node| node.session)
+        {
+            let message = format!("{key} runs on node {node}, which is there; end it on that node");
+            let value = Value::from(key.name.as_str());
+            return Err(ApiError::new(Reason::Owned, "metadata.name", value, "a workload of nobody")
+                .saying(message)
+                .into());
+        }
+        self.intents().deregister(&owner, std::slice::from_ref(key))
+    }
+
+    /// Makes the `Mesh` with its defaults where there is none.
+    pub async fn ensure_mesh(self: &Arc<Self>) -> Result<(), WriteError> {
+        self.blocking(|engine| {
+            if engine.intents().get(&Key::mesh())?.is_some() {
+                return Ok(());
+            }
+            let mesh = Resource::new("", "mesh", Spec::Mesh(MeshSpec::default()));
+            let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
+            engine.commit(|| engine.intents().put(&author, &mesh, Some(0))).map(drop)
+        })
+        .await
+    }
+
+    /// Waits until the registry has taken `revision` in; bounded.
+    pub async fn applied(&self, revision: u64) {
+        let mut applied = self.applied.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= revision);
+        if tokio::time::timeout(APPLY_TIME, reached).await.is_err() {
+            tracing::warn!(revision, "the registry lags behind the store");
+        }
+    }
+
+    /// What holds of an object but should not, once `revision` is taken in.
+    pub async fn problems(&self, key: &Key, revision: u64) -> Vec<Condition> {
+        self.applied(revision).await;
+        self.registry.lock().conditions(key).into_iter().filter(is_problem).collect()
+    }
+
+    /// Renews the lease of a workload that the API registered; false: there is none.
+    pub fn heartbeat_workload(&self, key: &Key) -> bool {
+        let mut registry = self.registry.lock();
+        let Some(lease) = registry.lease_of(key).cloned() else { return false };
+        let own = LeaseRef::of_workload(key, lease.ttl);
+        own == lease && registry.leases_mut().heartbeat(&lease.name, Instant::now()).is_some()
+    }
+
+    /// A node's session begins.
+    pub fn node_hello(&self, node: &str) {
+        let lease = self.node_lease(node);
+        self.registry.lock().leases_mut().hello(&lease, Instant::now());
+    }
+
+    /// A node says again what it has.
+    pub fn node_confirms(&self, node: &str, key: &Key) {
+        let lease = self.node_lease(node);
+        self.registry.lock().leases_mut().confirm(&lease.name, key);
+    }
+
+    /// A node is there. `None`: it has no lease; else what it had before its session and has no more.
+    pub fn node_heartbeat(&self, node: &str) -> Option<Vec<Key>> {
+        let lease = self.node_lease(node);
+        self.registry.lock().leases_mut().heartbeat(&lease.name, Instant::now())
+    }
+
+    /// The lease of all that a node registers.
+    pub fn node_lease(&self, node: &str) -> LeaseRef {
+        LeaseRef::of_node(node, self.times.lease)
+    }
+}
+
+/// Conditions say that something is well (`True`) except `Conflicted`.
+pub fn is_problem(condition: &Condition) -> bool {
+    condition.status == (condition.kind == "Conflicted")
+}

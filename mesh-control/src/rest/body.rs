@@ -1,0 +1,72 @@
+//! Request bodies: bounded in size, time and depth, and refused in the API's own shape.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use mesh_api::error::{ApiError, Reason};
+use mesh_api::resource::{MAX_BYTES, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::Refused;
+
+/// How long a client may take to send a body.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// A body of at most [`MAX_BYTES`].
+pub struct Text(Bytes);
+
+impl<S: Sync> FromRequest<S> for Text {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        let body: Body = request.into_body();
+        match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BYTES)).await {
+            Ok(Ok(bytes)) => Ok(Self(bytes)),
+            Ok(Err(_)) => {
+                let accepted = format!("up to {MAX_BYTES} bytes");
+                let message = format!("the body is too large or was cut off; accepted: {accepted}");
+                let error = ApiError::new(Reason::OutOfRange, "", Value::Null, accepted).saying(message);
+                Err(Refused::from(error).with_status(StatusCode::PAYLOAD_TOO_LARGE))
+            }
+            Err(_) => {
+                let accepted = format!("a body within {} s", BODY_TIME.as_secs());
+                let error = ApiError::new(Reason::Malformed, "", Value::Null, accepted)
+                    .saying("the body did not arrive in time");
+                Err(Refused::from(error).with_status(StatusCode::REQUEST_TIMEOUT))
+            }
+        }
+    }
+}
+
+impl Text {
+    /// As an object of the mesh.
+    pub fn resource(&self) -> Result<Resource, Refused> {
+        Ok(Resource::from_json(&self.0)?)
+    }
+
+    /// As anything else; nesting is limited by serde_json.
+    pub fn json<T: DeserializeOwned>(&self, accepted: &str) -> Result<T, Refused> {
+        serde_json::from_slice(&self.0).map_err(|cause| {
+            ApiError::new(Reason::Malformed, "", Value::Null, accepted)
+                .saying(format!("{cause}; accepted: {accepted}"))
+                .into()
+        })
+    }
+}
+
+/// The revision that `If-Match` demands; `If-None-Match: *` demands that there is none (0).
+pub fn expected(headers: &HeaderMap) -> Result<Option<u64>, Refused> {
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == b"*") {
+        return Ok(Some(0));
+    }
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let accepted = "If-Match: \"REVISION\", as metadata.revision shows it";
+    text.trim_matches('"')
+        .parse()
+        .map(Some)
+        .map_err(|_| ApiError::new(Reason::BadFormat, "If-Match", text.into(), accepted).into())
+}

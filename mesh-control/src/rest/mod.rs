@@ -1,0 +1,180 @@
+//! The REST API on :15080.
+//!
+//! A handler's arguments say what it needs: [`caller`] the right, [`body`] the text. Every refusal has one
+//! shape ([`error`]).
+//!
+//! Invariants: nothing but `/healthz` and `/readyz` answers without a token; a connection that sends nothing
+//! ends after [`HEAD_TIME`]; a stop lets requests under way finish for at most [`DRAIN_TIME`].
+
+mod body;
+mod caller;
+mod error;
+mod objects;
+mod tokens;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRef, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use mesh_api::error::{ApiError, Reason};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::engine::Engine;
+use crate::metrics::Gauges;
+use crate::stop::stopped;
+use crate::store::Timings;
+use crate::tls::Connection;
+use caller::Reader;
+use error::Refused;
+use mesh_api::resource::Kind;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIME: Duration = Duration::from_secs(15);
+/// How long a stop waits for requests under way.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// What handlers share.
+pub struct Site {
+    /// State of the mesh.
+    pub engine: Arc<Engine>,
+    /// For join tokens.
+    pub ca_fingerprint: String,
+    /// How long commits took, for metrics.
+    pub timings: Box<dyn Fn() -> Timings + Send + Sync>,
+}
+
+#[derive(Clone)]
+struct App(Arc<Site>);
+
+impl FromRef<App> for Arc<Site> {
+    fn from_ref(app: &App) -> Self {
+        app.0.clone()
+    }
+}
+
+impl FromRef<App> for Arc<Engine> {
+    fn from_ref(app: &App) -> Self {
+        app.0.engine.clone()
+    }
+}
+
+fn router(site: Arc<Site>) -> Router {
+    let app = App(site);
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(status))
+        .route("/v1/apply", post(objects::apply))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
+        .route("/v1/mesh", get(objects::get_mesh).put(objects::put_mesh))
+        .route("/v1/{plural}", get(objects::list))
+        .route("/v1/{plural}/{namespace}", get(objects::list_namespace))
+        .route("/v1/{plural}/{namespace}/{name}", put(objects::put).get(objects::get).delete(objects::delete))
+        .route("/v1/{plural}/{namespace}/{name}/heartbeat", post(objects::heartbeat))
+        .fallback(async |request: Request| Refused::not_found(request.uri().path()))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(app.clone(), counted))
+        .with_state(app)
+}
+
+async fn counted(State(engine): State<Arc<Engine>>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let metrics = &engine.metrics;
+    let counter = match response.status().as_u16() {
+        ..400 => &metrics.requests_ok,
+        400..500 => &metrics.requests_refused,
+        500.. => &metrics.requests_failed,
+    };
+    counter.inc();
+    response
+}
+
+async fn method_not_allowed(request: Request) -> Refused {
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    let error = ApiError::new(Reason::NotFound, "", method.into(), "another method");
+    Refused::from(error.saying(format!("{path} does not take {method}")))
+        .with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+async fn readyz(State(engine): State<Arc<Engine>>) -> Response {
+    if engine.ready() {
+        "ready\n".into_response()
+    } else {
+        Refused::unavailable("the store is still being read").into_response()
+    }
+}
+
+async fn status(_: Reader, State(engine): State<Arc<Engine>>) -> Json<Value> {
+    Json(engine.status())
+}
+
+async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
+    let (engine, timings) = (&site.engine, (site.timings)());
+    let gauges = Gauges {
+        fsync: [0.5, 0.9, 0.99].map(|share| (share, timings.quantile(share))),
+        fsync_total: timings.total,
+        commits: timings.commits,
+        connected_nodes: engine.nodes.connected_count(),
+        revision: engine.hub.revision(),
+        resources: Kind::ALL.map(Kind::name).into_iter().zip(engine.hub.counts()).collect(),
+    };
+    let page = engine.metrics.render(&gauges);
+    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// Serves connections until the channel ends, then lets requests under way finish.
+pub async fn serve(
+    site: Arc<Site>,
+    mut connections: mpsc::Receiver<Connection>,
+    stop: watch::Receiver<bool>,
+) {
+    let service = TowerToHyperService::new(router(site));
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            connection = connections.recv() => {
+                let Some(connection) = connection else { break };
+                tasks.spawn(converse(connection, service.clone(), stop.clone()));
+            }
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+        }
+    }
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIME, drained).await.is_err() {
+        tracing::warn!("requests under way were cut off");
+    }
+}
+
+async fn converse(
+    connection: Connection,
+    service: TowerToHyperService<Router>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .serve_connection(TokioIo::new(connection), service);
+    let mut conversation = std::pin::pin!(conversation);
+    let ended = tokio::select! {
+        ended = conversation.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a REST connection broke");
+    }
+}

@@ -1,0 +1,236 @@
+//! Puts the control plane together, and takes it down again.
+//!
+//! data directory → authority → store → engine → admin token → ports. Nothing listens before the store has
+//! been read, so no agent sees less than what was there before a restart.
+//!
+//! Invariant: whatever fails at start is one [`StartError`] that ends in a remedy.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_registry::intent::WriteError;
+use mesh_registry::store::{Store, StoreError};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::auth::Role;
+use crate::auth::token::{Minted, TokenRecord};
+use crate::clock::unix_ms;
+use crate::config::Serve;
+use crate::engine::Engine;
+use crate::rest::Site;
+use crate::stop::stopped;
+use crate::store::{Options, RedbStore, Timings};
+use crate::tls::ca::{Ca, CaError, server_names};
+use crate::tls::{self, ServerCert};
+use crate::{agents, rest};
+
+/// How often the server's certificate is made anew: long before it ends.
+const RENEW: Duration = Duration::from_secs(86_400);
+/// How long a stop may take.
+const STOP_TIME: Duration = Duration::from_secs(10);
+
+/// Why the control plane does not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Flags that contradict each other.
+    #[error("{0}")]
+    Flags(String),
+    /// The data directory.
+    #[error("cannot use the data directory {}: {source}; give --data a directory that this user may write", path.display())]
+    Data {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The authority.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The first writes.
+    #[error("cannot write the first objects: {0}; check the disk of the data directory")]
+    First(#[from] WriteError),
+    /// No randomness.
+    #[error("the system gives no random numbers; check getrandom(2)")]
+    Random,
+    /// A port.
+    #[error(
+        "cannot listen on {address} ({flag}): {source}; stop what uses the port, or give {flag} another address"
+    )]
+    Port {
+        /// Which flag.
+        flag: &'static str,
+        /// Which address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// TLS.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A running control plane.
+pub struct Running {
+    /// Where the REST API listens.
+    pub api: SocketAddr,
+    /// Where agents are served.
+    pub agents: SocketAddr,
+    /// Its state, for tests.
+    pub engine: Arc<Engine>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Starts with the embedded store of the data directory.
+pub async fn start(config: &Serve) -> Result<Running, StartError> {
+    prepare(&config.data)?;
+    // Before the store: a wrong name should not leave half a mesh behind.
+    server_names(&config.name, None)?;
+    config.times().map_err(StartError::Flags)?;
+    if config.no_fsync {
+        tracing::warn!("--no-fsync: a crash loses acknowledged writes");
+    }
+    let options = Options { durable: !config.no_fsync, ..Options::default() };
+    let store = Arc::new(RedbStore::open(&config.data, options)?);
+    let timings = {
+        let store = Arc::downgrade(&store);
+        move || store.upgrade().map(|store| store.timings()).unwrap_or_default()
+    };
+    start_with(config, store, Box::new(timings)).await
+}
+
+/// Starts with any store, and what tells how long its commits took.
+pub async fn start_with(
+    config: &Serve,
+    store: Arc<dyn Store>,
+    timings: Box<dyn Fn() -> Timings + Send + Sync>,
+) -> Result<Running, StartError> {
+    let times = config.times().map_err(StartError::Flags)?;
+    let ca = Ca::open(&config.data)?;
+    let names = server_names(&config.name, hostname())?;
+    let cert = ServerCert::new(ca.server_certificate(&names)?);
+    let rest_tls = tls::acceptor(cert.clone(), &[b"http/1.1"])?;
+    let agents_tls = tls::acceptor(cert.clone(), &[b"h2"])?;
+
+    let engine = Engine::start(store, times)?;
+    engine.ensure_mesh().await?;
+    ensure_admin(&engine, &config.data).await?;
+
+    let (rest_port, api) = listen("--api", config.api).await?;
+    let (agents_port, agents) = listen("--agents", config.agents).await?;
+    let (stop, stopped) = watch::channel(false);
+    let site = Arc::new(Site { engine: engine.clone(), ca_fingerprint: ca.fingerprint(), timings });
+    let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
+    let agent_connections = tls::accept(agents_port, agents_tls, stopped.clone());
+    let agents_task = {
+        let (engine, stopped) = (engine.clone(), stopped.clone());
+        async move {
+            if let Err(error) = agents::serve(engine, agent_connections, stopped).await {
+                tracing::error!(%error, "the agents' port failed");
+            }
+        }
+    };
+    let tasks = vec![
+        tokio::spawn(rest::serve(site, rest_connections, stopped.clone())),
+        tokio::spawn(agents_task),
+        tokio::spawn(renew(ca, names, cert, stopped)),
+    ];
+    tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
+    Ok(Running { api, agents, engine, stop, tasks })
+}
+
+impl Running {
+    /// Stops taking connections, ends streams, lets requests under way finish.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        let ended = async {
+            for task in self.tasks {
+                // A task that panicked has ended too.
+                let _ = task.await;
+            }
+        };
+        if tokio::time::timeout(STOP_TIME, ended).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+    }
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Port { flag, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn renew(ca: Ca, names: Vec<String>, cert: Arc<ServerCert>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW) => {}
+            () = stopped(&mut stop) => return,
+        }
+        match ca.server_certificate(&names) {
+            Ok(fresh) => cert.replace(fresh),
+            Err(error) => tracing::error!(%error, "cannot renew the server's certificate"),
+        }
+    }
+}
+
+/// Makes the directory, and finds out now whether it can be written.
+fn prepare(dir: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Data { path: dir.to_owned(), source };
+    if !dir.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
+    }
+    if !dir.is_dir() {
+        return Err(failed(ErrorKind::NotADirectory.into()));
+    }
+    let probe = dir.join(".writable");
+    File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed)
+}
+
+/// Makes the first admin token where the store knows none. The file comes first: a crash between the two
+/// leaves a file that is written again, not a mesh that nobody can enter.
+async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError> {
+    if engine.has_admin() {
+        return Ok(());
+    }
+    let minted = Minted::new().map_err(|_| StartError::Random)?;
+    let path = dir.join("admin.token");
+    let failed = |source| StartError::Data { path: path.clone(), source };
+    let fresh = dir.join("admin.token.new");
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(failed)?;
+    writeln!(file, "{}", minted.api_text()).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&fresh, &path).map_err(failed)?;
+    let record = TokenRecord {
+        id: minted.id,
+        hash: minted.hash,
+        role: Role::Admin,
+        node: String::new(),
+        grants: Vec::new(),
+        created_ms: unix_ms(),
+        expires_ms: None,
+    };
+    engine.add_token(record).await?;
+    tracing::info!(path = %path.display(), "admin token made");
+    Ok(())
+}
+
+fn hostname() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned())
+}
