@@ -5,7 +5,7 @@
 //! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`); [`wire`]: from
 //!   one to the other.
 //! - [`spiffe`], [`token`], [`duration`], [`name`]: text forms that both sides read and write.
-//! - `schema`: JSON schemas of the resources.
+//! - [`schema`]: JSON schemas of the resources.
 //!
 //! Not here: I/O of any kind.
 
@@ -15,6 +15,7 @@ pub mod duration;
 pub mod error;
 pub mod name;
 pub mod resource;
+pub mod schema;
 pub mod spiffe;
 pub mod token;
 mod walk;

@@ -149,17 +149,14 @@ impl Resource {
         now_ms: u64,
         new_uid: impl FnOnce() -> String,
     ) -> Self {
-        match replaces {
-            Some(old) => {
-                self.metadata.uid.clone_from(&old.metadata.uid);
-                self.metadata.created_ms = old.metadata.created_ms;
-                self.status = old.status.clone();
-            }
-            None => {
-                self.metadata.uid = Some(new_uid());
-                self.metadata.created_ms = now_ms;
-                self.status = Status::default();
-            }
+        if let Some(old) = replaces {
+            self.metadata.uid.clone_from(&old.metadata.uid);
+            self.metadata.created_ms = old.metadata.created_ms;
+            self.status = old.status.clone();
+        } else {
+            self.metadata.uid = Some(new_uid());
+            self.metadata.created_ms = now_ms;
+            self.status = Status::default();
         }
         // The store knows the revision; conditions are derived, never stored.
         self.metadata.revision = 0;

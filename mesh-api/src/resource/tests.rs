@@ -1,1 +1,301 @@
-#![allow(missing_docs)]
+//! Refusals name the exact place; what is accepted is read back as it was written.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::error::Reason;
+use crate::proto::v1;
+use crate::schema::schema;
+use crate::wire::{Wire, wire};
+
+fn object(kind: &str, spec: &Value) -> Value {
+    let api = if kind == "HTTPRoute" { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
+    let name = if kind == "Mesh" { "mesh" } else { "web" };
+    json!({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+fn examples() -> Vec<Value> {
+    vec![
+        object("Service", &json!({"ports": [{"port": 80}]})),
+        object(
+            "Service",
+            &json!({
+                "vips": ["240.240.0.9", "fd00:6e6d::9"],
+                "selector": {"app.kubernetes.io/name": "web"},
+                "ports": [
+                    {"name": "http", "port": 80, "targetPort": 8080, "protocol": "http", "inbound": "proxy"},
+                    {"name": "tls", "port": 443, "protocol": "tls"},
+                ],
+            }),
+        ),
+        object("Service", &json!({"headless": true, "ports": [{"port": 6379, "protocol": "tcp"}]})),
+        object(
+            "Workload",
+            &json!({
+                "addresses": ["10.1.0.2", "fd00::2"], "node": "n1", "serviceAccount": "web", "weight": 7,
+                "services": [{"service": "web", "portName": "http", "targetPort": 8080, "weight": 3}, {"service": "db"}],
+            }),
+        ),
+        object(
+            "HTTPRoute",
+            &json!({
+                "parentRefs": [{"group": "", "kind": "Service", "name": "web", "port": 80}],
+                "hostnames": ["shop.example", "*.example"],
+                "rules": [
+                    {
+                        "matches": [{"path": {"type": "Exact", "value": "/a"}}, {"path": {"value": "/b"}}],
+                        "backendRefs": [{"name": "v1", "port": 80, "weight": 90}, {"name": "v2", "port": 80, "namespace": "x"}],
+                    },
+                    {},
+                ],
+            }),
+        ),
+        object(
+            "TrafficPolicy",
+            &json!({
+                "targetRefs": [{"kind": "Service", "name": "web", "sectionName": "http"}],
+                "http": "kernel", "onProxyLoss": "refuse", "balancing": "roundRobin",
+            }),
+        ),
+        object("Mesh", &json!({})),
+        object(
+            "Mesh",
+            &json!({"trustDomain": "example.org", "vipPool": {"v4": "10.96.0.0/12", "v6": "fd12::/64"}, "http": "kernel"}),
+        ),
+    ]
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for example in examples() {
+        let resource = Resource::parse(&example).unwrap_or_else(|error| panic!("{example}: {error}"));
+        let written = resource.to_json();
+        assert_eq!(Resource::parse(&written), Ok(resource.clone()), "{written}");
+        assert_eq!(Resource::from_json(written.to_string().as_bytes()), Ok(resource));
+    }
+}
+
+#[test]
+fn what_the_server_set_is_read_back_and_overwritten() {
+    let mut stored = Resource::parse(&examples()[0]).unwrap().admitted(None, 42, || "u-1".to_owned());
+    stored.status.vips = vec!["240.240.1.1".parse().unwrap()];
+    stored.metadata.revision = 9;
+    let mut shown = stored.clone();
+    shown.status.conditions.push(Condition::new("ResolvedRefs", false, "UnknownService", "it is not there"));
+    let mut read = Resource::parse(&shown.to_json()).unwrap();
+    assert_eq!(read, shown);
+    // Somebody edits what was shown, and lies.
+    read.metadata.created_ms = 1;
+    read.metadata.uid = None;
+    let again = read.admitted(Some(&stored), 99, || "u-2".to_owned());
+    assert_eq!((again.metadata.created_ms, again.metadata.uid.as_deref()), (42, Some("u-1")));
+    assert_eq!((again.status.vips, again.status.conditions), (stored.status.vips, vec![]));
+}
+
+/// Refused with this reason at this path; the rest of the error is filled.
+#[track_caller]
+fn refuses(value: &Value, reason: Reason, path: &str) {
+    let error = Resource::parse(value).expect_err("refused");
+    assert_eq!((error.reason, error.path.as_str()), (reason, path), "{error:?}");
+    assert!(!error.accepted.is_empty() && error.message.contains(path), "{error:?}");
+}
+
+/// The first example of a kind, with one place of it changed.
+fn changed(example: usize, pointer: &str, to: Value) -> Value {
+    let mut value = examples()[example].clone();
+    let (parent, field) = pointer.rsplit_once('/').unwrap();
+    match value.pointer_mut(parent).unwrap_or_else(|| panic!("no {parent}")) {
+        Value::Object(map) => {
+            map.insert(field.to_owned(), to);
+        }
+        Value::Array(list) => list[field.parse::<usize>().unwrap()] = to,
+        other => panic!("{other}"),
+    }
+    value
+}
+
+#[test]
+fn the_envelope_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    refuses(&json!([]), WrongType, "");
+    refuses(&json!({}), MissingField, "kind");
+    refuses(&changed(0, "/kind", json!("Deployment")), UnknownKind, "kind");
+    refuses(&changed(0, "/kind", json!("GRPCRoute")), NotBuiltYet, "kind");
+    refuses(&changed(0, "/apiVersion", json!("v1")), BadFormat, "apiVersion");
+    refuses(&changed(0, "/spec", Value::Null), MissingField, "spec");
+    refuses(&changed(0, "/extra", json!(1)), UnknownField, "extra");
+    refuses(&changed(0, "/metadata/name", json!("Web")), BadFormat, "metadata.name");
+    refuses(&changed(0, "/metadata/name", json!("a.b")), BadFormat, "metadata.name");
+    refuses(&changed(0, "/metadata/namespace", json!("../x")), BadFormat, "metadata.namespace");
+    refuses(&changed(0, "/metadata/labels", json!({"a b": "c"})), BadFormat, r#"metadata.labels["a b"]"#);
+    refuses(&changed(0, "/metadata/labels", json!({"a": 1})), WrongType, r#"metadata.labels["a"]"#);
+    refuses(&changed(0, "/metadata/annotations", json!({})), NotBuiltYet, "metadata.annotations");
+    refuses(&changed(6, "/metadata/name", json!("other")), OutOfRange, "metadata.name");
+    refuses(&changed(6, "/metadata/namespace", json!("default")), Conflict, "metadata.namespace");
+    let error = Resource::from_json(b"{").unwrap_err();
+    assert_eq!(error.reason, Malformed);
+    assert_eq!(Resource::from_json(&vec![b' '; MAX_BYTES + 1]).unwrap_err().reason, OutOfRange);
+}
+
+#[test]
+fn a_service_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    refuses(&changed(0, "/spec/ports", json!([])), OutOfRange, "spec.ports");
+    refuses(&changed(1, "/spec/ports/1/port", json!(70000)), OutOfRange, "spec.ports[1].port");
+    refuses(&changed(1, "/spec/ports/1/port", json!(0)), OutOfRange, "spec.ports[1].port");
+    refuses(&changed(1, "/spec/ports/1/port", json!("80")), WrongType, "spec.ports[1].port");
+    refuses(&changed(1, "/spec/ports/1/port", json!(80)), Conflict, "spec.ports[1].port");
+    refuses(&changed(1, "/spec/ports/1/port", json!(80.5)), OutOfRange, "spec.ports[1].port");
+    refuses(&changed(1, "/spec/ports/1/name", json!("http")), Conflict, "spec.ports[1].name");
+    refuses(&changed(1, "/spec/ports/1/name", Value::Null), MissingField, "spec.ports[1].name");
+    refuses(&changed(1, "/spec/ports/0/protocol", json!("grpc")), NotBuiltYet, "spec.ports[0].protocol");
+    refuses(&changed(1, "/spec/ports/0/protocol", json!("ftp")), BadFormat, "spec.ports[0].protocol");
+    refuses(&changed(1, "/spec/ports/0/prot", json!("tcp")), UnknownField, "spec.ports[0].prot");
+    refuses(&changed(0, "/spec/healthCheck", json!({})), NotBuiltYet, "spec.healthCheck");
+    refuses(&changed(0, "/spec/affinity", json!({})), NotBuiltYet, "spec.affinity");
+    refuses(&changed(1, "/spec/headless", json!(true)), Conflict, "spec.vips");
+    for bad in ["127.0.0.1", "::ffff:10.0.0.1", "224.0.0.1", "fe80::1", "0.0.0.0", "10.0.0.1/24", "web"] {
+        refuses(&changed(1, "/spec/vips/0", json!(bad)), BadFormat, "spec.vips[0]");
+    }
+    refuses(&changed(1, "/spec/vips/1", json!("240.240.0.9")), Conflict, "spec.vips[1]");
+}
+
+#[test]
+fn a_workload_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    refuses(&changed(3, "/spec/addresses", Value::Null), MissingField, "spec.addresses");
+    refuses(&changed(3, "/spec/addresses/1", json!("10.1.0.2")), Conflict, "spec.addresses[1]");
+    refuses(&changed(3, "/spec/weight", json!(65_536)), OutOfRange, "spec.weight");
+    refuses(&changed(3, "/spec/services/1/service", json!("a/b")), BadFormat, "spec.services[1].service");
+    refuses(&changed(3, "/spec/services/0/weight", json!(-1)), OutOfRange, "spec.services[0].weight");
+    refuses(&changed(3, "/spec/node", json!("n1/..")), BadFormat, "spec.node");
+    refuses(&changed(3, "/spec/locality", json!("eu")), NotBuiltYet, "spec.locality");
+}
+
+#[test]
+fn a_route_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    refuses(&changed(4, "/spec/parentRefs/0/kind", json!("Gateway")), NotBuiltYet, "spec.parentRefs[0].kind");
+    refuses(
+        &changed(4, "/spec/parentRefs/0/namespace", json!("x")),
+        NotBuiltYet,
+        "spec.parentRefs[0].namespace",
+    );
+    refuses(&changed(4, "/spec/hostnames/0", json!("10.0.0.1")), BadFormat, "spec.hostnames[0]");
+    for unbuilt in ["filters", "timeouts", "retry", "sessionPersistence"] {
+        let path = format!("spec.rules[0].{unbuilt}");
+        refuses(&changed(4, &format!("/spec/rules/0/{unbuilt}"), json!([])), NotBuiltYet, &path);
+    }
+    for unbuilt in ["headers", "queryParams", "method"] {
+        let path = format!("spec.rules[0].matches[1].{unbuilt}");
+        refuses(&changed(4, &format!("/spec/rules/0/matches/1/{unbuilt}"), json!([])), NotBuiltYet, &path);
+    }
+    for bad in ["a", "//", "/a/../b", "/a%2Fb", "/a?b", "/a b", "", "/.."] {
+        let at = "/spec/rules/0/matches/0/path/value";
+        refuses(&changed(4, at, json!(bad)), BadFormat, "spec.rules[0].matches[0].path.value");
+    }
+    let regex = changed(4, "/spec/rules/0/matches/0/path/type", json!("RegularExpression"));
+    refuses(&regex, NotBuiltYet, "spec.rules[0].matches[0].path.type");
+    refuses(
+        &changed(4, "/spec/rules/0/backendRefs/1/port", Value::Null),
+        MissingField,
+        "spec.rules[0].backendRefs[1].port",
+    );
+    let heavy = changed(4, "/spec/rules/0/backendRefs/0/weight", json!(1_000_001));
+    refuses(&heavy, OutOfRange, "spec.rules[0].backendRefs[0].weight");
+}
+
+#[test]
+fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
+    use Reason::*;
+    refuses(&changed(5, "/spec/breaker", json!({})), NotBuiltYet, "spec.breaker");
+    refuses(&changed(5, "/spec/balancing", json!("leastRequest")), NotBuiltYet, "spec.balancing");
+    refuses(&changed(5, "/spec/balancing", json!("magic")), BadFormat, "spec.balancing");
+    refuses(&changed(5, "/spec/onProxyLoss", json!("panic")), BadFormat, "spec.onProxyLoss");
+    refuses(&changed(5, "/spec/targetRefs/0/kind", json!("Pod")), BadFormat, "spec.targetRefs[0].kind");
+    refuses(&changed(7, "/spec/mtls", json!("strict")), NotBuiltYet, "spec.mtls");
+    for bad in ["10.96.0.1/12", "10.0.0.0", "10.0.0.0/31", "127.0.0.0/8", "10.0.0.0/7", "x/8"] {
+        refuses(&changed(7, "/spec/vipPool/v4", json!(bad)), BadFormat, "spec.vipPool.v4");
+    }
+    for bad in ["fd12::1/64", "fe80::/64", "fd12::/127", "::/64"] {
+        refuses(&changed(7, "/spec/vipPool/v6", json!(bad)), BadFormat, "spec.vipPool.v6");
+    }
+}
+
+#[test]
+fn objects_become_wire_messages() {
+    let parse = |i: usize| Resource::parse(&examples()[i]).unwrap();
+    let Wire::Service(service) = wire(&parse(1), vec![]) else { panic!("a service") };
+    assert_eq!(service.vips, ["240.240.0.9", "fd00:6e6d::9"]);
+    assert_eq!((service.ports[0].port, service.ports[0].protocol()), (80, v1::Protocol::Http));
+    assert!(service.ports[0].inbound_proxy && !service.ports[1].inbound_proxy);
+
+    let mut allocated = parse(0);
+    allocated.status.vips = vec!["240.240.0.1".parse().unwrap()];
+    let Wire::Service(service) = wire(&allocated, vec![]) else { panic!("a service") };
+    assert_eq!(service.vips, ["240.240.0.1"]);
+
+    let Wire::HttpRoute(route) = wire(&parse(4), vec![]) else { panic!("a route") };
+    let backends = &route.rules[0].backends;
+    let to = |i: usize| backends[i].backend.clone().unwrap();
+    assert_eq!((to(0).namespace.as_str(), to(1).namespace.as_str()), ("default", "x"));
+    assert_eq!((backends[0].weight, backends[1].weight), (90, 1));
+    assert_eq!(route.rules[0].matches[1].path, Some(v1::http_match::Path::Prefix("/b".to_owned())));
+
+    let Wire::TrafficPolicy(policy) = wire(&parse(5), vec![]) else { panic!("a policy") };
+    assert_eq!((policy.http(), policy.on_proxy_loss()), (v1::HttpMode::Kernel, v1::OnProxyLoss::Refuse));
+    assert_eq!(
+        (policy.balancing(), policy.targets[0].section_name.as_str()),
+        (v1::Balancing::RoundRobin, "http")
+    );
+    let Wire::Mesh(mesh) = wire(&parse(6), vec![]) else { panic!("the mesh") };
+    assert_eq!((mesh.trust_domain.as_str(), mesh.http()), ("mesh.local", v1::HttpMode::Proxy));
+}
+
+/// Every field of an example, and of what it is written as, stands in the schema; and the parser takes no
+/// field that the schema lacks.
+#[test]
+fn schemas_and_parsers_agree() {
+    for example in examples() {
+        let resource = Resource::parse(&example).unwrap();
+        let schema = schema(resource.kind());
+        for value in [example, resource.to_json()] {
+            conforms(&value["spec"], &schema["properties"]["spec"], "spec");
+        }
+        covers(&schema["properties"]["spec"], "spec", &mut |pointer| {
+            let mut spec = json!({});
+            spec[pointer] = json!({"no": ["such", "value"]});
+            let error = Resource::parse(&object(resource.kind().name(), &spec)).expect_err("refused");
+            let unknown = error.reason == Reason::UnknownField && error.path == format!("spec.{pointer}");
+            assert!(!unknown, "{}: the schema knows {pointer}, the parser does not", resource.kind());
+        });
+    }
+}
+
+fn conforms(value: &Value, schema: &Value, at: &str) {
+    match value {
+        Value::Object(map) => {
+            assert_eq!(schema["type"], "object", "{at}: {schema}");
+            for (field, value) in map {
+                let inner = &schema["properties"][field];
+                let inner = if inner.is_null() { &schema["additionalProperties"] } else { inner };
+                assert!(inner.is_object(), "{at}.{field} is not in the schema");
+                conforms(value, inner, &format!("{at}.{field}"));
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| conforms(value, &schema["items"], at)),
+        Value::String(text) => {
+            assert_eq!(schema["type"], "string", "{at}");
+            let words = schema["enum"].as_array();
+            assert!(words.is_none_or(|words| words.contains(value)), "{at}: {text} is not of {words:?}");
+        }
+        Value::Number(_) => assert_eq!(schema["type"], "integer", "{at}"),
+        Value::Bool(_) => assert_eq!(schema["type"], "boolean", "{at}"),
+        Value::Null => {}
+    }
+}
+
+fn covers(schema: &Value, at: &str, check: &mut dyn FnMut(&str)) {
+    let fields = schema["properties"].as_object().unwrap_or_else(|| panic!("{at} has fields"));
+    fields.keys().for_each(|field| check(field));
+}

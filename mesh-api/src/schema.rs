@@ -1,0 +1,202 @@
+//! JSON schemas of the resources, for editors and the API's description.
+//!
+//! They say what the parsers take; the parsers decide (a test walks both). Formats that a schema can't say
+//! (addresses that are unicast, names that are distinct) are only in the parsers.
+//! Not here: status (it is never written).
+
+use serde_json::{Value, json};
+
+use crate::resource::Kind;
+
+/// The schema of a kind.
+pub fn schema(kind: Kind) -> Value {
+    let mut metadata = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["name"],
+        "properties": {
+            "name": { "type": "string", "minLength": 1, "maxLength": 253 },
+            "namespace": label(),
+            "labels": { "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } },
+            "uid": { "type": "string", "readOnly": true },
+            "revision": { "type": "integer", "minimum": 0, "readOnly": true },
+            "createdMs": { "type": "integer", "minimum": 0, "readOnly": true },
+        },
+    });
+    if !kind.namespaced()
+        && let Some(fields) = metadata["properties"].as_object_mut()
+    {
+        fields.remove("namespace");
+    }
+    let required = if kind == Kind::Mesh {
+        json!(["apiVersion", "kind", "metadata"])
+    } else {
+        json!(["apiVersion", "kind", "metadata", "spec"])
+    };
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": kind.name(),
+        "type": "object",
+        "additionalProperties": false,
+        "required": required,
+        "properties": {
+            "apiVersion": { "const": kind.api_version() },
+            "kind": { "const": kind.name() },
+            "metadata": metadata,
+            "spec": spec(kind),
+            "status": { "type": "object", "readOnly": true },
+        },
+    })
+}
+
+fn spec(kind: Kind) -> Value {
+    match kind {
+        Kind::Service => service(),
+        Kind::Workload => workload(),
+        Kind::HttpRoute => http_route(),
+        Kind::TrafficPolicy => traffic_policy(),
+        Kind::Mesh => mesh(),
+    }
+}
+
+fn object(required: &Value, properties: &Value) -> Value {
+    json!({ "type": "object", "additionalProperties": false, "required": required, "properties": properties })
+}
+
+fn list(items: &Value, min: usize, max: usize) -> Value {
+    json!({ "type": "array", "minItems": min, "maxItems": max, "items": items })
+}
+
+fn integer(min: u64, max: u64) -> Value {
+    json!({ "type": "integer", "minimum": min, "maximum": max })
+}
+
+fn port() -> Value {
+    integer(1, 65_535)
+}
+
+fn words(words: &[&str]) -> Value {
+    json!({ "type": "string", "enum": words })
+}
+
+fn label() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" })
+}
+
+fn subdomain() -> Value {
+    json!({
+        "type": "string", "minLength": 1, "maxLength": 253,
+        "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    })
+}
+
+fn address() -> Value {
+    json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
+}
+
+fn service() -> Value {
+    let port = object(
+        &json!(["port"]),
+        &json!({
+            "name": label(),
+            "port": port(),
+            "targetPort": port(),
+            "protocol": words(&["tcp", "http", "tls"]),
+            "inbound": words(&["kernel", "proxy"]),
+        }),
+    );
+    object(
+        &json!(["ports"]),
+        &json!({
+            "vips": list(&address(), 0, 16),
+            "headless": { "type": "boolean" },
+            "selector": { "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } },
+            "ports": list(&port, 1, 65_535),
+        }),
+    )
+}
+
+fn workload() -> Value {
+    let weight = integer(0, 65_535);
+    let membership = object(
+        &json!(["service"]),
+        &json!({ "service": label(), "portName": label(), "targetPort": port(), "weight": weight }),
+    );
+    object(
+        &json!(["addresses"]),
+        &json!({
+            "addresses": list(&address(), 1, 16),
+            "node": subdomain(),
+            "serviceAccount": subdomain(),
+            "weight": weight,
+            "services": list(&membership, 0, 1024),
+        }),
+    )
+}
+
+fn http_route() -> Value {
+    let group = words(&[""]);
+    let kind = words(&["Service"]);
+    let parent = object(
+        &json!(["kind", "name"]),
+        &json!({ "group": group, "kind": kind, "namespace": label(), "name": label(), "port": port() }),
+    );
+    let backend = object(
+        &json!(["name", "port"]),
+        &json!({
+            "group": group, "kind": kind, "namespace": label(), "name": label(), "port": port(),
+            "weight": integer(0, 1_000_000),
+        }),
+    );
+    let path = object(
+        &json!([]),
+        &json!({
+            "type": words(&["Exact", "PathPrefix"]),
+            "value": { "type": "string", "maxLength": 1024, "pattern": "^/" },
+        }),
+    );
+    let path_match = object(&json!([]), &json!({ "path": path }));
+    let rule = object(
+        &json!([]),
+        &json!({ "matches": list(&path_match, 0, 64), "backendRefs": list(&backend, 0, 16) }),
+    );
+    let hostname = json!({ "type": "string", "minLength": 1, "maxLength": 253 });
+    object(
+        &json!(["parentRefs", "rules"]),
+        &json!({
+            "parentRefs": list(&parent, 1, 32),
+            "hostnames": list(&hostname, 0, 16),
+            "rules": list(&rule, 1, 16),
+        }),
+    )
+}
+
+fn traffic_policy() -> Value {
+    let target = object(
+        &json!(["kind", "name"]),
+        &json!({
+            "group": words(&[""]), "kind": words(&["Service"]), "name": label(), "sectionName": label(),
+        }),
+    );
+    object(
+        &json!(["targetRefs"]),
+        &json!({
+            "targetRefs": list(&target, 1, 16),
+            "http": words(&["proxy", "kernel"]),
+            "onProxyLoss": words(&["bypass", "refuse"]),
+            "balancing": words(&["roundRobin"]),
+        }),
+    )
+}
+
+fn mesh() -> Value {
+    let network = json!({ "type": "string", "pattern": "/[0-9]+$" });
+    object(
+        &json!([]),
+        &json!({
+            "trustDomain": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[a-z0-9._-]+$" },
+            "vipPool": object(&json!([]), &json!({ "v4": network, "v6": network })),
+            "http": words(&["proxy", "kernel"]),
+        }),
+    )
+}
