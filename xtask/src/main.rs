@@ -26,8 +26,7 @@ usage: cargo xtask <command>
   test [--all] [NAME]    unit tests and stories (--all: the long ones too; NAME: stories that contain it)
   demo [--once]          two nodes, a control plane and a small shop, until Ctrl-C (--once: exit by itself)
   bench l4 [--json FILE] kernel path against no mesh
-  tidy                   checks on the source that the compiler does not make
-  ci                     what .ci/run runs: test, tidy, clippy, fmt";
+  tidy                   checks on the source that the compiler does not make";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -50,7 +49,6 @@ fn dispatch(args: &[String]) -> Result<()> {
         "demo" => test::program("mesh-demo", rest),
         "bench" => test::program("mesh-bench", rest),
         "tidy" => tidy::tidy(),
-        "ci" => test::ci(),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())

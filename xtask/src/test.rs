@@ -1,4 +1,4 @@
-//! `build`, `test`, `ci`, and the programs of the `tests` crate (`demo`, `bench`).
+//! `build`, `test`, and the programs of the `tests` crate (`demo`, `bench`).
 //!
 //! A test run: Debian packages, BPF object, every program, unit tests, stories; then a summary that ends
 //! with cargo's own result lines. A part that fails does not hide the parts after it.
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     ebpf,
     run::{cargo, root, run, say},
-    tidy, tools,
+    tools,
 };
 
 /// Program → Debian package: what stories, demo and benches run.
@@ -127,14 +127,4 @@ pub fn program(name: &str, args: &[String]) -> Result<()> {
     let path = root().join("target/debug").join(name);
     let error = Command::new(&path).args(args).exec();
     Err(error).with_context(|| format!("can't run {}", path.display()))
-}
-
-/// What a change must pass.
-pub fn ci() -> Result<()> {
-    test(&[])?;
-    tidy::tidy()?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    run("clippy", &mut cargo(&clippy))?;
-    run("format", &mut cargo(&["fmt", "--all", "--check"]))?;
-    Ok(())
 }
