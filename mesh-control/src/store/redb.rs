@@ -36,11 +36,13 @@ pub struct Options {
     pub durable: bool,
     /// Revisions of history that are kept for watchers and ranges of the past.
     pub history: u64,
+    /// Bytes of history that are kept, about.
+    pub history_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durable: true, history: 10_000 }
+        Self { durable: true, history: 10_000, history_bytes: 256 << 20 }
     }
 }
 
@@ -76,6 +78,7 @@ impl RedbStore {
             shared: Arc::clone(&shared),
             durable: options.durable,
             history: options.history.max(1),
+            history_bytes: options.history_bytes,
         };
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())

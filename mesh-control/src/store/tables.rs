@@ -32,6 +32,7 @@ pub(super) const LEASED: TableDefinition<(&str, &str), ()> = TableDefinition::ne
 
 pub(super) const REVISION: &str = "revision";
 pub(super) const COMPACTED: &str = "compacted";
+const HISTORY_BYTES: &str = "history bytes";
 pub(super) const ID: &str = "id";
 
 /// Most revisions that one commit forgets, so that no writer waits for a long clean-up.
@@ -51,6 +52,8 @@ pub(super) struct Tables<'t> {
     leased: Table<'t, (&'static str, &'static str), ()>,
     pub(super) revision: u64,
     pub(super) compacted: u64,
+    /// About how much history holds.
+    history_bytes: u64,
 }
 
 impl<'t> Tables<'t> {
@@ -58,6 +61,7 @@ impl<'t> Tables<'t> {
         let meta = txn.open_table(META)?;
         let number = |name| Ok::<_, StorageError>(meta.get(name)?.map_or(0, |number| number.value()));
         let (revision, compacted) = (number(REVISION)?, number(COMPACTED)?);
+        let history_bytes = number(HISTORY_BYTES)?;
         Ok(Self {
             meta,
             entries: txn.open_table(ENTRIES)?,
@@ -66,6 +70,7 @@ impl<'t> Tables<'t> {
             leased: txn.open_table(LEASED)?,
             revision,
             compacted,
+            history_bytes,
         })
     }
 
@@ -97,6 +102,7 @@ impl<'t> Tables<'t> {
         if place > 0 {
             self.revision = revision;
             self.meta.insert(REVISION, revision)?;
+            self.meta.insert(HISTORY_BYTES, self.history_bytes)?;
         }
         Ok(Ok(self.revision))
     }
@@ -163,28 +169,61 @@ impl<'t> Tables<'t> {
             }
         }
         let past = (key, after.as_ref().map(row), before.as_ref().map(row));
+        self.history_bytes += size(&past);
         self.history.insert((revision, *place), past)?;
         *place += 1;
         Ok(())
     }
 
-    /// Forgets revisions up to `upto`, or as many of them as one commit may.
-    pub(super) fn forget(&mut self, upto: u64, all: bool) -> Result<(), StorageError> {
-        let upto = if all { upto } else { upto.min(self.compacted + FORGET_AT_ONCE) };
-        if upto > self.compacted {
-            self.history.retain_in((self.compacted, 0)..=(upto, u32::MAX), |_, _| false)?;
-            self.compacted = upto;
-            self.meta.insert(COMPACTED, upto)?;
+    /// Forgets revisions up to `upto`.
+    pub(super) fn forget(&mut self, upto: u64) -> Result<(), StorageError> {
+        if upto <= self.compacted {
+            return Ok(());
         }
+        let mut freed = 0;
+        self.history.retain_in((self.compacted, 0)..=(upto, u32::MAX), |_, past| {
+            freed += size(&past);
+            false
+        })?;
+        self.history_bytes = self.history_bytes.saturating_sub(freed);
+        self.compacted = upto;
+        self.meta.insert(COMPACTED, upto)?;
+        self.meta.insert(HISTORY_BYTES, self.history_bytes)?;
         Ok(())
+    }
+
+    /// Forgets the oldest revisions beyond a number of them and of bytes, or as many as one commit may.
+    pub(super) fn forget_beyond(&mut self, revisions: u64, bytes: u64) -> Result<(), StorageError> {
+        let mut upto = self.revision.saturating_sub(revisions);
+        let mut left = self.history_bytes;
+        for item in self.history.iter()? {
+            let (place, past) = item?;
+            let (revision, _) = place.value();
+            if left <= bytes || revision > self.compacted + FORGET_AT_ONCE {
+                break;
+            }
+            left = left.saturating_sub(size(&past.value()));
+            upto = upto.max(revision);
+        }
+        self.forget(upto.min(self.compacted + FORGET_AT_ONCE))
     }
 }
 
-fn row(entry: &Entry) -> (u64, u64, Option<&str>, &[u8]) {
+type RowRef<'a> = (u64, u64, Option<&'a str>, &'a [u8]);
+
+/// About what a change takes in the file.
+fn size(past: &(&str, Option<RowRef<'_>>, Option<RowRef<'_>>)) -> u64 {
+    let row = |row: &Option<RowRef<'_>>| {
+        row.map_or(0, |(_, _, lease, value)| value.len() + lease.map_or(0, str::len))
+    };
+    (64 + past.0.len() + row(&past.1) + row(&past.2)) as u64
+}
+
+fn row(entry: &Entry) -> RowRef<'_> {
     (entry.created, entry.modified, entry.lease.as_deref(), &entry.value)
 }
 
-pub(super) fn entry(key: &str, row: (u64, u64, Option<&str>, &[u8])) -> Entry {
+pub(super) fn entry(key: &str, row: RowRef<'_>) -> Entry {
     let (created, modified, lease, value) = row;
     Entry { key: key.to_owned(), value: value.to_vec(), created, modified, lease: lease.map(str::to_owned) }
 }

@@ -83,6 +83,8 @@ pub(super) struct Writer {
     pub(super) durable: bool,
     /// Revisions of history that are kept.
     pub(super) history: u64,
+    /// Bytes of history that are kept.
+    pub(super) history_bytes: u64,
 }
 
 impl Writer {
@@ -123,15 +125,15 @@ impl Writer {
                     Err(StoreError::Future { asked: upto, newest: tables.revision })
                 }
                 Ask::Compact(upto) => {
-                    tables.forget(upto, true).map_err(|cause| failed("forget history", cause))?;
+                    tables.forget(upto).map_err(|cause| failed("forget history", cause))?;
                     Ok(tables.revision)
                 }
             };
             answers.push(answer);
         }
         let revision = tables.revision;
-        let old = revision.saturating_sub(self.history);
-        tables.forget(old, false).map_err(|cause| failed("forget history", cause))?;
+        let forgotten = tables.forget_beyond(self.history, self.history_bytes);
+        forgotten.map_err(|cause| failed("forget history", cause))?;
         drop(tables);
         let started = Instant::now();
         txn.commit().map_err(|cause| failed("commit a write; is the disk full?", cause))?;

@@ -14,6 +14,7 @@
 //! Not here: who may write (mesh-control), what it means (registry).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{Key, Kind, Resource, Spec, VipPool};
@@ -169,9 +170,19 @@ impl<'s> Intents<'s> {
         })
     }
 
-    /// Ends registrations of an owner; those that are not there are skipped.
+    /// Ends registrations of an owner; those that are not there are skipped. A lease of one workload's own ends
+    /// with it, that of a node stays.
     pub fn deregister(&self, owner: &Owner, keys: &[Key]) -> Result<u64, WriteError> {
-        let txn = keys.iter().fold(Txn::default(), |txn, key| txn.delete(registered_key(owner, key)));
+        let mut txn = Txn::default();
+        for key in keys {
+            let path = registered_key(owner, key);
+            let lease = self.store.get(&path)?.and_then(|entry| entry.lease);
+            txn = txn.delete(path);
+            if let Some(lease) = lease.filter(|name| *name == LeaseRef::of_workload(key, Duration::ZERO).name)
+            {
+                txn = txn.revoke(lease);
+            }
+        }
         Ok(self.store.transact(txn)?)
     }
 

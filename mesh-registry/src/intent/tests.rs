@@ -132,6 +132,16 @@ fn a_registration_ends_with_its_lease() {
     assert_eq!((again.created, store.revision()), (false, Ok(3)));
     assert!(intents.registration(&owner, &workload("a").key()).expect("read").is_some());
     intents.deregister(&owner, &[workload("a").key()]).expect("one");
+    let leases = || store.leases().expect("leases").into_iter().map(|lease| lease.lease).collect::<Vec<_>>();
+    assert_eq!(leases(), ["node:n1"]);
     intents.revoke(&[lease.name]).expect("the rest");
     assert_eq!(store.range("/", None).expect("range").entries, []);
+
+    // A workload's own lease goes with it.
+    let key = workload("d").key();
+    let own = LeaseRef::of_workload(&key, Duration::from_secs(30));
+    intents.register(&author(Owner::rest()), &workload("d"), &own).expect("registered");
+    assert_eq!(leases(), ["workload:default/d"]);
+    intents.deregister(&Owner::rest(), &[key]).expect("ended");
+    assert_eq!((leases(), store.range("/", None).expect("range").entries.len()), (vec![], 0));
 }

@@ -111,7 +111,7 @@ fn a_file_that_was_cut_is_told_too() {
 #[test]
 fn history_is_bounded() {
     let directory = tempfile::tempdir().expect("a directory");
-    let options = Options { durable: false, history: 10 };
+    let options = Options { durable: false, history: 10, ..Options::default() };
     let store = RedbStore::open(directory.path(), options).expect("opens");
     for i in 0..50 {
         store.transact(Txn::default().put("/a", i.to_string())).expect("writes");
@@ -119,6 +119,20 @@ fn history_is_bounded() {
     let gone = StoreError::Compacted { asked: 0, oldest: 40 };
     assert_eq!(store.changes("/", 0, 10), Err(gone));
     assert_eq!(store.changes("/", 40, 100).expect("the last ten").changes.len(), 10);
+}
+
+#[test]
+fn history_is_bounded_in_bytes_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = Options { durable: false, history_bytes: 1 << 20, ..Options::default() };
+    let store = RedbStore::open(directory.path(), options).expect("opens");
+    for _ in 0..20 {
+        store.transact(Txn::default().put("/a", vec![7; 100_000])).expect("writes");
+    }
+    // A change holds what was before and what is after.
+    assert!(matches!(store.changes("/", 14, 10), Err(StoreError::Compacted { .. })));
+    assert_eq!(store.changes("/", 16, 10).expect("the last").changes.len(), 4);
+    assert_eq!(store.revision(), Ok(20));
 }
 
 #[test]
