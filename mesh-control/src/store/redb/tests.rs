@@ -155,3 +155,56 @@ fn writers_share_commits() {
     assert!(timings.commits < 400, "{} commits of 400 transactions", timings.commits);
     assert!(timings.quantile(0.99) >= timings.quantile(0.5));
 }
+
+/// The directory that [`a_killed_writer`] writes to.
+const KILLED_IN: &str = "NODEMESH_TEST_KILLED_WRITER";
+
+/// Not a test of its own: what `what_was_acknowledged_survives_a_kill` starts and kills. Without its variable
+/// it has nothing to do.
+#[test]
+fn a_killed_writer() {
+    let Some(directory) = std::env::var_os(KILLED_IN) else { return };
+    let store = open(Path::new(&directory));
+    for i in 1.. {
+        let revision =
+            store.transact(Txn::default().put(format!("/{}", i % 50), vec![7; 3000])).expect("writes");
+        // Acknowledged: from here on it must survive.
+        println!("\nwrote {revision}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill() {
+    use std::io::{BufRead as _, BufReader};
+    let directory = tempfile::tempdir().expect("a directory");
+    for kill in 1..=3_u64 {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "store::redb::tests::a_killed_writer", "--nocapture", "--test-threads=1"])
+            .env(KILLED_IN, directory.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("starts");
+        let mut acknowledged = 0;
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut heard = 0;
+        // Killed while it writes; what it still said before it died counts.
+        while let Some(Ok(line)) = lines.next() {
+            if let Some(revision) = line.strip_prefix("wrote ") {
+                acknowledged = revision.parse().expect("a number");
+                heard += 1;
+                if heard == 30 * kill {
+                    child.kill().expect("is there to be killed");
+                }
+            }
+        }
+        child.wait().expect("ends");
+        assert!(heard >= 30 * kill, "the writer ended by itself after {heard} writes");
+        let store = open(directory.path());
+        let revision = store.revision().expect("revision");
+        assert!(revision >= acknowledged, "{acknowledged} was acknowledged, {revision} is there");
+        assert_eq!(store.range("/", None).expect("range").revision, revision);
+        let told = store.changes("/", 0, usize::MAX).expect("history");
+        assert_eq!((told.upto, told.changes.len() as u64), (revision, revision), "history is whole");
+    }
+}
