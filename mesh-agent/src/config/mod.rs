@@ -26,14 +26,17 @@ pub mod xds;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use mesh_core::compile::WorkloadIds;
 use mesh_core::plan::LocalSlots;
 use mesh_core::snapshot::{Revision, Snapshot, WorkloadId};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::telemetry::names::Names;
 use conditions::Conditions;
 pub use maps::Maps;
 use resource::{Kind, Rejected, Update};
@@ -83,15 +86,27 @@ pub struct Handle {
 struct Shared {
     snapshot: Arc<ArcSwap<Snapshot>>,
     conditions: Arc<Conditions>,
+    names: Names,
     /// There is something to serve: a snapshot from disk, or a first sync.
     served: AtomicBool,
+    /// When the epoch in force came.
+    since: Mutex<Instant>,
+    /// Workloads enrolled on this node.
+    enrolled: AtomicUsize,
 }
 
 /// Loads what is on disk, compiles it, and starts the task on the current runtime. The maps are left as
 /// they are until [`Handle::begin`].
 pub fn start(options: Options, maps: Arc<dyn Maps>, snapshot: Arc<ArcSwap<Snapshot>>) -> Handle {
     let (commands, queue) = mpsc::channel(QUEUE);
-    let shared = Arc::new(Shared { snapshot, conditions: Arc::default(), served: AtomicBool::new(false) });
+    let shared = Arc::new(Shared {
+        snapshot,
+        conditions: Arc::default(),
+        names: Names::default(),
+        served: AtomicBool::new(false),
+        since: Mutex::new(Instant::now()),
+        enrolled: AtomicUsize::new(0),
+    });
     let (epochs, epoch) = watch::channel(0);
     let owner = owner::Owner::new(options, maps, shared.clone(), epochs);
     tokio::spawn(owner.run(queue));
@@ -153,6 +168,21 @@ impl Handle {
     /// Wakes at each epoch.
     pub fn epoch(&self) -> watch::Receiver<u64> {
         self.epoch.clone()
+    }
+
+    /// Names of numbers that the snapshot does not hold.
+    pub fn names(&self) -> &Names {
+        &self.shared.names
+    }
+
+    /// When the epoch in force came.
+    pub fn since(&self) -> Instant {
+        *self.shared.since.lock()
+    }
+
+    /// Workloads enrolled on this node.
+    pub fn enrolled(&self) -> usize {
+        self.shared.enrolled.load(Relaxed)
     }
 
     /// Is there something to serve?

@@ -87,6 +87,13 @@ impl Owner {
             ..IdLimits::default()
         };
         let epoch = saved.epoch.max(maps.epoch());
+        // Numbers that the kernel counts under, though nothing here has their names any more.
+        for kind in [IdKind::Service, IdKind::Workload] {
+            let counted: HashSet<u32> = maps.counted().into_iter().filter(|(k, _)| *k == kind).map(|(_, id)| id).collect();
+            for (name, id) in saved.ids.of(kind).iter().filter(|(_, id)| counted.contains(id)) {
+                shared.names.learn(kind, id, name);
+            }
+        }
         let compiler = Compiler::new(&options.node, saved.ids, limits).after_epoch(epoch);
         let mut owner = Self {
             view: view(&*maps),
@@ -155,17 +162,23 @@ impl Owner {
             }
             Command::Identify { namespace, name, service_account, reply } => {
                 let numbers = self.compiler.enrol(&namespace, &name, &service_account);
+                if let Ok(numbers) = &numbers {
+                    let full = format!("{namespace}/{name}");
+                    self.shared.names.learn(IdKind::Workload, numbers.workload, &full);
+                }
                 self.save_soon();
                 let _ = reply.send(numbers.map_err(|full| full.to_string()));
             }
             Command::Place { workload, slots, reply } => {
                 self.locals.insert(workload, slots);
+                self.shared.enrolled.store(self.locals.len(), Relaxed);
                 self.workload_changed(workload);
                 let _ = reply.send(());
             }
             Command::Leave { namespace, name, workload, reply } => {
                 self.compiler.leave(&namespace, &name);
                 if self.locals.remove(&workload).is_some() {
+                    self.shared.enrolled.store(self.locals.len(), Relaxed);
                     self.workload_changed(workload);
                 }
                 self.save_soon();
@@ -210,7 +223,11 @@ impl Owner {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
         self.store.revision = revision.clone();
         let outcome = self.compiler.apply(batch, revision);
-        self.shared.snapshot.store(outcome.snapshot.clone());
+        let before = self.shared.snapshot.swap(outcome.snapshot.clone());
+        if before.epoch != outcome.snapshot.epoch {
+            *self.shared.since.lock() = began;
+            self.shared.names.learn_gone(&before, &outcome.snapshot, &outcome.dirty);
+        }
         self.pending.merge(&outcome.dirty);
         self.conditions = outcome.conditions.to_vec();
         self.write();

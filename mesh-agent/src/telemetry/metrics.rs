@@ -1,0 +1,122 @@
+//! Every metric of the agent, described once: name, type, labels, help. `docs/metrics.md` is made of this.
+//!
+//! Names begin with `mesh_`. Labels of flows and requests: `source` and `destination` are
+//! `<namespace>/<name>`, a destination service with `:<port>`; `outside` is whatever is not of the mesh,
+//! `overflow` what found no room, `unknown` what had no name any more.
+
+use std::fmt::Write as _;
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts by bucket.
+    Histogram,
+}
+
+impl Type {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Type,
+    /// Its labels, in the order in which their values are given.
+    pub labels: &'static [&'static str],
+    /// What it counts.
+    pub help: &'static str,
+}
+
+const FLOW: &[&str] = &["source", "destination", "protocol", "path", "verdict"];
+const REQUEST: &[&str] = &["direction", "source", "destination", "route", "protocol"];
+const ENDPOINT: &[&str] = &["destination", "workload"];
+
+macro_rules! metrics {
+    ($($id:ident = $name:literal, $kind:ident, $labels:expr, $help:literal;)*) => {
+        $(#[doc = $help] pub const $id: Metric = Metric { name: $name, kind: Type::$kind, labels: $labels, help: $help };)*
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($id),*];
+    };
+}
+
+metrics! {
+    FLOW_OPENED = "mesh_flow_opened_total", Counter, FLOW, "Connections of this node's workloads that were established. Exact, also while no agent ran.";
+    FLOW_CLOSED = "mesh_flow_closed_total", Counter, FLOW, "Established connections that have ended.";
+    FLOW_FAILED = "mesh_flow_failed_total", Counter, FLOW, "Connections that were begun and never established.";
+    FLOW_REFUSED = "mesh_flow_refused_total", Counter, FLOW, "Connections refused in connect(); the verdict says why.";
+    FLOW_SENT = "mesh_flow_sent_bytes_total", Counter, FLOW, "Payload bytes that peers acknowledged, of ended connections.";
+    FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections.";
+    FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, &["source", "destination", "protocol", "path"], "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
+    FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
+    VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection.";
+    REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";
+    REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's first byte to its response's last.";
+    PROXY_ACCEPTED = "mesh_proxy_accepted_total", Counter, &["direction"], "Connections handed to the proxy.";
+    PROXY_OPEN = "mesh_proxy_open", Gauge, &[], "Connections in the proxy now.";
+    PROXY_HANDED_ON = "mesh_proxy_handed_on_total", Counter, &[], "Connections that a workload's home worker gave to another.";
+    PROXY_DROPPED = "mesh_proxy_dropped_total", Counter, &["reason"], "Connections that the proxy closed without serving them, or cut.";
+    PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, or a reused connection that had closed.";
+    PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
+    PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
+    UPSTREAM_OPENED = "mesh_upstream_opened_total", Counter, &[], "Upstream connections opened by the proxy.";
+    UPSTREAM_REUSED = "mesh_upstream_reused_total", Counter, &[], "Requests sent on an upstream connection that an earlier one had left.";
+    UPSTREAM_FAILED = "mesh_upstream_failed_total", Counter, &[], "Upstream connections that could not be opened.";
+    UPSTREAM_IDLE = "mesh_upstream_idle", Gauge, &[], "Upstream connections waiting in the pools.";
+    ENDPOINT_LIVE = "mesh_endpoint_live", Gauge, ENDPOINT, "Connections from this node to an endpoint now. Only with /metrics?endpoints.";
+    ENDPOINT_OPENED = "mesh_endpoint_opened_total", Counter, ENDPOINT, "Connections from this node to an endpoint. Only with /metrics?endpoints.";
+    ENDPOINT_FAILURES = "mesh_endpoint_failures_total", Counter, ENDPOINT, "Of those, never established. Only with /metrics?endpoints.";
+    SNAPSHOT_EPOCH = "mesh_snapshot_epoch", Gauge, &[], "Epoch of the snapshot in force.";
+    SNAPSHOT_AGE = "mesh_snapshot_age_seconds", Gauge, &[], "Since it came into force.";
+    CONFIG_ACKS = "mesh_config_acks_total", Counter, &[], "Responses of the control plane that were taken.";
+    CONFIG_NACKS = "mesh_config_nacks_total", Counter, &[], "Responses of which something was refused.";
+    CONTROL_CONNECTED = "mesh_control_connected", Gauge, &[], "1: in step with a control plane.";
+    WORKLOADS = "mesh_workloads", Gauge, &[], "Workloads enrolled on this node.";
+    SERVICES = "mesh_services", Gauge, &[], "Service ports that this node knows.";
+    CONDITIONS = "mesh_conditions", Gauge, &[], "Things that are not as they should be; `meshctl status` names them.";
+}
+
+/// `docs/metrics.md`.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# Metrics of mesh-agent\n\n\
+         Made by `mesh-agent metrics-doc`; `cargo xtask tidy` compares. Served on `:15090/metrics`.\n\n\
+         `source` and `destination` are `<namespace>/<name>`, a destination service with `:<port>`; `outside`: not of\n\
+         the mesh; `overflow`: found no room; `unknown`: had no name any more.\n\n\
+         | name | type | labels | what |\n|---|---|---|---|\n",
+    );
+    for metric in ALL {
+        let labels = metric.labels.join(", ");
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "| `{}` | {} | {labels} | {} |", metric.name, metric.kind.name(), metric.help);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_say_what_they_are() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(metric.name.starts_with("mesh_"), "{}", metric.name);
+            assert_eq!(metric.kind == Type::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(!ALL[..i].iter().any(|other| other.name == metric.name), "{}", metric.name);
+            assert!(markdown().contains(metric.name));
+        }
+    }
+}

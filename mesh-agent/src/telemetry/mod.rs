@@ -1,0 +1,184 @@
+//! What is counted, for Prometheus: read from the kernel, the proxy and the configuration when somebody asks.
+//!
+//! { kernel totals, ring, proxy stats, config } ──▶ **telemetry** ──▶ `/metrics`
+//!
+//! Nothing is counted twice: totals live in the kernel's maps and in the workers; this module names them.
+//! Every metric is described in [`metrics`] and nowhere else.
+//!
+//! Invariant: no family is unbounded; what does not fit has an overflow series. Not here: access logs,
+//! traces.
+
+mod family;
+mod flows;
+mod http;
+pub mod metrics;
+pub mod names;
+mod requests;
+mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Registry, TextEncoder};
+
+use crate::config::Handle as Config;
+use crate::config::xds::XdsStats;
+use crate::kernel::Kernel;
+use crate::path::Proxy;
+use family::Family;
+pub use http::Readiness;
+use flows::Durations;
+use metrics as m;
+
+/// Where the numbers come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Totals, verdicts, load.
+    pub kernel: Arc<Kernel>,
+    /// Requests.
+    pub proxy: Proxy,
+    /// Snapshot and conditions.
+    pub config: Config,
+    /// Acknowledgements.
+    pub xds: Arc<XdsStats>,
+}
+
+/// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
+/// the agent serves workloads.
+pub fn start(sources: Sources, listener: std::net::TcpListener) -> Result<Readiness, TelemetryError> {
+    let readiness = Readiness::new(sources.config.clone());
+    let telemetry = Telemetry::new(sources)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(http::serve(listener, telemetry, readiness.clone()));
+    Ok(readiness)
+}
+
+/// The agent's metrics. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Telemetry {
+    sources: Sources,
+    registry: Registry,
+}
+
+/// Metrics that cannot be set up or shown.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// A metric cannot be described or encoded.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The listener cannot be used.
+    #[error("the listener of /metrics: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+impl Telemetry {
+    fn new(sources: Sources) -> Result<Self, TelemetryError> {
+        let durations = Arc::new(Durations::default());
+        tokio::spawn(flows::follow(sources.kernel.clone(), durations.clone()));
+        let described = |metric: &m::Metric| {
+            let labels = metric.labels.iter().map(|l| (*l).to_owned()).collect();
+            Desc::new(metric.name.into(), metric.help.into(), labels, std::collections::HashMap::new())
+        };
+        let descriptions = m::ALL.iter().map(described).collect::<Result<Vec<_>, _>>()?;
+        let registry = Registry::new();
+        let epoch = Mutex::new((0, Instant::now()));
+        let collector = Mesh { sources: sources.clone(), durations, descriptions, epoch };
+        registry.register(Box::new(collector))?;
+        Ok(Self { sources, registry })
+    }
+
+    /// The text of `/metrics`. Reads whole maps: not for a runtime's thread.
+    pub fn scrape(&self, endpoints: bool) -> Result<String, TelemetryError> {
+        let mut families = self.registry.gather();
+        if endpoints {
+            families.extend(self.endpoints());
+        }
+        Ok(TextEncoder::new().encode_to_string(&families)?)
+    }
+
+    /// A series an endpoint: only for who asks for it.
+    fn endpoints(&self) -> [MetricFamily; 3] {
+        let mut live = Family::new(&m::ENDPOINT_LIVE);
+        let mut opened = Family::new(&m::ENDPOINT_OPENED);
+        let mut failures = Family::new(&m::ENDPOINT_FAILURES);
+        let snapshot = self.sources.config.snapshot();
+        let mut services: Vec<_> = snapshot.services.values().collect();
+        services.sort_by_key(|service| service.id);
+        for service in services {
+            let destination = names::service_name(service);
+            for endpoint in service.endpoints.iter() {
+                let workload = self.sources.config.names().workload(&snapshot, endpoint.workload);
+                let load = self.sources.kernel.load_of(endpoint.id);
+                let labels = [destination.as_str(), workload.as_str()];
+                live.add(&labels, load.live as f64);
+                opened.add(&labels, load.opened as f64);
+                failures.add(&labels, load.failures as f64);
+            }
+        }
+        [live.finish(), opened.finish(), failures.finish()]
+    }
+}
+
+/// Everything, collected when asked.
+struct Mesh {
+    sources: Sources,
+    durations: Arc<Durations>,
+    descriptions: Vec<Desc>,
+    /// The epoch last seen, and since when.
+    epoch: Mutex<(u64, Instant)>,
+}
+
+impl Collector for Mesh {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Sources { kernel, proxy, config, .. } = &self.sources;
+        let snapshot = config.snapshot();
+        let names = config.names();
+        let mut families = match kernel.totals() {
+            Ok(totals) => flows::totals(&totals, names, &snapshot),
+            Err(error) => {
+                tracing::warn!(%error, "flow totals cannot be read");
+                Vec::new()
+            }
+        };
+        if let Ok(counts) = kernel.verdicts() {
+            families.extend(flows::verdicts(&counts));
+        }
+        families.push(self.durations.family(names, &snapshot));
+        families.extend(requests::families(&proxy.stats(), names, &snapshot));
+        families.extend(self.state());
+        families
+    }
+}
+
+impl Mesh {
+    fn state(&self) -> Vec<MetricFamily> {
+        let Sources { config, xds, .. } = &self.sources;
+        let snapshot = config.snapshot();
+        let age = {
+            let mut seen = self.epoch.lock();
+            if seen.0 != snapshot.epoch {
+                *seen = (snapshot.epoch, config.since());
+            }
+            seen.1.elapsed()
+        };
+        let values = [
+            (&m::SNAPSHOT_EPOCH, snapshot.epoch as f64),
+            (&m::SNAPSHOT_AGE, age.as_secs_f64()),
+            (&m::CONFIG_ACKS, xds.acks.load(Relaxed) as f64),
+            (&m::CONFIG_NACKS, xds.nacks.load(Relaxed) as f64),
+            (&m::CONTROL_CONNECTED, if xds.connected.load(Relaxed) { 1.0 } else { 0.0 }),
+            (&m::WORKLOADS, config.enrolled() as f64),
+            (&m::SERVICES, snapshot.services.len() as f64),
+            (&m::CONDITIONS, config.conditions().count() as f64),
+        ];
+        values.into_iter().map(|(metric, value)| Family::single(metric, value)).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! The proxy's counters as series by name.
+
+use std::collections::HashMap;
+
+use mesh_core::snapshot::Snapshot;
+use prometheus::proto::MetricFamily;
+
+use super::family::Family;
+use super::metrics as m;
+use super::names::Names;
+use crate::path::ProxyStats;
+use crate::path::stats::{BUCKETS_US, Counts, Direction, RequestKey, Series};
+
+fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Out => "out",
+        Direction::In => "in",
+    }
+}
+
+/// Labels of a request, without status and reason.
+type Labels = [String; 5];
+
+fn labels(key: &RequestKey, names: &Names, snapshot: &Snapshot) -> Labels {
+    let destination = if key.service == 0 { "unknown".into() } else { names.service(snapshot, key.service) };
+    [
+        direction(key.direction).into(),
+        names.workload(snapshot, key.source),
+        destination,
+        key.route.to_string(),
+        key.spoken.name().into(),
+    ]
+}
+
+fn status(status: u16) -> String {
+    if status == 0 { String::new() } else { status.to_string() }
+}
+
+/// All families of the proxy.
+pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let mut totals: HashMap<(Labels, u16, &'static str), u64> = HashMap::new();
+    let mut durations: HashMap<Labels, Series> = HashMap::new();
+    for (key, series) in &stats.requests {
+        let labels = labels(key, names, snapshot);
+        *totals.entry((labels.clone(), key.status, key.reason)).or_default() += series.count;
+        let sum = durations.entry(labels).or_default();
+        sum.count += series.count;
+        sum.sum_us += series.sum_us;
+        for (mine, theirs) in sum.buckets.iter_mut().zip(series.buckets) {
+            *mine += theirs;
+        }
+    }
+    if stats.overflow.count > 0 {
+        let overflow: Labels = std::array::from_fn(|_| "overflow".to_owned());
+        totals.insert((overflow.clone(), 0, "overflow"), stats.overflow.count);
+        durations.insert(overflow, stats.overflow.clone());
+    }
+    let mut requests = Family::new(&m::REQUESTS);
+    for ((labels, code, reason), count) in &totals {
+        let [direction, source, destination, route, protocol] = labels;
+        requests.add(&[direction, source, destination, route, protocol, &status(*code), reason], *count as f64);
+    }
+    let bounds = BUCKETS_US.map(|us| us as f64 / 1e6);
+    let mut duration = Family::new(&m::REQUEST_DURATION);
+    for (labels, series) in &durations {
+        let labels = labels.each_ref().map(String::as_str);
+        duration.add_histogram(&labels, &bounds, &series.buckets, series.sum_us as f64 / 1e6);
+    }
+    let mut all = vec![requests.finish(), duration.finish()];
+    all.extend(counts(&stats.counts));
+    all
+}
+
+fn counts(c: &Counts) -> Vec<MetricFamily> {
+    let mut accepted = Family::new(&m::PROXY_ACCEPTED);
+    accepted.add(&["out"], c.accepted_out as f64);
+    accepted.add(&["in"], c.accepted_in as f64);
+    let mut dropped = Family::new(&m::PROXY_DROPPED);
+    let reasons = [
+        ("record_lost", c.record_lost),
+        ("budget_connections", c.budget_connections),
+        ("budget_bytes", c.budget_bytes),
+        ("no_destination", c.no_destination),
+        ("accept_failed", c.accept_failed),
+        ("cut", c.cut),
+    ];
+    for (reason, count) in reasons {
+        dropped.add(&[reason], count as f64);
+    }
+    let plain = [
+        (&m::PROXY_OPEN, c.open),
+        (&m::PROXY_HANDED_ON, c.handed_on),
+        (&m::PROXY_RETRIES, c.retried),
+        (&m::PROXY_RESETS, c.resets),
+        (&m::PROXY_PANICS, c.panics),
+        (&m::UPSTREAM_OPENED, c.upstream_opened),
+        (&m::UPSTREAM_REUSED, c.upstream_reused),
+        (&m::UPSTREAM_FAILED, c.upstream_failed),
+        (&m::UPSTREAM_IDLE, c.upstream_idle),
+    ];
+    let mut all = vec![accepted.finish(), dropped.finish()];
+    all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::stats::Spoken;
+
+    #[test]
+    fn requests_are_counted_by_status_and_timed_without_it() {
+        let key = |status| RequestKey {
+            source: 0,
+            service: 3,
+            status,
+            direction: Direction::Out,
+            spoken: Spoken::Http1,
+            route: "shop/web".into(),
+            reason: "",
+        };
+        let mut series = Series { count: 2, sum_us: 3000, ..Series::default() };
+        series.buckets[3] = 2;
+        let stats = ProxyStats { requests: vec![(key(200), series.clone()), (key(503), series)], ..ProxyStats::default() };
+        let names = Names::default();
+        names.learn(mesh_core::ids::IdKind::Service, 3, "shop/web:80");
+        let all = families(&stats, &names, &Snapshot::default());
+        let text = prometheus::TextEncoder::new().encode_to_string(&all).unwrap();
+        assert!(text.contains(r#"protocol="http",status="503",reason=""} 2"#), "{text}");
+        assert!(text.contains(r#"mesh_request_duration_seconds_count{direction="out",source="outside",destination="shop/web:80",route="shop/web",protocol="http"} 4"#), "{text}");
+        assert!(text.contains("mesh_request_duration_seconds_sum"));
+    }
+}
