@@ -1,12 +1,23 @@
 //! The node daemon: loads the BPF programs, keeps their maps in step with the control plane, carries the
 //! connections that need a proxy.
+//!
+//! - [`agent`]: start and end. [`args`]: the command line.
+//! - [`kernel`]: programs and maps. [`sys`]: raw calls.
+//! - [`config`]: control plane → snapshot → maps. [`session`]: this node's workloads → control plane.
+//! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
+//! - [`path`]: a proxied connection, from accept to close.
+//! - [`telemetry`]: what Prometheus sees.
 
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod agent;
+pub mod args;
+mod cgroups;
 pub mod config;
 pub mod enrol;
 pub mod kernel;
 pub mod path;
 pub mod session;
 pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,111 @@
+//! Gets the connection for a request: one that an earlier request has left, else a new one; and sends the
+//! request on it.
+//!
+//! A connect that fails is tried at up to [`OTHERS`] other endpoints: nothing has been sent, so any method may
+//! be. Inbound, the connection shows one client to the application, so it is this client's alone.
+
+use std::rc::Rc;
+
+use mesh_core::error::ProxyError;
+
+use super::super::intercept::{Hop, Session};
+use super::super::link::Link;
+use super::super::pool::PoolKey;
+use super::super::stats::{Direction, one};
+use super::super::transport::Transport as _;
+use super::request::Prepared;
+use super::{Account, Connection};
+
+/// Other endpoints that are tried after a connect has failed.
+const OTHERS: usize = 2;
+
+/// A connection with a request on it.
+pub(super) struct Acquired {
+    pub upstream: Rc<Link>,
+    pub hop: Hop,
+    /// It has carried a request before: its endpoint may have closed it meanwhile.
+    pub reused: bool,
+}
+
+impl Connection {
+    /// A connection for the request.
+    pub(super) async fn acquire(
+        &self,
+        prepared: Prepared,
+        account: &mut Account,
+    ) -> Result<(Acquired, Prepared), ProxyError> {
+        let mut hop = prepared.hop;
+        let mut tried = [0; OTHERS + 1];
+        let mut failed = 0;
+        loop {
+            account.service = hop.service;
+            if let Some(upstream) = self.reuse(&hop) {
+                one(&self.session.worker.shared.counters.upstream_reused);
+                return Ok((Acquired { upstream, hop, reused: true }, prepared));
+            }
+            let error = match self.open(&hop).await {
+                Ok(upstream) => return Ok((Acquired { upstream, hop, reused: false }, prepared)),
+                Err(error) => error,
+            };
+            tried[failed] = hop.endpoint;
+            failed += 1;
+            let other = prepared.backend.as_ref().filter(|_| failed <= OTHERS).and_then(|service| {
+                // As many turns as it may take to meet one that was not tried.
+                (0..service.serving * 2)
+                    .filter_map(|_| self.balance(service).ok())
+                    .find(|other| !tried[..failed].contains(&other.endpoint))
+            });
+            match other {
+                Some(other) if !self.session.watch.is_cut() => hop = other,
+                _ => return Err(error),
+            }
+            one(&self.session.worker.shared.counters.retried);
+        }
+    }
+
+    /// A new connection.
+    pub(super) async fn open(&self, hop: &Hop) -> Result<Rc<Link>, ProxyError> {
+        let Session { worker, member, watch, .. } = &self.session;
+        let counters = &worker.shared.counters;
+        match worker.transport.open(&hop.target(member, worker.limits.connect), watch).await {
+            Ok(stream) => {
+                one(&counters.upstream_opened);
+                let link = Rc::new(Link::new(stream));
+                link.own(Some(watch.rc().clone()));
+                Ok(link)
+            }
+            Err(error) => {
+                one(&counters.upstream_failed);
+                Err(error)
+            }
+        }
+    }
+
+    fn reuse(&self, hop: &Hop) -> Option<Rc<Link>> {
+        let Session { worker, watch, direction, .. } = &self.session;
+        let link = match direction {
+            Direction::In => self.own.borrow_mut().take().filter(|link| link.usable()),
+            Direction::Out => worker.upstreams.take(&self.pool_key(hop)),
+        }?;
+        link.own(Some(watch.rc().clone()));
+        Some(link)
+    }
+
+    /// The request is over and the connection can carry another.
+    pub(super) fn release(&self, hop: &Hop, link: Rc<Link>) {
+        let Session { worker, direction, .. } = &self.session;
+        match direction {
+            Direction::In => *self.own.borrow_mut() = Some(link),
+            Direction::Out => worker.upstreams.put(self.pool_key(hop), link, worker.clock.now()),
+        }
+    }
+
+    fn pool_key(&self, hop: &Hop) -> PoolKey {
+        PoolKey {
+            source: self.session.member.workload,
+            service: hop.service,
+            endpoint: hop.endpoint,
+            address: hop.address,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The exchange of one request and its response, both streamed, at the same time.
+//!
+//! An endpoint may answer before it has read the request's body; then the answer goes to the client and both
+//! connections end, because nobody knows what of the body is still on its way. While the endpoint thinks, the
+//! client's side is watched: one that has gone is not waited for.
+//!
+//! Invariants: once a byte of the response's head has gone to the client, an error resets the client's
+//! connection (a clean end would look like a complete response); before that it becomes a reply of our own.
+//! A request is repeated once, and only where its endpoint cannot have acted on it twice: idempotent, without
+//! a body, on a reused connection that ended before any byte of a response.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use mesh_core::error::ProxyError;
+use mesh_core::http1::{
+    Framing, HeadScan, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response, write_response,
+};
+
+use super::super::buffers::Buf;
+use super::super::clock::Call;
+use super::super::intercept::{Hop, Session};
+use super::super::link::Link;
+use super::super::pump::{Broken, Pump};
+use super::super::stats::one;
+use super::acquire::Acquired;
+use super::request::{GROWTH, Prepared};
+use super::{Account, Connection};
+
+/// What becomes of the client's connection.
+pub(super) enum Outcome {
+    /// The next request.
+    Next,
+    /// A clean end, after everything has been written.
+    Close,
+    /// A reset.
+    Reset,
+    /// Not HTTP any more.
+    Tunnel(Rc<Link>),
+}
+
+/// How an exchange ended.
+enum Fate {
+    /// Response complete.
+    Done,
+    /// The connection goes on as a tunnel.
+    Tunnel,
+    /// The reused connection had been closed: nothing has happened yet.
+    Stale,
+    /// The client is gone, or is to be cut.
+    Gone,
+    /// This.
+    Failed(ProxyError),
+}
+
+/// One request and its response.
+pub(super) struct Exchange<'c> {
+    connection: &'c Connection,
+    upstream: Rc<Link>,
+    hop: Hop,
+    reused: bool,
+    repeatable: bool,
+    facts: RequestFacts,
+    request: Pump,
+    /// Set aside until [`Exchange::run`] puts it on the link.
+    out: Option<Buf>,
+    /// The endpoint takes no more of the request; it may have answered.
+    deaf: bool,
+    /// The client has ended its side.
+    client_ended: bool,
+    scan: HeadScan,
+    /// There once the response's head has been forwarded.
+    response: Option<Pump>,
+    /// A byte of a response has arrived.
+    answered: bool,
+    tunnel: bool,
+    keep_client: bool,
+    keep_upstream: bool,
+    status: u16,
+}
+
+impl<'c> Exchange<'c> {
+    pub fn new(connection: &'c Connection, acquired: Acquired, prepared: Prepared) -> Self {
+        Self {
+            connection,
+            upstream: acquired.upstream,
+            hop: acquired.hop,
+            reused: acquired.reused,
+            repeatable: prepared.repeatable,
+            facts: prepared.facts,
+            request: prepared.body,
+            out: Some(prepared.out),
+            deaf: false,
+            client_ended: false,
+            scan: HeadScan::new(Side::Upstream),
+            response: None,
+            answered: false,
+            tunnel: false,
+            keep_client: false,
+            keep_upstream: false,
+            status: 0,
+        }
+    }
+
+    /// Carries it out.
+    pub async fn run(mut self, account: &mut Account) -> Outcome {
+        let Session { worker, watch, client, .. } = &self.connection.session;
+        loop {
+            if let Some(out) = self.out.take() {
+                self.upstream.set_out(out);
+            }
+            if self.reused && self.repeatable {
+                self.upstream.keep_written();
+            }
+            worker.flush.push(&self.upstream);
+            worker.clock.arm(watch, worker.limits.response);
+            let fate = std::future::poll_fn(|cx| self.poll(cx)).await;
+            watch.disarm();
+            account.status = self.status;
+            return match fate {
+                Fate::Done => self.done(),
+                Fate::Tunnel => Outcome::Tunnel(self.upstream),
+                Fate::Gone => {
+                    account.reason = "client_gone";
+                    self.upstream.reset();
+                    Outcome::Reset
+                }
+                Fate::Failed(error) => self.failed(error, account),
+                Fate::Stale => {
+                    one(&worker.shared.counters.retried);
+                    self.out = self.upstream.take_kept();
+                    self.reused = false;
+                    match self.connection.open(&self.hop).await {
+                        Ok(fresh) => self.upstream = fresh,
+                        Err(error) => return self.failed(error, account),
+                    }
+                    debug_assert!(client.pending() == 0 || !self.answered);
+                    continue;
+                }
+            };
+        }
+    }
+
+    fn done(self) -> Outcome {
+        let complete = self.request.is_done() && !self.deaf;
+        self.upstream.forget();
+        if self.keep_upstream && complete && self.upstream.pending() == 0 {
+            self.connection.release(&self.hop, self.upstream);
+        }
+        if self.keep_client && complete && !self.client_ended { Outcome::Next } else { Outcome::Close }
+    }
+
+    fn failed(self, error: ProxyError, account: &mut Account) -> Outcome {
+        let Session { worker, .. } = &self.connection.session;
+        self.upstream.reset();
+        account.reason = error.reason();
+        if self.response.is_some() {
+            one(&worker.shared.counters.resets);
+            return Outcome::Reset;
+        }
+        account.status = error.status();
+        let keep = self.request.is_done()
+            && self.facts.keep_alive
+            && error.keeps_client()
+            && !self.client_ended
+            && !worker.draining.get();
+        self.connection.reply(&error, keep, self.facts.method == MethodKind::Head);
+        if keep { Outcome::Next } else { Outcome::Close }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fate> {
+        let Session { worker, watch, client, held, .. } = &self.connection.session;
+        if let Poll::Ready(call) = watch.poll_call(cx) {
+            return Poll::Ready(match call {
+                Call::Cut => {
+                    one(&worker.shared.counters.cut);
+                    Fate::Gone
+                }
+                Call::Late => Fate::Failed(ProxyError::UpstreamTimeout),
+            });
+        }
+        if let Poll::Ready(fate) = self.poll_request(cx) {
+            return Poll::Ready(fate);
+        }
+        let answered = self.poll_response(cx);
+        let moved = self.request.moved() | self.response.as_mut().is_some_and(Pump::moved);
+        if moved {
+            worker.clock.arm(watch, worker.limits.stream_idle);
+        }
+        match answered {
+            Poll::Ready(Ok(())) if self.tunnel => return Poll::Ready(Fate::Tunnel),
+            Poll::Ready(Ok(())) => return Poll::Ready(Fate::Done),
+            Poll::Ready(Err(broken)) => return Poll::Ready(self.broken(broken)),
+            Poll::Pending => {}
+        }
+        if self.response.is_none() && self.poll_client(cx).is_ready() {
+            return Poll::Ready(Fate::Gone);
+        }
+        if !held.set(client.stuck() + self.upstream.stuck()) {
+            one(&worker.shared.counters.budget_bytes);
+            return Poll::Ready(Fate::Failed(ProxyError::BudgetBytes));
+        }
+        Poll::Pending
+    }
+
+    /// Sends on with the request; ready only where that ends the exchange.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Fate> {
+        let Session { worker, client, .. } = &self.connection.session;
+        if self.deaf {
+            return Poll::Pending;
+        }
+        if self.request.is_done() {
+            if self.upstream.stuck() > 0 {
+                self.deaf = matches!(self.upstream.poll_flush(cx), Poll::Ready(Err(_)));
+            }
+            return Poll::Pending;
+        }
+        match self.request.poll(worker, client, &self.upstream, cx) {
+            Poll::Ready(Err(Broken::From(_) | Broken::Short)) => Poll::Ready(Fate::Gone),
+            Poll::Ready(Err(Broken::Malformed(error))) => Poll::Ready(Fate::Failed(error)),
+            Poll::Ready(Err(Broken::To(_))) => {
+                self.deaf = true;
+                Poll::Pending
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// While the endpoint thinks: is the client still there? What it sends meanwhile is its next request, of
+    /// which one buffer is read.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Session { worker, client, .. } = &self.connection.session;
+        if client.stuck() > 0 && matches!(client.poll_flush(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(());
+        }
+        if !self.request.is_done() || self.client_ended || client.unused() > 0 {
+            return Poll::Pending;
+        }
+        match client.poll_input(cx, &worker.buffers) {
+            Poll::Ready(Ok(n)) => {
+                self.client_ended = n == 0;
+                Poll::Pending
+            }
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Session { worker, client, .. } = &self.connection.session;
+        loop {
+            if let Some(response) = &mut self.response {
+                if self.tunnel {
+                    return Poll::Ready(Ok(()));
+                }
+                return response.poll(worker, &self.upstream, client, cx);
+            }
+            let length = match self.upstream.input().borrow().as_ref() {
+                Some(input) => self.scan.end(input.data(), &worker.limits.http).map_err(Broken::Malformed)?,
+                None => None,
+            };
+            match length {
+                Some(length) => ready!(self.forward_head(length, cx))?,
+                None => match ready!(self.upstream.poll_input(cx, &worker.buffers)) {
+                    Ok(0) => return Poll::Ready(Err(Broken::Short)),
+                    Ok(_) => self.answered = true,
+                    Err(e) => return Poll::Ready(Err(Broken::From(e.kind()))),
+                },
+            }
+        }
+    }
+
+    /// Puts the head that the endpoint's input begins with, and what is there of its body, into the client's
+    /// output.
+    fn forward_head(&mut self, length: usize, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Session { worker, client, .. } = &self.connection.session;
+        // Earlier output that leaves too little room goes first.
+        if client.out().borrow().as_ref().is_some_and(|out| out.room() < length + GROWTH) {
+            ready!(client.poll_flush(cx)).map_err(|e| Broken::To(e.kind()))?;
+        }
+        let limits = &worker.limits.http;
+        let mut used = length;
+        {
+            let input = self.upstream.input().borrow();
+            let (bytes, rest) = input.as_ref().map_or(&[][..], Buf::data).split_at(length);
+            let head = parse_response(bytes, self.facts, limits).map_err(Broken::Malformed)?;
+            let interim = head.is_interim();
+            // Nobody would send the rest of a request that has been refused already.
+            let sending = head.status < 300 || self.request.is_done() && !self.deaf;
+            let keep = head.client_keep_alive && sending && !self.client_ended && !worker.draining.get();
+            if !interim || self.facts.version == Version::Http11 {
+                let mut slot = client.out().borrow_mut();
+                let out = slot.get_or_insert_with(|| worker.buffers.fitting(length + GROWTH + rest.len()));
+                let before = out.len();
+                let edits = ResponseEdits { keep_alive: keep, client: self.facts.version };
+                write_response(&head, &edits, out.bytes());
+                if !interim {
+                    let mut body = Pump::new(head.framing, Side::Upstream, limits);
+                    self.tunnel = head.framing == Framing::Tunnel;
+                    if !self.tunnel {
+                        used += body.append(rest, out).map_err(|error| {
+                            out.truncate(before);
+                            Broken::Malformed(error)
+                        })?;
+                    }
+                    self.response = Some(body);
+                }
+            }
+            if !interim {
+                (self.keep_client, self.keep_upstream) = (keep, head.keep_alive);
+                self.status = head.status;
+            }
+        }
+        self.upstream.consume(used);
+        self.scan = HeadScan::new(Side::Upstream);
+        worker.flush.push(client);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The error of a response that broke off.
+    fn broken(&self, broken: Broken) -> Fate {
+        let error = match broken {
+            Broken::To(_) => return Fate::Gone,
+            Broken::Malformed(error) => return Fate::Failed(error),
+            Broken::Short => ProxyError::UpstreamClosed,
+            Broken::From(kind) => ProxyError::upstream(kind),
+        };
+        if self.reused && self.repeatable && !self.answered { Fate::Stale } else { Fate::Failed(error) }
+    }
+}

@@ -1,0 +1,218 @@
+//! HTTP/1.1 between a client and the endpoints of a service: one task a connection, one request at a time.
+//!
+//! ```text
+//! read head ─▶ route ─▶ balance ─▶ (pool | transport) ─▶ exchange ─▶ keep-alive: next head
+//!            (request)          (acquire)              (exchange)
+//! ```
+//!
+//! Pipelined requests wait in the client's input buffer and are answered in order. A head is parsed in the
+//! buffer that it was read into and written, with its edits and what is there of its body, into one output
+//! buffer: one write a message. Bodies are streamed (pump).
+//!
+//! Invariants: the client's connection is used on only where both messages were complete; after anything
+//! malformed it is closed. The snapshot is looked at once a request. No timer is armed a request.
+//! Not here: HTTP/2, retries after a response has begun.
+
+mod acquire;
+mod exchange;
+mod request;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use mesh_core::error::ProxyError;
+use mesh_core::http1::{HeadScan, Side, write_error};
+
+use super::clock::Call;
+use super::intercept::Session;
+use super::link::Link;
+use super::stats::{Direction, RequestKey, Spoken, one};
+use super::tcp;
+use exchange::Outcome;
+
+/// Bytes of a request that are read and thrown away so that its client can read our answer.
+const DISCARD: usize = 256 * 1024;
+
+/// One connection.
+struct Connection {
+    session: Session,
+    /// Inbound: the one upstream connection, which carries no other client's requests.
+    own: RefCell<Option<Rc<Link>>>,
+}
+
+/// How waiting for a head ended, where it did not end with a head.
+enum Ended {
+    /// Nothing more is asked.
+    Clean,
+    /// The client is gone or is to be cut.
+    Broken,
+    /// The client is to be told.
+    Refused(ProxyError),
+}
+
+/// What is counted of a request.
+struct Account {
+    begun: Instant,
+    service: u32,
+    route: Arc<str>,
+    status: u16,
+    reason: &'static str,
+}
+
+/// Serves requests until the connection ends.
+pub async fn serve(session: Session) {
+    let connection = Connection { session, own: RefCell::default() };
+    connection.run().await;
+}
+
+impl Connection {
+    async fn run(self) {
+        loop {
+            let head = match self.read_head().await {
+                Ok(length) => length,
+                Err(Ended::Clean) => return self.finish().await,
+                Err(Ended::Broken) => return self.session.client.reset(),
+                Err(Ended::Refused(error)) => {
+                    self.refuse(error);
+                    return self.finish().await;
+                }
+            };
+            one(&self.session.worker.shared.counters.requests);
+            let mut account = Account::new();
+            let outcome = self.request(head, &mut account).await;
+            if let Outcome::Tunnel(upstream) = outcome {
+                self.account(&account);
+                let s = &self.session;
+                tcp::copy(&s.worker, &s.watch, &s.client, &upstream, &s.held).await;
+                return;
+            }
+            self.account(&account);
+            match outcome {
+                Outcome::Next => {}
+                Outcome::Close => return self.finish().await,
+                Outcome::Reset | Outcome::Tunnel(_) => return self.session.client.reset(),
+            }
+        }
+    }
+
+    /// Waits for a complete request head; its length.
+    async fn read_head(&self) -> Result<usize, Ended> {
+        let Session { worker, client, watch, .. } = &self.session;
+        let mut scan = HeadScan::new(Side::Client);
+        let mut started = false;
+        worker.clock.arm(watch, worker.limits.keep_alive);
+        std::future::poll_fn(|cx| {
+            loop {
+                if let Some(input) = client.input().borrow().as_ref() {
+                    match scan.end(input.data(), &worker.limits.http) {
+                        Ok(Some(length)) => return Poll::Ready(Ok(length)),
+                        Ok(None) => {}
+                        Err(error) => return Poll::Ready(Err(Ended::Refused(error))),
+                    }
+                    if !started && scan.started(input.data()) {
+                        started = true;
+                        worker.clock.arm(watch, worker.limits.head);
+                    }
+                }
+                if let Poll::Ready(call) = watch.poll_call(cx) {
+                    return Poll::Ready(Err(match (call, started) {
+                        (Call::Cut, _) => Ended::Broken,
+                        (Call::Late, true) => Ended::Refused(ProxyError::HeaderTimeout),
+                        (Call::Late, false) => Ended::Clean,
+                    }));
+                }
+                if worker.draining.get() && !started {
+                    return Poll::Ready(Err(Ended::Clean));
+                }
+                // A client that does not take its answers is asked for no more requests.
+                if client.stuck() > 0 {
+                    match client.poll_flush(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Ended::Broken)),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                match client.poll_input(cx, &worker.buffers) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(Ended::Clean)),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Ended::Broken)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Answers in the endpoint's place, and closes.
+    fn refuse(&self, error: ProxyError) {
+        let account = Account { status: error.status(), reason: error.reason(), ..Account::new() };
+        self.reply(&error, false, false);
+        self.account(&account);
+    }
+
+    /// Puts our own answer into the client's output.
+    fn reply(&self, error: &ProxyError, keep_alive: bool, head_request: bool) {
+        let Session { worker, client, .. } = &self.session;
+        let mut out = client.out().borrow_mut();
+        let buf = out.get_or_insert_with(|| worker.buffers.small());
+        write_error(error, keep_alive, head_request, buf.bytes());
+        drop(out);
+        worker.flush.push(client);
+    }
+
+    /// Ends the connection so that the client gets what was written: our end first, then what it still sends
+    /// is thrown away for a while. Closing with unread bytes would reset the connection under our answer.
+    async fn finish(&self) {
+        let Session { worker, client, watch, .. } = &self.session;
+        worker.clock.arm(watch, worker.limits.linger);
+        let mut discarded = 0;
+        std::future::poll_fn(|cx| {
+            if watch.poll_call(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            match client.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+            loop {
+                discarded += client.unused();
+                client.consume(usize::MAX);
+                match client.poll_input(cx, &worker.buffers) {
+                    Poll::Ready(Ok(n)) if n > 0 && discarded < DISCARD => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    fn account(&self, account: &Account) {
+        let Session { worker, member, direction, .. } = &self.session;
+        let key = RequestKey {
+            source: if *direction == Direction::Out { member.workload } else { 0 },
+            service: account.service,
+            status: account.status,
+            direction: *direction,
+            spoken: Spoken::Http1,
+            route: account.route.clone(),
+            reason: account.reason,
+        };
+        worker.shared.requests.record(&key, account.begun.elapsed().as_micros() as u64, worker.clock.now());
+    }
+}
+
+impl Account {
+    fn new() -> Self {
+        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
+    }
+
+    fn failed(&mut self, error: &ProxyError) {
+        self.status = error.status();
+        self.reason = error.reason();
+    }
+}

@@ -1,0 +1,245 @@
+//! First step of the path: an accepted connection becomes a [`Session`]: who calls, where to, what is spoken.
+//!
+//! accept ──socket──▶ **intercept** ──Session──▶ http1, tcp
+//!
+//! Outbound, the kernel's capture record says where the application wanted to go. A virtual address of a
+//! service means the service: its routes and its balancing. Any other address (headless, a workload's own)
+//! means that one endpoint. Inbound, the accepted socket's own address is where the client wanted to go, and
+//! its peer is the real client.
+//!
+//! Invariant: a connection whose destination is not known is reset, never guessed.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_api::proto::v1::Protocol;
+use mesh_common::addr;
+use mesh_common::record::{Capture, role};
+use mesh_core::snapshot::{Endpoint, Service, Snapshot};
+
+use super::accept::Job;
+use super::clock::Watched;
+use super::link::Link;
+use super::member::{Held, Member};
+use super::stats::{Direction, RequestKey, Spoken, one};
+use super::transport::{Stream, Target, Transport as _};
+use super::worker::Worker;
+use super::{http1, tcp};
+
+/// One place that a connection can be opened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Service that it serves; 0: none.
+    pub service: u32,
+    /// Endpoint; 0: none.
+    pub endpoint: u32,
+    /// Its workload lives on this node.
+    pub local: bool,
+    /// Where.
+    pub address: SocketAddr,
+    /// The client that the application is to see.
+    pub show: Option<SocketAddr>,
+}
+
+impl Hop {
+    /// The way to an endpoint of a service.
+    pub fn to(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
+        let address = endpoint.address(prefer_v6)?;
+        Some(Self { service, endpoint: endpoint.id, local: endpoint.local, address, show: None })
+    }
+
+    /// As a target of `source`.
+    pub fn target(&self, source: &Arc<Member>, within: std::time::Duration) -> Target {
+        Target {
+            source: source.clone(),
+            address: self.address,
+            service: self.service,
+            endpoint: self.endpoint,
+            local: self.local,
+            show: self.show,
+            within,
+        }
+    }
+}
+
+/// Where a session's requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Wherever routes and balancing of this service send them.
+    Service(u32),
+    /// Here.
+    Hop(Hop),
+}
+
+/// What was found out about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    to: To,
+    spoken: Spoken,
+    prefer_v6: bool,
+}
+
+/// An accepted connection that is being proxied.
+pub struct Session {
+    /// The worker that it lives on.
+    pub worker: Rc<Worker>,
+    /// The workload that calls (outbound) or is called (inbound).
+    pub member: Arc<Member>,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Where its requests go.
+    pub to: To,
+    /// The client used an IPv6 address.
+    pub prefer_v6: bool,
+    /// The client's side.
+    pub client: Rc<Link>,
+    /// Its deadlines, and the worker's calls to it.
+    pub watch: Watched,
+    /// The bytes that it holds back.
+    pub held: Held,
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(worker: Rc<Worker>, job: Job) {
+    let Job { socket, admitted, direction } = job;
+    let member = admitted.member().clone();
+    let Ok(stream) = socket.into_stream() else { return };
+    let way = match direction {
+        _ if member.usage.gone() => None,
+        Direction::Out => outbound(&worker, &stream),
+        Direction::In => inbound(&worker, &member, &stream),
+    };
+    let Some(way) = way else { return stream.reset() };
+    let client = Rc::new(Link::new(stream));
+    let watch = worker.clock.watch(member.workload);
+    client.own(Some(watch.rc().clone()));
+    let session = Session {
+        direction,
+        to: way.to,
+        prefer_v6: way.prefer_v6,
+        held: Held::new(&member),
+        worker,
+        member,
+        client,
+        watch,
+    };
+    match (way.spoken, way.to) {
+        (Spoken::Tcp, To::Hop(hop)) => serve_tcp(session, hop).await,
+        (Spoken::Http1, _) | (Spoken::Tcp, To::Service(_)) => http1::serve(session).await,
+    }
+    // The budget is given back last.
+    drop(admitted);
+}
+
+async fn serve_tcp(session: Session, hop: Hop) {
+    let begun = Instant::now();
+    let worker = session.worker.clone();
+    let target = hop.target(&session.member, worker.limits.connect);
+    let reason = match worker.transport.open(&target, &session.watch).await {
+        Ok(stream) => {
+            one(&worker.shared.counters.upstream_opened);
+            let upstream = Rc::new(Link::new(stream));
+            upstream.own(Some(session.watch.rc().clone()));
+            tcp::copy(&worker, &session.watch, &session.client, &upstream, &session.held).await.reason()
+        }
+        Err(error) => {
+            one(&worker.shared.counters.upstream_failed);
+            session.client.reset();
+            error.reason()
+        }
+    };
+    let key = RequestKey {
+        source: if session.direction == Direction::Out { session.member.workload } else { 0 },
+        service: hop.service,
+        status: 0,
+        direction: session.direction,
+        spoken: Spoken::Tcp,
+        route: Arc::default(),
+        reason,
+    };
+    worker.shared.requests.record(&key, begun.elapsed().as_micros() as u64, worker.clock.now());
+}
+
+fn outbound(worker: &Worker, stream: &Stream) -> Option<Way> {
+    let record = worker.sockets.capture(stream.as_fd()).ok().flatten();
+    let Some(record) = record.filter(|r| r.role == role::ACCEPTED) else {
+        one(&worker.shared.counters.record_lost);
+        return None;
+    };
+    let way = worker.with_snapshot(|snapshot| way_out(snapshot, &record, || fastrand::u64(..)));
+    if way.is_none() {
+        one(&worker.shared.counters.no_destination);
+    }
+    way
+}
+
+/// Where the record's connection goes, as the snapshot has it now.
+fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> Option<Way> {
+    let wanted = SocketAddr::new(addr::to_ip(&record.addr), u16::from_be(record.port_be));
+    let prefer_v6 = wanted.is_ipv6();
+    let chosen = |service: &Service| {
+        service
+            .endpoints
+            .iter()
+            .find(|e| e.id == record.endpoint)
+            .and_then(|e| Hop::to(service.id, e, prefer_v6))
+    };
+    let Some(service) = snapshot.services.get(&record.service) else {
+        // The service has gone since, or the address was a workload's own.
+        let hop = snapshot.services.values().find_map(|s| chosen(s))?;
+        return Some(Way { to: To::Hop(hop), spoken: Spoken::Tcp, prefer_v6 });
+    };
+    let http = service.protocol == Protocol::Http || service.routes.is_some();
+    let spoken = if http { Spoken::Http1 } else { Spoken::Tcp };
+    if !service.vips.contains(&wanted.ip()) {
+        // Its own address was asked for, so nobody else will do.
+        let endpoint = service.endpoints.iter().find(|e| e.address(prefer_v6) == Some(wanted));
+        let hop = endpoint.and_then(|e| Hop::to(service.id, e, prefer_v6)).or_else(|| chosen(service))?;
+        return Some(Way { to: To::Hop(hop), spoken, prefer_v6 });
+    }
+    if http {
+        return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
+    }
+    let any = || {
+        let serving = service.serving();
+        let at = (u128::from(random()) * serving.len() as u128 >> 64) as usize;
+        serving.get(at).and_then(|e| Hop::to(service.id, e, prefer_v6))
+    };
+    Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
+}
+
+fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> Option<Way> {
+    let (wanted, client) = (plain(stream.local().ok()?), plain(stream.peer().ok()?));
+    if !member.is_at(wanted.ip()) {
+        one(&worker.shared.counters.no_destination);
+        return None;
+    }
+    Some(worker.with_snapshot(|snapshot| way_in(snapshot, member.workload, wanted, client)))
+}
+
+/// Where an inbound connection goes: to the workload's own address, showing its client.
+fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: SocketAddr) -> Way {
+    let port =
+        snapshot.workloads.get(&workload).and_then(|w| w.ports.iter().find(|p| p.port == wanted.port()));
+    let http = port.is_some_and(|p| p.protocol == Protocol::Http);
+    Way {
+        to: To::Hop(Hop {
+            service: port.map_or(0, |p| p.service),
+            // The caller's leg is counted on the endpoint already where the caller is of this node.
+            endpoint: 0,
+            local: true,
+            address: wanted,
+            show: Some(client),
+        }),
+        spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
+        prefer_v6: wanted.is_ipv6(),
+    }
+}
+
+/// The address without the v4-mapped form that an IPv6 listener shows.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,99 @@
+//! The request path, top to bottom.
+//!
+//! ```text
+//! application ─▶ accept      its home worker accepts, and may hand on to a less busy one
+//!                intercept   capture record ─▶ which workload calls which service
+//!                detect      (not built: the port's declared protocol is believed)
+//!                route       HTTP: host and path ─▶ backend service, by weight      mesh-core::route
+//!                authorise   (not built)
+//!                balance     HTTP: an endpoint a request; TCP: the kernel's choice  mesh-core::balance
+//!                resilience  a failed connect is tried elsewhere; a stale connection is replaced
+//!                            (breakers, limits, retries on answers: not built)
+//!                pool        an idle connection of this workload to that endpoint, else
+//!                transport   a new one, from the workload's own namespace           (mTLS: not built)
+//!                pump        bodies, both ways, one buffer each                     mesh-core::http1
+//! endpoint ◀──── telemetry   counters and histograms by source, service, route, outcome
+//! ```
+//!
+//! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`http1`], [`tcp`]
+//! the steps; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
+//! [`sockets`] what is asked of the kernel.
+//!
+//! Invariants: a connection lives on one worker; a request looks at the snapshot once; every buffer, queue and
+//! pool is bounded; a refusal has one [`ProxyError`](mesh_core::error::ProxyError), whose reason is in the
+//! answer and in the counters; a panic ends one connection.
+
+pub mod accept;
+pub mod budget;
+pub mod buffers;
+pub mod clock;
+pub mod hash;
+pub mod http1;
+pub mod intercept;
+pub mod link;
+pub mod member;
+pub mod pool;
+mod proxy;
+pub mod pump;
+pub mod sockets;
+pub mod stats;
+pub mod tcp;
+pub mod transport;
+pub mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use budget::Budget;
+pub use proxy::{Enrolment, Proxy, ProxyFull, StartError};
+pub use sockets::{Leg, Sockets};
+pub use stats::ProxyStats;
+
+/// How long things may take and how much there may be of them, for all workloads alike.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Opening an upstream connection.
+    pub connect: Duration,
+    /// From the first byte of a request's head to its last.
+    pub head: Duration,
+    /// Between two requests of a client.
+    pub keep_alive: Duration,
+    /// From a request to the first byte of its answer.
+    pub response: Duration,
+    /// Between two reads of a body.
+    pub stream_idle: Duration,
+    /// Between two reads of a TCP connection or tunnel.
+    pub tcp_idle: Duration,
+    /// Between two requests on an upstream connection.
+    pub upstream_idle: Duration,
+    /// For a client to take the last answer and end its side.
+    pub linger: Duration,
+    /// Idle upstream connections of one workload to one endpoint, on one worker.
+    pub pool_per_key: usize,
+    /// Idle upstream connections of one worker.
+    pub pool_total: usize,
+    /// Structure of HTTP messages.
+    pub http: mesh_core::http1::Limits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            head: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(300),
+            response: Duration::from_secs(300),
+            stream_idle: Duration::from_secs(300),
+            tcp_idle: Duration::from_secs(3600),
+            upstream_idle: Duration::from_secs(30),
+            linger: Duration::from_secs(2),
+            pool_per_key: 256,
+            pool_total: 2048,
+            // A head and what is added to it fit into one buffer.
+            http: mesh_core::http1::Limits { head_bytes: 24 * 1024, ..Default::default() },
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Upstream connections of one worker that wait for their next request.
+//!
+//! Key: source workload, endpoint, address. The source, because a connection is a socket of its namespace and
+//! carries its identity; the endpoint, because the kernel counts the connection on it.
+//!
+//! Invariants: bounded per key and in all; nothing older than the idle limit; nothing to an endpoint that the
+//! snapshot no longer serves, nothing of a workload that has left. An overflow drops the connection, which
+//! costs a new one later. Inbound connections are not pooled at all: the application sees one client on each.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mesh_core::snapshot::Snapshot;
+
+use super::hash::Quick;
+use super::link::Link;
+
+/// Who is connected to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// Source workload.
+    pub source: u32,
+    /// Service that was called; 0: none.
+    pub service: u32,
+    /// Endpoint; 0: an address outside the snapshot.
+    pub endpoint: u32,
+    /// Where it is connected.
+    pub address: SocketAddr,
+}
+
+struct Idle {
+    link: Rc<Link>,
+    since: u64,
+}
+
+/// The idle connections of one worker.
+pub struct Upstreams {
+    idle: RefCell<HashMap<PoolKey, Vec<Idle>, BuildHasherDefault<Quick>>>,
+    total: Cell<usize>,
+    per_key: usize,
+    at_most: usize,
+}
+
+impl Upstreams {
+    /// A pool that holds at most `per_key` connections of one key and `at_most` in all.
+    pub fn new(per_key: usize, at_most: usize) -> Self {
+        Self { idle: RefCell::default(), total: Cell::new(0), per_key, at_most }
+    }
+
+    /// The connection used last that still works.
+    pub fn take(&self, key: &PoolKey) -> Option<Rc<Link>> {
+        let mut idle = self.idle.borrow_mut();
+        let list = idle.get_mut(key)?;
+        while let Some(entry) = list.pop() {
+            self.total.set(self.total.get() - 1);
+            if entry.link.usable() {
+                return Some(entry.link);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection; over a bound it is closed instead.
+    pub fn put(&self, key: PoolKey, link: Rc<Link>, now: u64) {
+        link.own(None);
+        if self.total.get() >= self.at_most {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let list = idle.entry(key).or_default();
+        if list.len() < self.per_key {
+            list.push(Idle { link, since: now });
+            self.total.set(self.total.get() + 1);
+        }
+    }
+
+    /// Drops what is too old, what its peer has closed, and what a changed snapshot no longer serves.
+    pub fn sweep(&self, now: u64, limit: Duration, changed: Option<&Snapshot>) {
+        let oldest = now.saturating_sub(limit.as_millis() as u64);
+        self.retain(|key, entry| {
+            entry.since >= oldest
+                && entry.link.usable()
+                && changed.is_none_or(|snapshot| serves(snapshot, key))
+        });
+    }
+
+    /// Drops the connections of a workload.
+    pub fn forget(&self, workload: u32) {
+        self.retain(|key, _| key.source != workload);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.total.get()
+    }
+
+    fn retain(&self, mut keep: impl FnMut(&PoolKey, &Idle) -> bool) {
+        let mut total = 0;
+        self.idle.borrow_mut().retain(|key, list| {
+            list.retain(|entry| keep(key, entry));
+            total += list.len();
+            !list.is_empty()
+        });
+        self.total.set(total);
+    }
+}
+
+/// Does the snapshot still send new requests there?
+fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
+    if key.endpoint == 0 {
+        return true;
+    }
+    snapshot.services.get(&key.service).is_some_and(|service| {
+        service
+            .serving()
+            .iter()
+            .any(|e| e.id == key.endpoint && [e.address(false), e.address(true)].contains(&Some(key.address)))
+    })
+}

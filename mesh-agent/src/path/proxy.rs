@@ -1,0 +1,196 @@
+//! The handle by which the rest of the agent holds the workers.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use mesh_core::snapshot::Snapshot;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::accept::Listeners;
+use super::budget::{Budget, Usage};
+use super::member::Member;
+use super::stats::{self, ProxyStats};
+use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
+use super::{Limits, Sockets};
+
+/// A workload that the proxy is to serve, with its listeners (made in its network namespace).
+#[derive(Debug)]
+pub struct Enrolment {
+    /// Node-local workload id.
+    pub workload: u32,
+    /// Node-local identity id.
+    pub identity: u32,
+    /// Its network namespace.
+    pub netns: Arc<OwnedFd>,
+    /// Captured connections over IPv4.
+    pub out4: Option<TcpListener>,
+    /// Captured connections over IPv6.
+    pub out6: Option<TcpListener>,
+    /// Inbound connections.
+    pub inbound: Option<TcpListener>,
+    /// Own IPv4 address.
+    pub addr4: Option<Ipv4Addr>,
+    /// Own IPv6 address.
+    pub addr6: Option<Ipv6Addr>,
+    /// What it may use.
+    pub budget: Budget,
+}
+
+/// The workers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No worker was asked for.
+    #[error("the number of workers is 0: give --workers 1 or more")]
+    NoWorkers,
+    /// A thread or its runtime could not be made.
+    #[error("worker {index} cannot start: {source}: raise the limits on threads and file descriptors")]
+    Worker {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A worker did not take a command: it hangs, or far too much changes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("worker {worker} takes no commands: it hangs or is overloaded; try again, or restart the agent")]
+pub struct ProxyFull {
+    /// Which.
+    pub worker: u32,
+}
+
+/// The workers. Cheap to clone; they end when the last handle drops.
+#[derive(Clone)]
+pub struct Proxy {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    commands: Vec<mpsc::Sender<Command>>,
+    shared: Vec<Arc<Shared>>,
+    members: Mutex<HashMap<u32, Arc<Member>>>,
+}
+
+impl Proxy {
+    /// Starts `workers` OS threads.
+    pub fn start(
+        workers: usize,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        sockets: Arc<dyn Sockets>,
+        limits: Limits,
+    ) -> Result<Self, StartError> {
+        if workers == 0 {
+            return Err(StartError::NoWorkers);
+        }
+        let mut inboxes = Vec::new();
+        let mut seats = Vec::new();
+        let mut commands = Vec::new();
+        for _ in 0..workers {
+            let (command, commands_in) = mpsc::channel(COMMANDS);
+            let (jobs, jobs_in) = mpsc::channel(HANDED);
+            seats.push(Seat { jobs, shared: Arc::new(Shared::default()) });
+            commands.push(command);
+            inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
+        }
+        let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
+        let common = Arc::new(Common { seats, snapshot, sockets, limits });
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
+        }
+        Ok(Self { inner: Arc::new(Inner { commands, shared, members: Mutex::default() }) })
+    }
+
+    /// Index of the worker that accepts a workload's connections, and of its heartbeat word.
+    pub fn home(&self, workload: u32) -> u32 {
+        // Ids are dense: this spreads them evenly.
+        workload % self.inner.commands.len() as u32
+    }
+
+    /// Accepts for a workload from now on; one of the same id is replaced.
+    pub fn add_workload(&self, enrolment: Enrolment) -> Result<(), ProxyFull> {
+        let workload = enrolment.workload;
+        self.remove_workload(workload);
+        let member = Arc::new(Member {
+            workload,
+            identity: enrolment.identity,
+            netns: enrolment.netns,
+            addr4: enrolment.addr4,
+            addr6: enrolment.addr6,
+            budget: enrolment.budget,
+            usage: Usage::default(),
+        });
+        let listeners = Listeners {
+            out: [enrolment.out4, enrolment.out6].into_iter().flatten().collect(),
+            inbound: enrolment.inbound.into_iter().collect(),
+        };
+        let home = self.home(workload);
+        self.inner.commands[home as usize]
+            .try_send(Command::Add(member.clone(), listeners))
+            .map_err(|_| ProxyFull { worker: home })?;
+        self.inner.members.lock().insert(workload, member);
+        Ok(())
+    }
+
+    /// Closes a workload's listeners and resets its connections.
+    pub fn remove_workload(&self, workload: u32) {
+        let Some(member) = self.inner.members.lock().remove(&workload) else { return };
+        member.usage.leave();
+        for (index, commands) in self.inner.commands.iter().enumerate() {
+            if commands.try_send(Command::Remove(workload)).is_err() {
+                tracing::warn!(
+                    workload,
+                    worker = index,
+                    "worker takes no commands; its sweep will see the end"
+                );
+            }
+        }
+    }
+
+    /// What was counted, over all workers.
+    pub fn stats(&self) -> ProxyStats {
+        stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)))
+    }
+
+    /// Connections being proxied now.
+    pub fn open(&self) -> u64 {
+        self.inner.shared.iter().map(|s| s.counters.open.load(Relaxed)).sum()
+    }
+
+    /// Lets connections end (idle ones at once, HTTP after the request that they are at), waits for them up to
+    /// `deadline`, then cuts what is left. Listeners stay until the process ends.
+    pub async fn drain(&self, deadline: Duration) {
+        self.tell(|| Command::Drain).await;
+        let end = Instant::now() + deadline;
+        while self.open() > 0 && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if self.open() > 0 {
+            self.tell(|| Command::Cut).await;
+        }
+    }
+
+    /// Tells every worker; one that hangs is not waited for.
+    async fn tell(&self, command: impl Fn() -> Command) {
+        for commands in &self.inner.commands {
+            let _ = tokio::time::timeout(Duration::from_millis(500), commands.send(command())).await;
+        }
+    }
+}
+
+fn spawn(index: usize, common: Arc<Common>, inbox: Inbox) -> io::Result<()> {
+    let (begun, hear) = std_mpsc::channel();
+    std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || worker::run(index as u32, common, inbox, &begun))?;
+    hear.recv_timeout(Duration::from_secs(10))
+        .unwrap_or_else(|_| Err(io::Error::other("its thread ended or did not answer")))
+}

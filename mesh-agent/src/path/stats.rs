@@ -1,0 +1,281 @@
+//! What the proxy counts. Each worker counts alone; a scrape adds the workers up. Plain data: names and text
+//! formats are telemetry's.
+//!
+//! Requests are counted per [`RequestKey`] in a table of bounded size: what does not fit is counted in one
+//! overflow series, never dropped. A series that nobody has used for an hour makes room.
+//!
+//! Units: microseconds. Cost: one uncontended lock and one look-up a request.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::hash::Quick;
+
+/// Upper bounds of the latency histogram, microseconds; the last bucket has none.
+pub const BUCKETS_US: [u64; 15] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    10_000_000, 60_000_000,
+];
+
+/// Series of a worker, beyond which the overflow series counts.
+pub const SERIES: usize = 4096;
+/// Milliseconds after which an unused series may go.
+const IDLE_MS: u64 = 3_600_000;
+
+/// Which way a connection crosses the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// A local workload calls.
+    Out,
+    /// A local workload is called.
+    In,
+}
+
+/// What was spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Spoken {
+    /// Opaque bytes: one "request" a connection.
+    Tcp,
+    /// HTTP/1.
+    Http1,
+}
+
+impl Spoken {
+    /// Label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http1 => "http",
+        }
+    }
+}
+
+/// What a series counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestKey {
+    /// Source workload; 0: not one of this node's (inbound).
+    pub source: u32,
+    /// Destination service: the route's backend, not its parent; 0: none was found.
+    pub service: u32,
+    /// HTTP status; 0: none was sent (TCP, or the connection broke first).
+    pub status: u16,
+    /// In or out.
+    pub direction: Direction,
+    /// Protocol.
+    pub spoken: Spoken,
+    /// The route's name; empty: none.
+    pub route: Arc<str>,
+    /// Why the agent refused or cut it (`ProxyError::reason`); empty: it did not.
+    pub reason: &'static str,
+}
+
+/// A series.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Series {
+    /// Requests (TCP: connections) that ended.
+    pub count: u64,
+    /// Their durations, summed.
+    pub sum_us: u64,
+    /// How many fell in each bucket (not cumulative); the last has no upper bound.
+    pub buckets: [u64; BUCKETS_US.len() + 1],
+}
+
+impl Series {
+    fn record(&mut self, us: u64) {
+        self.count += 1;
+        self.sum_us += us;
+        let bucket = BUCKETS_US.iter().position(|&b| us <= b).unwrap_or(BUCKETS_US.len());
+        self.buckets[bucket] += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum_us += other.sum_us;
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+    }
+}
+
+/// A series, and when it was last counted on.
+#[derive(Debug, Default)]
+struct Row {
+    series: Series,
+    used: u64,
+}
+
+type Table = HashMap<RequestKey, Box<Row>, BuildHasherDefault<Quick>>;
+
+/// The series of one worker.
+#[derive(Debug, Default)]
+pub struct Requests {
+    table: Mutex<(Table, Series)>,
+}
+
+impl Requests {
+    /// Counts one request that took `us` and ended at `now` (milliseconds of the worker's clock).
+    pub fn record(&self, key: &RequestKey, us: u64, now: u64) {
+        let (table, overflow) = &mut *self.table.lock();
+        if let Some(row) = table.get_mut(key) {
+            row.series.record(us);
+            row.used = now;
+            return;
+        }
+        if table.len() >= SERIES {
+            table.retain(|_, row| now.saturating_sub(row.used) < IDLE_MS);
+        }
+        if table.len() >= SERIES {
+            overflow.record(us);
+        } else {
+            let mut row = Box::new(Row { used: now, ..Row::default() });
+            row.series.record(us);
+            table.insert(key.clone(), row);
+        }
+    }
+
+    fn merge_into(&self, all: &mut HashMap<RequestKey, Series>, rest: &mut Series) {
+        let (table, overflow) = &*self.table.lock();
+        for (key, row) in table {
+            match all.get_mut(key) {
+                Some(sum) => sum.add(&row.series),
+                None => drop(all.insert(key.clone(), row.series.clone())),
+            }
+        }
+        rest.add(overflow);
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one worker, read by anybody.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        /// The same, added up.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            fn add_to(&self, sum: &mut Counts) {
+                $(sum.$name += self.$name.load(Relaxed);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Captured connections accepted.
+    accepted_out,
+    /// Inbound connections accepted.
+    accepted_in,
+    /// Connections that the home worker gave to another.
+    handed_on,
+    /// Connections being proxied now (a gauge).
+    open,
+    /// Closed on arrival: no capture record.
+    record_lost,
+    /// Closed on arrival: the workload's budget of connections.
+    budget_connections,
+    /// Cut: the workload's budget of buffered bytes.
+    budget_bytes,
+    /// Closed on arrival: no service and no endpoint known for its record.
+    no_destination,
+    /// `accept` failed for lack of descriptors or memory.
+    accept_failed,
+    /// Upstream connections opened.
+    upstream_opened,
+    /// Requests sent on an upstream connection that an earlier one had left.
+    upstream_reused,
+    /// Upstream connections that could not be opened.
+    upstream_failed,
+    /// Upstream connections waiting in the pool (a gauge).
+    upstream_idle,
+    /// Requests sent again: another endpoint after a failed connect, or a reused connection that had closed.
+    retried,
+    /// HTTP requests begun; ids are made of it.
+    requests,
+    /// Resets passed on from one side to the other.
+    resets,
+    /// Connections cut by the agent: their workload left, or the drain's deadline passed.
+    cut,
+    /// Connections ended by a bug in the agent.
+    panics,
+}
+
+/// Everything, of all workers.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyStats {
+    /// Connection counters.
+    pub counts: Counts,
+    /// Requests by key, in no order.
+    pub requests: Vec<(RequestKey, Series)>,
+    /// Requests whose key found no room.
+    pub overflow: Series,
+}
+
+/// Adds workers up.
+pub fn merge<'a>(workers: impl Iterator<Item = (&'a Counters, &'a Requests)>) -> ProxyStats {
+    let mut stats = ProxyStats::default();
+    let mut all = HashMap::new();
+    for (counters, requests) in workers {
+        counters.add_to(&mut stats.counts);
+        requests.merge_into(&mut all, &mut stats.overflow);
+    }
+    stats.requests = all.into_iter().collect();
+    stats
+}
+
+/// One more.
+pub fn one(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u32) -> RequestKey {
+        RequestKey {
+            source: n,
+            service: 1,
+            status: 200,
+            direction: Direction::Out,
+            spoken: Spoken::Http1,
+            route: "default/web".into(),
+            reason: "",
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_as_overflow() {
+        let requests = Requests::default();
+        for n in 0..SERIES as u32 + 5 {
+            requests.record(&key(n), 700, 1);
+        }
+        requests.record(&key(0), 70_000_000, 1);
+        let stats = merge([(&Counters::default(), &requests), (&Counters::default(), &requests)].into_iter());
+        assert_eq!(stats.requests.len(), SERIES);
+        assert_eq!(stats.overflow.count, 10);
+        let (_, first) = stats.requests.iter().find(|(k, _)| k.source == 0).unwrap();
+        assert_eq!((first.count, first.buckets[2], first.buckets[15]), (4, 2, 2));
+    }
+
+    #[test]
+    fn idle_series_make_room() {
+        let requests = Requests::default();
+        for n in 0..SERIES as u32 {
+            requests.record(&key(n), 1, 1);
+        }
+        requests.record(&key(u32::MAX), 1, IDLE_MS + 1);
+        let stats = merge([(&Counters::default(), &requests)].into_iter());
+        assert_eq!((stats.requests.len(), stats.overflow.count), (1, 0));
+    }
+}

@@ -1,0 +1,8 @@
+//! The path on plain loopback: real sockets, real workers, a stand-in for the kernel, small servers made of
+//! threads. What needs BPF and namespaces is tested by stories.
+
+mod bodies;
+mod http;
+mod life;
+mod opaque;
+mod rig;

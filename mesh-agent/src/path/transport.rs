@@ -1,0 +1,176 @@
+//! How a connection reaches its endpoint. A [`Transport`] opens a [`Stream`] to a [`Target`]; what lies above
+//! (pools, HTTP) does not know which transport it was.
+//!
+//! balance ──Target──▶ **transport** ──Stream──▶ http1, tcp
+//!
+//! [`Plain`]: a TCP socket made in the *source workload's* network namespace that dials the endpoint's real
+//! address, so that network policy, accounting and the source address hold as without a mesh. It is marked
+//! before `connect()`: an unmarked socket of the agent would be captured again.
+//!
+//! Invariant: a stream for which the application was to see the real client is opened only if the kernel
+//! confirms that it will; else it is reset.
+//! Not here: mTLS and HBONE.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use mesh_core::error::ProxyError;
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::clock::{Call, Clock, Watch};
+use super::member::Member;
+use super::sockets::{Leg, Sockets};
+
+/// Where a connection is to go, and on whose behalf.
+pub struct Target {
+    /// The workload in whose namespace the socket is made.
+    pub source: Arc<Member>,
+    /// Address and port to dial.
+    pub address: SocketAddr,
+    /// Service that is called; 0: none.
+    pub service: u32,
+    /// Endpoint whose load it counts on; 0: none.
+    pub endpoint: u32,
+    /// The destination lives on this node.
+    pub local: bool,
+    /// The client that the application is to see.
+    pub show: Option<SocketAddr>,
+    /// How long opening may take.
+    pub within: Duration,
+}
+
+/// Opens connections to endpoints.
+pub trait Transport {
+    /// Opens one. `watch` is the caller's, disarmed when this returns.
+    fn open(&self, target: &Target, watch: &Watch) -> impl Future<Output = Result<Stream, ProxyError>>;
+}
+
+/// Plain TCP.
+pub struct Plain {
+    /// The kernel.
+    pub sockets: Arc<dyn Sockets>,
+    /// The worker's clock.
+    pub clock: Rc<Clock>,
+}
+
+impl Transport for Plain {
+    async fn open(&self, target: &Target, watch: &Watch) -> Result<Stream, ProxyError> {
+        let socket = self.socket(target).map_err(|e| ProxyError::connect(e.kind()))?;
+        self.clock.arm(watch, target.within);
+        let mut connect = pin!(socket.connect(target.address));
+        let connected = std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = connect.as_mut().poll(cx) {
+                return Poll::Ready(done.map_err(|e| ProxyError::connect(e.kind())));
+            }
+            watch.poll_call(cx).map(|call| match call {
+                Call::Late => Err(ProxyError::ConnectTimeout),
+                Call::Cut => Err(ProxyError::Draining),
+            })
+        })
+        .await;
+        watch.disarm();
+        let stream = Stream { io: connected? };
+        if target.show.is_some() && !self.sockets.handed_over(stream.io.as_fd()).unwrap_or(false) {
+            stream.reset();
+            return Err(ProxyError::RecordLost);
+        }
+        Ok(stream)
+    }
+}
+
+impl Plain {
+    fn socket(&self, target: &Target) -> io::Result<TcpSocket> {
+        let fd = self.sockets.socket(target.source.netns.as_fd(), target.address.is_ipv6())?;
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        self.sockets.mark_leg(
+            fd.as_fd(),
+            &Leg {
+                workload: target.source.workload,
+                identity: target.source.identity,
+                service: target.service,
+                endpoint: target.endpoint,
+                local: target.local,
+                show: target.show,
+            },
+        )?;
+        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(fd)))
+    }
+}
+
+/// A connection, whichever transport opened or accepted it. Owned by one worker.
+pub struct Stream {
+    io: TcpStream,
+}
+
+impl Stream {
+    /// An accepted connection.
+    pub fn accepted(io: TcpStream) -> io::Result<Self> {
+        sockopt::set_tcp_nodelay(&io, true)?;
+        Ok(Self { io })
+    }
+
+    /// Our own end.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// The other end.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.io.peer_addr()
+    }
+
+    /// Makes dropping it send a reset instead of a clean end.
+    pub fn reset(&self) {
+        // Fails only on a socket that is gone already.
+        let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
+    }
+
+    /// Nothing has arrived, not even an end.
+    pub fn quiet(&self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        if self.io.poll_read_ready(&mut nobody).is_pending() {
+            return true;
+        }
+        let mut byte = [0];
+        matches!(self.io.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

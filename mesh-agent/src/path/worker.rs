@@ -1,0 +1,260 @@
+//! A worker: one OS thread, one single-threaded runtime, and everything that its connections share.
+//!
+//! A connection lives on one worker from accept to close, upstream legs included, so nothing here is locked.
+//! Workers share the snapshot, each workload's budget and the counters. The heartbeat is written by the
+//! runtime that moves the traffic: a worker that hangs stops beating, and the kernel stops sending to it.
+//!
+//! Invariant: every channel into a worker is bounded. A full one refuses (commands) or keeps the connection
+//! where it was accepted (hand-over); a workload's end is also seen without a command, at the next sweep.
+//! Not here: accepting and handing over (accept).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use mesh_common::decide::HEARTBEAT_NS;
+use mesh_core::balance::RoundRobin;
+use mesh_core::snapshot::Snapshot;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::accept::{self, Job, Listeners};
+use super::buffers::Pool;
+use super::clock::{Clock, LOOK_MS};
+use super::link::FlushQueue;
+use super::member::Member;
+use super::pool::Upstreams;
+use super::sockets::Sockets;
+use super::stats::{Counters, Requests};
+use super::transport::Plain;
+use super::{Limits, intercept};
+
+/// Commands that may wait for a worker.
+pub const COMMANDS: usize = 1024;
+/// Connections that may wait for a worker which another has given them to.
+pub const HANDED: usize = 512;
+
+/// What a worker is told.
+pub enum Command {
+    /// Accept for this workload.
+    Add(Arc<Member>, Listeners),
+    /// It has left: end its connections.
+    Remove(u32),
+    /// Let connections end: no more requests on them than the one they are at.
+    Drain,
+    /// End all connections.
+    Cut,
+}
+
+/// What others read of a worker.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Connections.
+    pub counters: Counters,
+    /// Requests.
+    pub requests: Requests,
+}
+
+/// A worker as its colleagues and the [`super::Proxy`] see it.
+pub struct Seat {
+    /// Connections for it.
+    pub jobs: mpsc::Sender<Job>,
+    /// Its counters.
+    pub shared: Arc<Shared>,
+}
+
+/// What reaches a worker: the other end of its [`Seat`].
+pub struct Inbox {
+    /// Commands.
+    pub commands: mpsc::Receiver<Command>,
+    /// Connections handed to it.
+    pub jobs: mpsc::Receiver<Job>,
+}
+
+/// What all workers share.
+pub struct Common {
+    /// All workers, by index.
+    pub seats: Vec<Seat>,
+    /// Everything that this node was told.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The kernel.
+    pub sockets: Arc<dyn Sockets>,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// What the connections of one worker share.
+pub struct Worker {
+    /// Index, and heartbeat word.
+    pub index: u32,
+    /// The kernel.
+    pub sockets: Arc<dyn Sockets>,
+    /// Limits.
+    pub limits: Limits,
+    /// What it counts.
+    pub shared: Arc<Shared>,
+    /// Coarse time.
+    pub clock: Rc<Clock>,
+    /// Buffers.
+    pub buffers: Rc<Pool>,
+    /// Output of this turn.
+    pub flush: FlushQueue,
+    /// Idle upstream connections.
+    pub upstreams: Upstreams,
+    /// Whose turn it is.
+    pub balance: RefCell<RoundRobin>,
+    /// How connections are opened.
+    pub transport: Plain,
+    /// Connections end after their request.
+    pub draining: Cell<bool>,
+    /// Everybody.
+    pub common: Arc<Common>,
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    listeners: RefCell<HashMap<u32, Listening>>,
+    /// Of the snapshot at the last sweep.
+    epoch: Cell<u64>,
+}
+
+/// A workload that this worker accepts for.
+struct Listening {
+    member: Arc<Member>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Worker {
+    fn new(index: u32, common: Arc<Common>) -> Self {
+        let clock = Rc::new(Clock::new(Instant::now()));
+        let limits = common.limits.clone();
+        Self {
+            index,
+            sockets: common.sockets.clone(),
+            shared: common.seats[index as usize].shared.clone(),
+            buffers: Rc::default(),
+            flush: FlushQueue::default(),
+            upstreams: Upstreams::new(limits.pool_per_key, limits.pool_total),
+            balance: RefCell::default(),
+            transport: Plain { sockets: common.sockets.clone(), clock: clock.clone() },
+            draining: Cell::new(false),
+            snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
+            listeners: RefCell::default(),
+            epoch: Cell::new(0),
+            clock,
+            limits,
+            common,
+        }
+    }
+
+    /// Looks something up in the newest snapshot: one atomic load, no count on the snapshot.
+    pub fn with_snapshot<T>(&self, look: impl FnOnce(&Snapshot) -> T) -> T {
+        look(self.snapshot.borrow_mut().load())
+    }
+
+    /// Takes a connection: from here on it is this worker's.
+    pub fn serve(self: &Rc<Self>, job: Job) {
+        // The task's handle is dropped: a panic ends the task alone, and `Admitted` counts it.
+        drop(tokio::task::spawn_local(intercept::serve(self.clone(), job)));
+    }
+
+    fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Add(member, listeners) => {
+                let tasks = accept::listen(self, &member, listeners);
+                self.listeners.borrow_mut().insert(member.workload, Listening { member, tasks });
+            }
+            Command::Remove(workload) => {
+                self.listeners
+                    .borrow_mut()
+                    .retain(|_, l| l.member.workload != workload || !l.member.usage.gone());
+                self.upstreams.forget(workload);
+                self.clock.cut(Some(workload));
+            }
+            Command::Drain => {
+                self.draining.set(true);
+                self.clock.wake_all();
+            }
+            Command::Cut => self.clock.cut(None),
+        }
+    }
+
+    fn sweep(&self) {
+        self.listeners.borrow_mut().retain(|_, l| !l.member.usage.gone());
+        self.with_snapshot(|snapshot| {
+            let changed = self.epoch.replace(snapshot.epoch) != snapshot.epoch;
+            self.upstreams.sweep(self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
+            if changed {
+                self.balance.borrow_mut().retain(snapshot);
+            }
+        });
+        self.shared.counters.upstream_idle.store(self.upstreams.len() as u64, Relaxed);
+    }
+}
+
+/// Runs a worker on this thread until its commands end. `begun` hears whether it could start.
+pub fn run(index: u32, common: Arc<Common>, inbox: Inbox, begun: &std::sync::mpsc::Sender<io::Result<()>>) {
+    let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = match built {
+        Ok(runtime) => runtime,
+        Err(e) => return drop(begun.send(Err(e))),
+    };
+    runtime.block_on(async move {
+        let worker = Rc::new(Worker::new(index, common));
+        worker.sockets.beat(index);
+        let _ = begun.send(Ok(()));
+        let beat = tokio::task::spawn_local(beat(worker.clone()));
+        let flush = tokio::task::spawn_local({
+            let worker = worker.clone();
+            async move { std::future::poll_fn(|cx| worker.flush.poll(cx)).await }
+        });
+        attend(&worker, inbox).await;
+        beat.abort();
+        flush.abort();
+        worker.listeners.borrow_mut().clear();
+    });
+}
+
+async fn attend(worker: &Rc<Worker>, mut inbox: Inbox) {
+    loop {
+        tokio::select! {
+            command = inbox.commands.recv() => match command {
+                Some(command) => worker.obey(command),
+                None => return,
+            },
+            Some(job) = inbox.jobs.recv() => worker.serve(job),
+        }
+    }
+}
+
+async fn beat(worker: Rc<Worker>) {
+    let mut ticks = tokio::time::interval(Duration::from_nanos(HEARTBEAT_NS));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut looked, mut swept) = (0, 0);
+    loop {
+        ticks.tick().await;
+        worker.sockets.beat(worker.index);
+        worker.clock.tick(Instant::now());
+        let now = worker.clock.now();
+        if now >= looked + LOOK_MS {
+            looked = now;
+            worker.clock.look();
+        }
+        if now >= swept + 1000 {
+            swept = now;
+            worker.sweep();
+        }
+    }
+}
