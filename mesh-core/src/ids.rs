@@ -17,15 +17,15 @@ pub const REST: usize = 64;
 /// What a number is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IdKind {
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     Workload,
-    /// "<namespace>/<name>:<port>".
+    /// `<namespace>/<name>:<port>`.
     Service,
-    /// "<namespace>/<service>:<port>@<namespace>/<workload>:<target port>".
+    /// `<namespace>/<service>:<port>@<namespace>/<workload>:<target port>`.
     Endpoint,
     /// A mesh namespace.
     Namespace,
-    /// "<namespace>/<service account>".
+    /// `<namespace>/<service account>`.
     Identity,
 }
 

@@ -1,6 +1,6 @@
 //! The resources that this node was told of, and who refers to whom.
 //!
-//! xDS ──[`Batch`]──▶ **model** ──[`Touched`]──▶ compile
+//! xDS ──[`Batch`]──▶ **model** ──touched──▶ compile
 //!
 //! Invariant: the indexes hold exactly the references of the resources held, so that compile finds what a
 //! change concerns without looking at the rest.
@@ -16,7 +16,7 @@ use mesh_api::proto::v1;
 
 use index::Index;
 
-/// "<namespace>/<name>": the name of an xDS resource. The mesh is "mesh".
+/// `<namespace>/<name>`: the name of an xDS resource. The mesh is "mesh".
 pub type Name = Arc<str>;
 
 /// The kinds of resources that nodes are told.
@@ -87,7 +87,7 @@ impl Resource {
     }
 }
 
-/// "<namespace>/<name>".
+/// `<namespace>/<name>`.
 pub fn join(namespace: &str, name: &str) -> Name {
     let mut joined = String::with_capacity(namespace.len() + 1 + name.len());
     joined.push_str(namespace);

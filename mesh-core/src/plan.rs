@@ -7,7 +7,7 @@
 //! whose slots are there, or the one before.
 //!
 //! Invariants: the ranges of any two entries are disjoint, and a freed range is written again only after
-//! [`view::GRACE`]; an entry and its slots carry the same service id and generation, and no generation is
+//! [`GRACE`]; an entry and its slots carry the same service id and generation, and no generation is
 //! used twice; what does not fit leaves its own service as it was, under a condition that names the map,
 //! and stops nothing else; nothing is deleted before the first full sync.
 //!

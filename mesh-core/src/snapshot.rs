@@ -168,7 +168,8 @@ pub struct Workload {
     pub mesh_ns: u32,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// What it serves.
+    /// What it serves, by port; of several services on one port the one with the lowest id comes first, and
+    /// a connection to the workload's own address counts as one to that.
     pub ports: Vec<WorkloadPort>,
 }
 

@@ -10,7 +10,7 @@ use crate::model::{Kind, Name};
 /// Something that a person should mend: shown by `meshctl status`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Condition {
-    /// "<kind> <namespace>/<name>".
+    /// `<kind> <namespace>/<name>`.
     pub subject: String,
     /// The cause and the remedy.
     pub problem: String,

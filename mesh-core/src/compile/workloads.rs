@@ -115,6 +115,8 @@ impl Compiler {
                 protocol: service.protocol,
             })
         });
+        let mut ports: Vec<WorkloadPort> = ports.collect();
+        ports.sort_unstable_by_key(|p| (p.port, p.service));
         let workload = Workload {
             id: ids.workload,
             namespace: spec.namespace.as_str().into(),
@@ -124,7 +126,7 @@ impl Compiler {
             local: held.local,
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
-            ports: ports.collect(),
+            ports,
             addresses,
         };
         (workload, held)

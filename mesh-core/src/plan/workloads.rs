@@ -71,10 +71,9 @@ fn keys(workload: &Workload) -> Vec<WorkloadKey> {
     keys
 }
 
-/// Several services may be served on one port; connections to the workload's own address then count as
-/// ones to the service with the lowest id.
+/// What is served on a port. The first of several services counts.
 fn served(workload: &Workload, port: u16) -> Option<&WorkloadPort> {
-    workload.ports.iter().filter(|p| p.port == port).min_by_key(|p| p.service)
+    workload.ports.iter().find(|p| p.port == port)
 }
 
 fn value(workload: &Workload, port: u16, slots: Option<LocalSlots>) -> record::Workload {
