@@ -12,6 +12,7 @@ mod apply;
 mod client;
 mod get;
 mod manifest;
+mod run;
 mod status;
 mod table;
 mod token;
@@ -42,6 +43,8 @@ enum Command {
     Delete(get::Delete),
     /// Shows the nodes, and how far each is.
     Status(status::Status),
+    /// Starts a program as a workload of this node.
+    Run(run::Run),
     /// Makes, lists and revokes tokens.
     #[command(subcommand)]
     Token(token::Token),
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
+        Command::Run(run) => run.run(),
         Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
     };
     match done {

@@ -97,7 +97,8 @@ impl Admin {
             Err(error) => return (Answer::refused(format!("not a request: {error}")), None),
         };
         if request.v != VERSION {
-            let text = format!("v: {} is not {VERSION}: agent and client are of different versions", request.v);
+            let text =
+                format!("v: {} is not {VERSION}: agent and client are of different versions", request.v);
             return (Answer::refused(text), None);
         }
         match request.op.as_str() {
@@ -115,7 +116,9 @@ impl Admin {
         match request.op.as_str() {
             "enrol" => {
                 let (Some(netns), Some(cgroup), None) = (fds.next(), fds.next(), fds.next()) else {
-                    return Err("enrol brings two descriptors: a network namespace and a cgroup directory".into());
+                    return Err(
+                        "enrol brings two descriptors: a network namespace and a cgroup directory".into()
+                    );
                 };
                 let enrolled = self.enrolments.enrol(Wanted::parse(request)?, netns, &cgroup).await?;
                 Ok(enrolled_answer(enrolled))

@@ -47,7 +47,10 @@ impl Listener {
             Ok(()) | Err(rustix::io::Errno::AGAIN) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
-                    format!("another agent serves {}: stop it, or give this one its own --run-dir", path.display()),
+                    format!(
+                        "another agent serves {}: stop it, or give this one its own --run-dir",
+                        path.display()
+                    ),
                 ));
             }
             Err(rustix::io::Errno::CONNREFUSED) => std::fs::remove_file(path)?,
@@ -154,7 +157,8 @@ mod tests {
     async fn a_packet_carries_bytes_descriptors_and_credentials() {
         let path = directory("packet").join("agent.sock");
         let listener = Listener::bind(&path).unwrap();
-        let client = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+        let client =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
         rustix::net::connect(&client, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         let server = listener.accept().await.unwrap();
         assert_eq!(server.peer().unwrap().pid, std::process::id() as i32);
@@ -171,7 +175,8 @@ mod tests {
     #[tokio::test]
     async fn a_stale_file_is_replaced_and_a_live_agent_is_not() {
         let path = directory("stale").join("agent.sock");
-        let stale = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
+        let stale =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
         rustix::net::bind(&stale, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         drop(stale);
         let _live = Listener::bind(&path).unwrap();

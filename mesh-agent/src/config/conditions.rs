@@ -92,7 +92,8 @@ impl Conditions {
     /// All lines, sorted.
     pub fn list(&self) -> Vec<String> {
         let inner = self.inner.lock();
-        let mut lines: Vec<String> = inner.lines.iter().map(|((_, what), cause)| format!("{what}: {cause}")).collect();
+        let mut lines: Vec<String> =
+            inner.lines.iter().map(|((_, what), cause)| format!("{what}: {cause}")).collect();
         if inner.overflow > 0 {
             lines.push(format!("conditions: {} more did not fit", inner.overflow));
         }

@@ -142,7 +142,8 @@ fn hex(bytes: &[u8]) -> String {
 /// Writes beside, then renames.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -169,7 +170,6 @@ pub fn set_aside(path: &Path, reason: &str) {
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
-
 
 #[cfg(test)]
 mod tests {

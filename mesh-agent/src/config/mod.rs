@@ -69,9 +69,23 @@ pub struct Known {
 enum Command {
     Known(oneshot::Sender<Known>),
     Update(Update, oneshot::Sender<Vec<Rejected>>),
-    Identify { namespace: String, name: String, service_account: String, reply: oneshot::Sender<Result<Numbers, String>> },
-    Place { workload: WorkloadId, slots: LocalSlots, reply: oneshot::Sender<()> },
-    Leave { namespace: String, name: String, workload: WorkloadId, reply: oneshot::Sender<()> },
+    Identify {
+        namespace: String,
+        name: String,
+        service_account: String,
+        reply: oneshot::Sender<Result<Numbers, String>>,
+    },
+    Place {
+        workload: WorkloadId,
+        slots: LocalSlots,
+        reply: oneshot::Sender<()>,
+    },
+    Leave {
+        namespace: String,
+        name: String,
+        workload: WorkloadId,
+        reply: oneshot::Sender<()>,
+    },
     Begin(oneshot::Sender<()>),
 }
 
@@ -131,7 +145,12 @@ impl Handle {
     }
 
     /// Numbers for a workload that is being enrolled; its own until [`Handle::leave`].
-    pub async fn identify(&self, namespace: &str, name: &str, service_account: &str) -> Result<Numbers, String> {
+    pub async fn identify(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Result<Numbers, String> {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let service_account = service_account.to_owned();
         let answer = self.ask(|reply| Command::Identify { namespace, name, service_account, reply }).await;

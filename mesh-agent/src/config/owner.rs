@@ -76,7 +76,12 @@ fn due(at: &mut Option<Instant>, now: Instant) -> bool {
 
 impl Owner {
     /// Loads and compiles what is on disk.
-    pub fn new(options: Options, maps: Arc<dyn Maps>, shared: Arc<Shared>, epochs: watch::Sender<u64>) -> Self {
+    pub fn new(
+        options: Options,
+        maps: Arc<dyn Maps>,
+        shared: Arc<Shared>,
+        epochs: watch::Sender<u64>,
+    ) -> Self {
         let saved = disk::load(&options.state_dir).unwrap_or_default();
         let capacities = maps.capacities();
         let (services, endpoints) = maps.counters();
@@ -89,7 +94,8 @@ impl Owner {
         let epoch = saved.epoch.max(maps.epoch());
         // Numbers that the kernel counts under, though nothing here has their names any more.
         for kind in [IdKind::Service, IdKind::Workload] {
-            let counted: HashSet<u32> = maps.counted().into_iter().filter(|(k, _)| *k == kind).map(|(_, id)| id).collect();
+            let counted: HashSet<u32> =
+                maps.counted().into_iter().filter(|(k, _)| *k == kind).map(|(_, id)| id).collect();
             for (name, id) in saved.ids.of(kind).iter().filter(|(_, id)| counted.contains(id)) {
                 shared.names.learn(kind, id, name);
             }
@@ -307,7 +313,9 @@ impl Owner {
             let bytes = disk::encode(&store, &ids, epoch).map_err(std::io::Error::other);
             match bytes.and_then(|bytes| disk::write_atomically(&path, &bytes)) {
                 Ok(()) => shared.conditions.clear(DISK),
-                Err(error) => shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display())),
+                Err(error) => {
+                    shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()))
+                }
             }
         }));
     }
@@ -319,7 +327,8 @@ impl Owner {
         let counted: HashSet<(IdKind, u32)> = counted.into_iter().collect();
         let (maps, locals) = (&self.maps, &self.locals);
         self.compiler.release_ids(|kind, id| {
-            let kept = counted.contains(&(kind, id)) || (kind == IdKind::Workload && locals.contains_key(&id));
+            let kept =
+                counted.contains(&(kind, id)) || (kind == IdKind::Workload && locals.contains_key(&id));
             if kept { 1 } else { maps.settle(kind, id) }
         });
     }
@@ -349,9 +358,9 @@ fn view(maps: &dyn Maps) -> View {
 }
 
 fn from_disk(store: &Store) -> Update {
-    let all = Kind::ALL.into_iter().flat_map(|kind| {
-        store.of(kind).map(move |(name, raw)| ((kind, name.to_owned()), Some(raw.clone())))
-    });
+    let all = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| store.of(kind).map(move |(name, raw)| ((kind, name.to_owned()), Some(raw.clone()))));
     Update { revision: store.revision.clone(), full: true, changes: all.collect() }
 }
 

@@ -78,7 +78,9 @@ impl std::fmt::Display for Leave {
             Self::Behind { ours, theirs } => {
                 write!(f, "it is behind: revision {theirs}, and this node has {ours}")
             }
-            Self::OtherStore { theirs } => write!(f, "it has another store ({theirs}); asking for everything"),
+            Self::OtherStore { theirs } => {
+                write!(f, "it has another store ({theirs}); asking for everything")
+            }
             Self::Protocol(what) => write!(f, "it does not speak the protocol: {what}"),
         }
     }
@@ -174,8 +176,8 @@ impl Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_api::proto::discovery::Resource;
     use crate::config::resource::type_url;
+    use mesh_api::proto::discovery::Resource;
     use prost_types::Any;
 
     fn rev(store: &str, number: u64) -> Revision {
@@ -214,7 +216,8 @@ mod tests {
             assert_eq!(sync.on_response(response(kind, "s/4", &[], &[])), Step::Wait);
         }
         assert_eq!(sync.missing(), "TrafficPolicy");
-        let Step::Apply { update, answers } = sync.on_response(response(Kind::TrafficPolicy, "s/3", &[], &[]))
+        let Step::Apply { update, answers } =
+            sync.on_response(response(Kind::TrafficPolicy, "s/3", &[], &[]))
         else {
             panic!("not applied")
         };
@@ -227,7 +230,8 @@ mod tests {
     fn after_the_barrier_each_response_is_a_batch() {
         let mut sync = Sync::new(false, rev("s", 3));
         assert!(matches!(first_sync(&mut sync, "s/3"), Step::Apply { .. }));
-        let Step::Apply { update, answers } = sync.on_response(response(Kind::Workload, "s/9", &[], &["a/b"]))
+        let Step::Apply { update, answers } =
+            sync.on_response(response(Kind::Workload, "s/9", &[], &["a/b"]))
         else {
             panic!("not applied")
         };

@@ -107,9 +107,10 @@ impl Client {
             Ok(channel) => channel,
             Err(error) => return End::Failed(error.to_string()),
         };
-        let mut client = AggregatedDiscoveryServiceClient::with_interceptor(channel, self.control.authorize())
-            .max_decoding_message_size(MAX_RESPONSE)
-            .max_encoding_message_size(MAX_RESPONSE);
+        let mut client =
+            AggregatedDiscoveryServiceClient::with_interceptor(channel, self.control.authorize())
+                .max_decoding_message_size(MAX_RESPONSE)
+                .max_encoding_message_size(MAX_RESPONSE);
         let (answers, requests) = mpsc::channel(ANSWERS);
         for request in self.subscriptions(known, full) {
             // There is room for five.
@@ -148,7 +149,10 @@ impl Client {
                     }
                 }
                 Step::Leave(Leave::OtherStore { theirs }) => {
-                    tracing::info!(store = theirs, "the control plane has another store: asking for everything");
+                    tracing::info!(
+                        store = theirs,
+                        "the control plane has another store: asking for everything"
+                    );
                     return End::AskAll;
                 }
                 Step::Leave(why) => return End::Failed(why.to_string()),
@@ -234,7 +238,10 @@ fn nack_reason(kind: Kind, rejected: &[Rejected]) -> Option<String> {
 pub fn explain(status: &tonic::Status) -> String {
     match status.code() {
         tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
-            format!("it refused the join token ({}): make one with `meshctl token create --node`", status.message())
+            format!(
+                "it refused the join token ({}): make one with `meshctl token create --node`",
+                status.message()
+            )
         }
         code if status.message().is_empty() => format!("{code:?}: {}", chain(status)),
         _ => chain(status),

@@ -25,7 +25,8 @@ const MAX: usize = 64;
 
 /// Addresses of the calling thread's namespace, IPv4 first.
 pub fn of_this_namespace() -> io::Result<Vec<IpAddr>> {
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     rustix::net::send(&socket, &request(), SendFlags::empty())?;
     let mut found = Vec::new();
     let mut buffer = vec![0u8; 32 * 1024];
@@ -141,7 +142,8 @@ mod tests {
 
     #[test]
     fn global_addresses_are_taken_and_others_are_not() {
-        let mut bytes = message(0, 0, &[(IFA_ADDRESS, &[10, 0, 0, 1]), (IFA_LOCAL, &[10, 0, 0, 2]), (3, b"eth0\0")]);
+        let mut bytes =
+            message(0, 0, &[(IFA_ADDRESS, &[10, 0, 0, 1]), (IFA_LOCAL, &[10, 0, 0, 2]), (3, b"eth0\0")]);
         bytes.extend(message(0, 253, &[(IFA_ADDRESS, &[10, 0, 0, 3])]));
         bytes.extend(message(IFA_F_DADFAILED, 0, &[(IFA_ADDRESS, &[10, 0, 0, 4])]));
         bytes.extend(message(0, 0, &[(IFA_ADDRESS, &[127, 0, 0, 1])]));

@@ -25,7 +25,8 @@ const MAX_PIDS: usize = 64;
 
 /// The path of an open cgroup directory, or why it cannot hold a workload.
 pub fn resolve(directory: BorrowedFd<'_>, root: &Path) -> Result<PathBuf, String> {
-    let stat = rustix::fs::fstatfs(directory).map_err(|e| format!("the cgroup descriptor cannot be read: {e}"))?;
+    let stat =
+        rustix::fs::fstatfs(directory).map_err(|e| format!("the cgroup descriptor cannot be read: {e}"))?;
     if stat.f_type != MAGIC {
         return Err("the second descriptor is not a cgroup2 directory: open the workload's directory below \
                     the cgroup2 mount"
@@ -124,7 +125,8 @@ pub async fn ended(path: &Path, lived: &AtomicBool) -> io::Result<()> {
             Err(_) => return Ok(()),
         }
         // The wait is bounded, because a notification that was lost must not leave a dead workload enrolled.
-        let woken = tokio::time::timeout(std::time::Duration::from_secs(1), events.ready(Interest::PRIORITY)).await;
+        let woken =
+            tokio::time::timeout(std::time::Duration::from_secs(1), events.ready(Interest::PRIORITY)).await;
         if let Ok(guard) = woken {
             guard?.clear_ready();
         }

@@ -94,7 +94,12 @@ impl Enrolments {
     }
 
     /// Enrols a workload that lives, or will, in the cgroup of this descriptor.
-    pub async fn enrol(&self, wanted: Wanted, netns: OwnedFd, directory: &OwnedFd) -> Result<Enrolled, String> {
+    pub async fn enrol(
+        &self,
+        wanted: Wanted,
+        netns: OwnedFd,
+        directory: &OwnedFd,
+    ) -> Result<Enrolled, String> {
         let cgroup = cgroup::resolve(directory.as_fd(), &self.inner.settings.cgroup_root)?;
         self.add(wanted, Place { netns, cgroup, own_cgroup: false, lived: false }).await
     }
@@ -103,7 +108,9 @@ impl Enrolments {
     pub async fn run(&self, wanted: Wanted, netns: OwnedFd, pid: i32) -> Result<Enrolled, String> {
         let name = wanted.name();
         if pid <= 0 {
-            return Err("the calling process is not visible to the agent: run both in one pid namespace".into());
+            return Err(
+                "the calling process is not visible to the agent: run both in one pid namespace".into()
+            );
         }
         self.refuse_taken(&name).await?;
         let base = &self.inner.settings.workload_cgroup;
@@ -154,7 +161,10 @@ impl Enrolments {
             Some(live) => live.has_ended(),
         };
         if !ended {
-            return Err(format!("{}/{} is already enrolled on this node: give this one another name", name.0, name.1));
+            return Err(format!(
+                "{}/{} is already enrolled on this node: give this one another name",
+                name.0, name.1
+            ));
         }
         // Its watcher is about to say the same.
         self.withdraw(name, "its cgroup is empty").await;
@@ -183,9 +193,11 @@ impl Enrolments {
     async fn install(&self, wanted: Wanted, place: Place) -> Result<oneshot::Receiver<Verdict>, String> {
         let inner = &*self.inner;
         if cgroup::is_own_network(place.netns.as_fd()).map_err(|e| format!("the network namespace: {e}"))? {
-            return Err("it shares the agent's own network namespace, and host-network workloads are not built \
+            return Err(
+                "it shares the agent's own network namespace, and host-network workloads are not built \
                         yet: give it a namespace of its own (`ip netns add`, `unshare -n`)"
-                .into());
+                    .into(),
+            );
         }
         let mut table = inner.table.lock().await;
         let netns = Arc::new(place.netns);
@@ -197,7 +209,9 @@ impl Enrolments {
         let key = key_of(opened.cookie);
         if let Some(other) = table.by_key(key) {
             let (namespace, name) = (&other.record.namespace, &other.record.name);
-            return Err(format!("its network namespace is already that of {namespace}/{name}: one workload a namespace"));
+            return Err(format!(
+                "its network namespace is already that of {namespace}/{name}: one workload a namespace"
+            ));
         }
         let addresses = wanted.addresses_or(&opened.addresses)?;
         let numbers = inner.config.identify(&wanted.namespace, &wanted.name, &wanted.service_account).await?;

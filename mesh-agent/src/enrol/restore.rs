@@ -44,7 +44,8 @@ impl Enrolments {
         let (path, known) = (record.cgroup.clone(), known.clone());
         let found = tokio::task::spawn_blocking(move || namespace_of(&path, &known));
         let netns = found.await.map_err(|e| e.to_string())?.ok_or("no process lives in its cgroup")?;
-        let place = Place { netns, cgroup: record.cgroup.clone(), own_cgroup: record.own_cgroup, lived: true };
+        let place =
+            Place { netns, cgroup: record.cgroup.clone(), own_cgroup: record.own_cgroup, lived: true };
         // The verdict comes when it comes: traffic does not wait for it.
         let verdict = self.install(Wanted::of(record), place).await?;
         let name = (record.namespace.clone(), record.name.clone());

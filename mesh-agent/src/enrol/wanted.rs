@@ -42,7 +42,9 @@ impl Wanted {
             }
         }
         if let Some(bad) = addresses.iter().find(|ip| !addresses::usable(ip)) {
-            return Err(format!("addresses: {bad} is not one that others can reach (loopback, link-local, multicast)"));
+            return Err(format!(
+                "addresses: {bad} is not one that others can reach (loopback, link-local, multicast)"
+            ));
         }
         Ok(Self { namespace, name, service_account, labels, addresses, memberships })
     }
@@ -68,9 +70,11 @@ impl Wanted {
     pub(super) fn addresses_or(&self, found: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
         let chosen = primary(if self.addresses.is_empty() { found } else { &self.addresses });
         if chosen.is_empty() {
-            return Err("its network namespace has no address of global scope: give it an interface with one \
+            return Err(
+                "its network namespace has no address of global scope: give it an interface with one \
                         before it is enrolled, or name its addresses"
-                .into());
+                    .into(),
+            );
         }
         Ok(chosen)
     }

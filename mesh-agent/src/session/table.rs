@@ -97,7 +97,11 @@ mod tests {
         let mut table = Table::default();
         let (waiter, mut verdict) = oneshot::channel();
         let sent = table.upsert(upsert("cart"), waiter);
-        assert_eq!(table.answered(sent.request + 9, Verdict::Refused("?".into())), None, "an unknown request");
+        assert_eq!(
+            table.answered(sent.request + 9, Verdict::Refused("?".into())),
+            None,
+            "an unknown request"
+        );
         assert_eq!(table.answered(sent.request, Verdict::Accepted(vec![])), None);
         assert_eq!(verdict.try_recv().unwrap(), Verdict::Accepted(vec![]));
         let again = table.again();

@@ -89,7 +89,11 @@ async fn connection(stream: TcpStream, telemetry: Telemetry, readiness: Readines
     }
 }
 
-async fn respond(request: &Request<Incoming>, telemetry: Telemetry, readiness: &Readiness) -> Response<String> {
+async fn respond(
+    request: &Request<Incoming>,
+    telemetry: Telemetry,
+    readiness: &Readiness,
+) -> Response<String> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }

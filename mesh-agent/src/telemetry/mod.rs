@@ -30,8 +30,8 @@ use crate::config::xds::XdsStats;
 use crate::kernel::Kernel;
 use crate::path::Proxy;
 use family::Family;
-pub use http::Readiness;
 use flows::Durations;
+pub use http::Readiness;
 use metrics as m;
 
 /// Where the numbers come from.

@@ -58,7 +58,8 @@ pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<M
     let mut requests = Family::new(&m::REQUESTS);
     for ((labels, code, reason), count) in &totals {
         let [direction, source, destination, route, protocol] = labels;
-        requests.add(&[direction, source, destination, route, protocol, &status(*code), reason], *count as f64);
+        requests
+            .add(&[direction, source, destination, route, protocol, &status(*code), reason], *count as f64);
     }
     let bounds = BUCKETS_US.map(|us| us as f64 / 1e6);
     let mut duration = Family::new(&m::REQUEST_DURATION);
@@ -119,9 +120,13 @@ mod tests {
             route: "shop/web".into(),
             reason: "",
         };
-        let mut series = Series { count: 2, sum_us: 3000, ..Series::default() };
+        let mut series = Series::default();
+        (series.count, series.sum_us) = (2, 3000);
         series.buckets[3] = 2;
-        let stats = ProxyStats { requests: vec![(key(200), series.clone()), (key(503), series)], ..ProxyStats::default() };
+        let stats = ProxyStats {
+            requests: vec![(key(200), series.clone()), (key(503), series)],
+            ..ProxyStats::default()
+        };
         let names = Names::default();
         names.learn(mesh_core::ids::IdKind::Service, 3, "shop/web:80");
         let all = families(&stats, &names, &Snapshot::default());
