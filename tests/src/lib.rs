@@ -7,6 +7,7 @@
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
 //! - [`programs`], [`resources`]: nginx, curl and a line server; YAML.
 //! - [`metrics`]: Prometheus text, scraped and summed.
+//! - [`pins`]: the BPF maps, read without the agent.
 //! - [`eventually`]: waiting for something to become true, with a deadline.
 //! - [`netns`], [`cgroup`], [`process`], [`shell`], [`reaper`]: what these stand on.
 //!
@@ -27,6 +28,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod netns;
 pub mod node;
+pub mod pins;
 pub mod pod;
 pub mod process;
 pub mod programs;

@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,7 +29,7 @@ use crate::{
     cgroup::Cgroup,
     eventually,
     netns::NetNs,
-    node::{Node, tail},
+    node::{AgentSpec, Node, tail},
     pod::PodBuilder,
     process::{self, Process, own_program},
     reaper::{self, Place, Reaper},
@@ -56,6 +56,8 @@ pub struct MeshBuilder {
     nodes: u8,
     agent_args: Vec<String>,
     control_args: Vec<String>,
+    volatile: bool,
+    agent_cgroup: Option<PathBuf>,
 }
 
 impl MeshBuilder {
@@ -74,6 +76,18 @@ impl MeshBuilder {
     /// Further arguments of `mesh-control serve`.
     pub fn control_args(mut self, args: &[&str]) -> Self {
         self.control_args = args.iter().map(|&arg| arg.to_owned()).collect();
+        self
+    }
+
+    /// The control plane's store is in memory: what it does costs no fsync.
+    pub fn volatile_store(mut self) -> Self {
+        self.volatile = true;
+        self
+    }
+
+    /// A cgroup of another hierarchy that agents join as well.
+    pub fn agent_cgroup(mut self, path: &Path) -> Self {
+        self.agent_cgroup = Some(path.to_owned());
         self
     }
 
@@ -117,7 +131,10 @@ impl Mesh {
         let place = Place::new(&format!("nm-{}-{number}", std::process::id()))?;
         let reaper = Reaper::start(&place)?;
         let work = place.work.join("control");
-        fs::create_dir_all(&work)?;
+        fs::create_dir_all(work.join("data"))?;
+        if spec.volatile {
+            shell::run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(work.join("data")), "")?;
+        }
         let netns = NetNs::new(&format!("{}-fabric", place.id))?;
         netns.ip(&[
             "link add br0 type bridge mcast_snooping 0".to_owned(),
@@ -130,8 +147,9 @@ impl Mesh {
         let cgroup = Cgroup::new(place.cgroup.join("control"))?;
         let fabric =
             Fabric { netns, cgroup, work, control_args: spec.control_args, control: Mutex::new(None) };
+        let agent = AgentSpec { args: spec.agent_args, cgroup: spec.agent_cgroup };
         let nodes = (1..=spec.nodes)
-            .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, spec.agent_args.clone())?)))
+            .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, &agent)?)))
             .collect::<Result<_>>()?;
         Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), reaper })
     }

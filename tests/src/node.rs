@@ -25,6 +25,7 @@ use crate::{
     mesh::{CONTROL, Fabric},
     metrics::Metrics,
     netns::NetNs,
+    pins,
     process::{self, Process, own_program},
     reaper::Place,
     shell,
@@ -32,6 +33,15 @@ use crate::{
 
 /// Where an agent serves `/metrics`.
 const METRICS_PORT: u16 = 15090;
+
+/// What is special about the agents of a mesh.
+#[derive(Clone, Default)]
+pub(crate) struct AgentSpec {
+    /// Further arguments.
+    pub args: Vec<String>,
+    /// A cgroup of another hierarchy to join.
+    pub cgroup: Option<PathBuf>,
+}
 
 /// One node of a [`crate::Mesh`].
 pub struct Node {
@@ -41,13 +51,13 @@ pub struct Node {
     cgroup: Cgroup,
     agent_cgroup: Cgroup,
     work: PathBuf,
-    extra_args: Vec<String>,
+    spec: AgentSpec,
     agent: Mutex<Option<Process>>,
 }
 
 impl Node {
     /// Namespace, links, cgroups, bpffs: everything but the agent.
-    pub(crate) fn new(place: &Place, fabric: &Fabric, number: u8, extra_args: Vec<String>) -> Result<Self> {
+    pub(crate) fn new(place: &Place, fabric: &Fabric, number: u8, spec: &AgentSpec) -> Result<Self> {
         let name = format!("node{number}");
         let netns = NetNs::new(&format!("{}-{name}", place.id))?;
         let cgroup = Cgroup::new(place.cgroup.join(&name))?;
@@ -58,8 +68,16 @@ impl Node {
             fs::create_dir_all(work.join(folder))?;
         }
         shell::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(work.join("bpf")), "")?;
-        let node =
-            Self { name, number, netns, cgroup, agent_cgroup, work, extra_args, agent: Mutex::new(None) };
+        let node = Self {
+            name,
+            number,
+            netns,
+            cgroup,
+            agent_cgroup,
+            work,
+            spec: spec.clone(),
+            agent: Mutex::new(None),
+        };
         node.join(fabric)?;
         Ok(node)
     }
@@ -146,14 +164,15 @@ impl Node {
         flag("--cgroup-root", path(self.cgroup.path().to_owned()));
         flag("--bpffs", path(self.bpffs()));
         flag("--metrics", format!("0.0.0.0:{METRICS_PORT}"));
-        args.extend(self.extra_args.iter().cloned());
+        args.extend(self.spec.args.iter().cloned());
         args
     }
 
     /// Starts the agent; does not wait.
     #[track_caller]
     pub fn start_agent(&self) {
-        let mut command = process::command(&self.agent_cgroup, own_program("mesh-agent"));
+        let also = self.spec.cgroup.as_deref();
+        let mut command = process::command_also_in(&self.agent_cgroup, also, own_program("mesh-agent"));
         command.args(self.agent_args());
         let log = self.work.join("agent.log");
         let process = Process::start(&self.netns, command, &log).expect("start mesh-agent");
@@ -228,29 +247,13 @@ impl Node {
     /// How often the programs decided `verdict`, read from the pinned map: also while no agent runs.
     #[track_caller]
     pub fn verdict(&self, verdict: Verdict) -> u64 {
-        let value = self.map_value(maps::VERDICTS.name, verdict as u32);
-        let cpus = value["values"].as_array().expect("a per-CPU map");
-        cpus.iter().map(|cpu| little_endian(&cpu["value"], 0)).sum()
+        pins::verdict(&self.bpffs(), verdict).unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
     }
 
     /// Connections that `LOAD` counts as live, over the first `endpoints` endpoint ids.
     #[track_caller]
     pub fn live(&self, endpoints: u32) -> u64 {
-        let ids = 1..=endpoints;
-        ids.map(|id| little_endian(&self.map_value(maps::LOAD.name, id)["value"], 0)).sum()
-    }
-
-    /// A map's entry, as `bpftool` shows it.
-    #[track_caller]
-    fn map_value(&self, map: &str, key: u32) -> Value {
-        let found = shell::run(Command::new("find").arg(self.bpffs()).args(["-name", map]), "");
-        let pin = found.unwrap_or_default().trim().to_owned();
-        assert!(!pin.is_empty(), "{} has no pinned {map}", self.name);
-        let bytes = key.to_le_bytes().map(|byte| byte.to_string());
-        let mut command = Command::new("bpftool");
-        command.args(["-j", "map", "lookup", "pinned", &pin, "key"]).args(bytes);
-        let text = shell::run(&mut command, "").expect("bpftool map lookup");
-        serde_json::from_str(&text).expect("bpftool's JSON")
+        pins::live(&self.bpffs(), endpoints).unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
     }
 
     /// Logs and maps, for a failure's report.
@@ -268,16 +271,6 @@ impl Node {
     fn agent(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The word at `offset` of a value that `bpftool` shows as a list of "0x…" bytes.
-fn little_endian(value: &Value, offset: usize) -> u64 {
-    let bytes = value.as_array().expect("a value of bytes").iter().skip(offset).take(8);
-    let byte = |text: &Value| {
-        let text = text.as_str().unwrap_or_default().trim_start_matches("0x");
-        u64::from_str_radix(text, 16).expect("a byte")
-    };
-    bytes.enumerate().map(|(index, text)| byte(text) << (8 * index)).sum()
 }
 
 /// A pinned map's content, for the maps that are small and tell much.

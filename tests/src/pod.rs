@@ -36,6 +36,7 @@ pub struct PodBuilder {
     labels: Value,
     memberships: Vec<Value>,
     enrolled: bool,
+    beside: bool,
 }
 
 impl PodBuilder {
@@ -50,6 +51,7 @@ impl PodBuilder {
             labels: json!({}),
             memberships: Vec::new(),
             enrolled: true,
+            beside: false,
         }
     }
 
@@ -91,6 +93,12 @@ impl PodBuilder {
         self
     }
 
+    /// Never enrolled, its cgroup beside the node's: no program of the agent sees it.
+    pub fn beside(mut self) -> Self {
+        self.beside = true;
+        self.outside()
+    }
+
     /// Makes it, and enrols it.
     #[track_caller]
     pub fn up(self) -> Pod {
@@ -116,7 +124,9 @@ pub struct Pod {
 impl Pod {
     fn new(spec: PodBuilder) -> Result<Self> {
         let netns = NetNs::new(&format!("{}-{}", spec.id, spec.name))?;
-        let cgroup = Cgroup::new(spec.node.cgroup().path().join("pods").join(&spec.name))?;
+        let node = spec.node.cgroup().path();
+        let parent = if spec.beside { node.with_extension("beside") } else { node.join("pods") };
+        let cgroup = Cgroup::new(parent.join(&spec.name))?;
         let work = spec.node.work().join("pods").join(&spec.name);
         fs::create_dir_all(&work)?;
         let mut pod = Self { spec, netns, cgroup, work, pause: None };

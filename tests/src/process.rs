@@ -27,8 +27,14 @@ pub fn own_program(name: &str) -> PathBuf {
 /// `program`, to be started by a thread that is in the right namespace, in `cgroup` before its first
 /// instruction: a shell joins and becomes the program.
 pub fn command(cgroup: &Cgroup, program: impl AsRef<OsStr>) -> Command {
+    command_also_in(cgroup, None, program)
+}
+
+/// The same, and in `also`, a cgroup of another hierarchy.
+pub fn command_also_in(cgroup: &Cgroup, also: Option<&Path>, program: impl AsRef<OsStr>) -> Command {
+    const JOIN: &str = r#"echo $$ >"$0/cgroup.procs" && echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(cgroup.path()).arg(program);
+    command.args(["-c", JOIN]).arg(cgroup.path()).arg(also.unwrap_or(cgroup.path())).arg(program);
     // A process group of its own: Ctrl-C is for the harness, which then ends it.
     command.process_group(0);
     command

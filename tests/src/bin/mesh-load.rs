@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use mesh_tests::load::Report;
+use rustix::net::{AddressFamily, SocketType, socket, sockopt::set_socket_linger};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Latencies kept a thread: what comes after does not change a percentile by much.
@@ -161,6 +162,9 @@ struct Done {
 }
 
 fn operation(options: &Options, kept: &mut Option<TcpStream>) -> Result<Done, String> {
+    if options.connect_only {
+        return connect_alone(options.to).map_err(|error| named("connect", &error));
+    }
     let begin = Instant::now();
     let mut connect_ns = None;
     let mut stream = if let Some(stream) = kept.take() {
@@ -170,24 +174,27 @@ fn operation(options: &Options, kept: &mut Option<TcpStream>) -> Result<Done, St
         connect_ns = Some(begin.elapsed().as_nanos() as u64);
         stream
     };
-    let mut server = None;
-    if options.connect_only {
-        // A reset: no TIME_WAIT, ports are free again at once.
-        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))
-            .map_err(|error| named("linger", &error.into()))?;
-    } else {
-        let close = if options.keep_alive { "" } else { "Connection: close\r\n" };
-        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", options.path, options.host);
-        stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
-        server = Some(answer(&mut stream, options.keep_alive)?);
-        if options.keep_alive {
-            *kept = Some(stream);
-        }
+    let close = if options.keep_alive { "" } else { "Connection: close\r\n" };
+    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", options.path, options.host);
+    stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
+    let server = Some(answer(&mut stream, options.keep_alive)?);
+    if options.keep_alive {
+        *kept = Some(stream);
     }
     Ok(Done { server, connect_ns, total_ns: begin.elapsed().as_nanos() as u64 })
 }
 
-/// `connect()` blocks: a time-out would need another system call around it, and those are measured.
+/// The system call alone, between two looks at the clock; then a reset: no TIME_WAIT, ports are free at once.
+fn connect_alone(to: SocketAddr) -> io::Result<Done> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    set_socket_linger(&socket, Some(Duration::ZERO))?;
+    let begin = Instant::now();
+    rustix::net::connect(&socket, &to)?;
+    let ns = begin.elapsed().as_nanos() as u64;
+    Ok(Done { server: None, connect_ns: Some(ns), total_ns: ns })
+}
+
 fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -52,14 +52,14 @@ fn a_headless_service_and_a_direct_address_are_left_alone_and_counted() {
         });
     }
     mesh_tests::eventually("the workload is known to the client's node", || {
-        let before = flows(mesh.node(1), "opened", "db", "kernel");
+        let before = flows(mesh.node(1), "opened", "db:7000", "kernel");
         connect_lines(&client, at(db.ip(), 7000), 1);
-        flows(mesh.node(1), "opened", "db", "kernel") > before
+        flows(mesh.node(1), "opened", "db:7000", "kernel") > before
     });
-    let before = flows(mesh.node(1), "opened", "db", "kernel");
+    let before = flows(mesh.node(1), "opened", "db:7000", "kernel");
     let lines = connect_lines(&client, at(db.ip(), 7000), 25);
     assert_eq!(lines.servers["db-0"], 25, "{lines:?}");
-    flows_become(mesh.node(1), "opened", "db", "kernel", before + 25);
+    flows_become(mesh.node(1), "opened", "db:7000", "kernel", before + 25);
 }
 
 #[test]

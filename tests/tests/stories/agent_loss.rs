@@ -64,7 +64,7 @@ fn twenty_kills_under_load_cost_the_kernel_path_nothing() {
     let mut balanced = node.verdict(Verdict::Balanced);
     let mut seed = u64::from(std::process::id());
     for kill in 0..KILLS {
-        let before = flows(node, "opened", "site", "proxy");
+        let before = flows(node, "opened", "site:80", "proxy");
         assert!(before > 0 || kill > 0, "the proxy worked before the first kill");
         // A moment that differs from kill to kill.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -115,7 +115,7 @@ fn a_restarted_agent_adopts_what_is_there() {
     let (mesh, _servers, client) = shop();
     let node = mesh.node(1);
     let kernel = Load::to(at(vip4(1), 80)).threads(THREADS).rate(1200).start(&client);
-    let before = flows(node, "opened", "raw", "kernel");
+    let before = flows(node, "opened", "raw:80", "kernel");
     for _ in 0..5 {
         node.stop_agent();
         node.start_agent();
@@ -125,7 +125,7 @@ fn a_restarted_agent_adopts_what_is_there() {
     let report = kernel.stop();
     assert_eq!(report.failed(), 0, "{report:?}");
     // Counters go on where they were; enrolment is there without a word from outside.
-    assert!(flows(node, "opened", "raw", "kernel") >= before + 500);
+    assert!(flows(node, "opened", "raw:80", "kernel") >= before + 500);
     assert_eq!(curl(&client, &[&url(vip4(2), 80, "/")]).status, 200);
 }
 

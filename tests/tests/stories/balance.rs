@@ -18,14 +18,14 @@ fn connections_follow_the_weights_over_v4_v6_and_mapped() {
 
     for to in [at(vip4(1), 80), at(vip6(1), 80), mapped(1, 80)] {
         settled(&client, to, &["a", "b"]);
-        let before = flows(mesh.node(1), "opened", "web", "kernel");
+        let before = flows(mesh.node(1), "opened", "web:80", "kernel");
         let report = Load::to(to).threads(2).count(800).run(&client);
         assert_eq!((report.ok, report.failed()), (800, 0), "{to}: {report:?}");
         share(report.servers["a"], 800, 75.0);
-        flows_become(mesh.node(1), "opened", "web", "kernel", before + 800);
-        flows_become(mesh.node(1), "closed", "web", "kernel", before + 800);
+        flows_become(mesh.node(1), "opened", "web:80", "kernel", before + 800);
+        flows_become(mesh.node(1), "closed", "web:80", "kernel", before + 800);
     }
-    assert_eq!(flows(mesh.node(1), "opened", "web", "proxy"), 0);
+    assert_eq!(flows(mesh.node(1), "opened", "web:80", "proxy"), 0);
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_service_without_endpoints_refuses_at_once() {
             report.errors.get("connect ConnectionRefused") == Some(&5)
         });
     }
-    assert!(flows(mesh.node(1), "refused", "nobody", "kernel") >= 5);
+    assert!(flows(mesh.node(1), "refused", "nobody:80", "none") >= 5);
 }
 
 #[test]

@@ -122,5 +122,5 @@ fn an_inbound_port_of_the_proxy_shows_the_real_client() {
     }
     let verdict = mesh_common::verdict::Verdict::InboundCaptured;
     assert!(mesh.node(2).verdict(verdict) >= 2);
-    assert_eq!(flows(mesh.node(2), "opened", "nothing", "proxy"), 0);
+    assert_eq!(flows(mesh.node(2), "opened", "in:80", "kernel"), 0);
 }

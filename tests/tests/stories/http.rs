@@ -42,8 +42,8 @@ fn requests_follow_the_route_by_path_and_weight() {
         let v2 = others.iter().filter(|reply| reply.name() == "v2-a").count() as u64;
         share(v2, 200, 20.0);
     }
-    assert!(flows(mesh.node(1), "opened", "front", "proxy") > 0);
-    assert_eq!(flows(mesh.node(1), "opened", "front", "kernel"), 0);
+    assert!(flows(mesh.node(1), "opened", "front:80", "proxy") > 0);
+    assert_eq!(flows(mesh.node(1), "opened", "front:80", "kernel"), 0);
 }
 
 #[test]

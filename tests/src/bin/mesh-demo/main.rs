@@ -105,7 +105,7 @@ fn traffic(mesh: &Mesh, shop: &Shop, claims: &mut Claims) {
     let cart = curl_many(&shop.shopper, &url(SHOP, 80, "/cart/items"), 40);
     let catalog = curl_many(&shop.shopper, &url(SHOP, 80, "/catalog/books"), 60);
     let stock = connect_lines(&shop.shopper, SocketAddr::from((STOCK, STOCK_PORT)), 60);
-    let flows = shop::since(mesh, &before, |since| opened(since, "stock", "kernel") == 60);
+    let flows = shop::since(mesh, &before, |since| opened(since, "stock:7000", "kernel") == 60);
 
     let mut rows = Vec::new();
     let hits = grown(&hits, &shop.hits());
@@ -133,9 +133,9 @@ fn traffic(mesh: &Mesh, shop: &Shop, claims: &mut Claims) {
         println!("   agent of node1: {OPENED}{{service {service}, path {path}}} +{count}");
         count
     };
-    let proxied = flow("proxy", "shop");
-    let direct = flow("kernel", "stock");
-    let (by_kernel, by_proxy) = (flow("kernel", "shop"), flow("proxy", "stock"));
+    let proxied = flow("proxy", "shop:80");
+    let direct = flow("kernel", "stock:7000");
+    let (by_kernel, by_proxy) = (flow("kernel", "shop:80"), flow("proxy", "stock:7000"));
     let ok = cart.iter().chain(&catalog).all(|reply| reply.status == 200);
     claims.check(ok, "all 100 HTTP requests were answered with 200");
     claims.check(total(&hits) == 100, "the web servers logged exactly these 100 requests");
@@ -216,13 +216,13 @@ fn death(mesh: &Mesh, shop: &mut Shop, claims: &mut Claims) {
         lines = connect_lines(&shop.shopper, stock, 60);
         lines.servers.len() == 2
     });
-    let flows = shop::since(mesh, &before, |since| opened(since, "stock", "kernel") >= 60);
+    let flows = shop::since(mesh, &before, |since| opened(since, "stock:7000", "kernel") >= 60);
     let share = lines.servers.get("stock-b").copied().unwrap_or(0);
     claims.check(
         share > 10 && lines.errors.is_empty(),
         &format!("stock-b took {share} of 60 connections again"),
     );
-    claims.check(opened(&flows, "stock", "kernel") >= 60, "the kernel path's counter went on counting");
+    claims.check(opened(&flows, "stock:7000", "kernel") >= 60, "the kernel path's counter went on counting");
 }
 
 /// Where to look.

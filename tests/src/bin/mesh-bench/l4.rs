@@ -1,0 +1,234 @@
+//! Kernel path against no mesh: requests, bulk, short connections, connect() itself; same node and across.
+//!
+//! "No mesh" is a pair of pods whose cgroups hang beside the nodes' subtrees: no program of ours sees them.
+//! "Kernel path" is an enrolled client that dials a VIP, to an enrolled server. "Outside" is a client under
+//! our programs that is not enrolled. The proof of each case is how much the kernel's own counter of
+//! balanced connections grew during ours, and during the peer's.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use mesh_common::verdict::Verdict;
+use mesh_tests::{
+    Mesh, Pod,
+    load::Load,
+    programs::{Nginx, nginx},
+    resources::{Service, at, vip4},
+    shell, within,
+};
+use serde_json::Value;
+
+use crate::{
+    Options,
+    report::{Case, Goal, Proof, Report},
+    stats::abba,
+};
+
+const PEER: &str = "no-mesh";
+const BULK: usize = 1 << 20;
+const CONNECTS: u64 = 15_000;
+const LEG: &str = "2s";
+
+/// Clients and servers of all kinds.
+struct Ground {
+    mesh: Mesh,
+    /// Enrolled, on node 1.
+    client: Pod,
+    /// Not enrolled, below our programs, on node 1.
+    outside: Pod,
+    /// Beside our programs, on node 1.
+    bare: Pod,
+    /// Beside our programs, on nodes 1 and 2.
+    bare_servers: [Pod; 2],
+    _servers: Vec<(Pod, Nginx)>,
+    _bare_nginx: Vec<Nginx>,
+}
+
+impl Ground {
+    fn new() -> Result<Self> {
+        let mesh = Mesh::builder().nodes(2).up();
+        mesh.apply(&Service::vip("near", 1).tcp("tcp", 80).yaml());
+        mesh.apply(&Service::vip("far", 2).tcp("tcp", 80).yaml());
+        let mut servers = Vec::new();
+        for (node, name) in [(1, "near"), (2, "far")] {
+            let mut pod = mesh.pod(node, &format!("{name}-a")).serves(name, "tcp", 8080).outside().up();
+            let server = nginx(&pod, &[8080]);
+            bulk_file(&pod)?;
+            pod.enrol();
+            servers.push((pod, server));
+        }
+        let bare_servers = [1, 2].map(|node| mesh.pod(node, &format!("bare-{node}")).beside().up());
+        let bare_nginx = bare_servers.iter().map(|pod| nginx(pod, &[8080])).collect();
+        for pod in &bare_servers {
+            bulk_file(pod)?;
+        }
+        let client = mesh.pod(1, "client").up();
+        let outside = mesh.pod(1, "outside").outside().up();
+        let bare = mesh.pod(1, "bare").beside().up();
+        for number in [1, 2] {
+            within(Duration::from_secs(20), "the services answer", || {
+                Load::to(at(vip4(number), 80)).count(20).run(&client).failed() == 0
+            });
+        }
+        Ok(Self { mesh, client, outside, bare, bare_servers, _servers: servers, _bare_nginx: bare_nginx })
+    }
+
+    fn balanced(&self) -> u64 {
+        self.mesh.node(1).verdict(Verdict::Balanced)
+    }
+}
+
+fn bulk_file(pod: &Pod) -> Result<()> {
+    Ok(std::fs::write(pod.work().join("files/bulk"), vec![b'x'; BULK])?)
+}
+
+/// All cases.
+pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    if !"l4".contains(&options.only) && !options.only.starts_with("l4") {
+        return Ok(());
+    }
+    let ground = Ground::new()?;
+    for (place, number) in [("same-node", 1), ("across-nodes", 2)] {
+        let bare = at(ground.bare_servers[usize::from(number) - 1].ip(), 8080);
+        let vip = at(vip4(number), 80);
+        traffic(&ground, options, report, place, [vip, bare])?;
+        connects(&ground, options, report, place, [vip, bare])?;
+    }
+    outsiders(&ground, options, report)?;
+    program_time(&ground, report)
+}
+
+/// Requests, bulk and short connections, by wrk.
+fn traffic(
+    ground: &Ground,
+    options: &Options,
+    report: &mut Report,
+    place: &str,
+    to: [SocketAddr; 2],
+) -> Result<()> {
+    let kinds: [(&str, &str, &[&str]); 3] = [
+        ("requests", "/", &["-t1", "-c16"]),
+        ("bulk", "/files/bulk", &["-t1", "-c4"]),
+        ("short", "/", &["-t1", "-c8", "-H", "Connection: close"]),
+    ];
+    for (metric, path, args) in kinds {
+        let mut balanced = [0; 2];
+        let pairs = abba(options.rounds, |ours| {
+            let (pod, to) = if ours { (&ground.client, to[0]) } else { (&ground.bare, to[1]) };
+            let before = ground.balanced();
+            let rate = wrk(pod, args, &format!("http://{to}{path}"))?;
+            balanced[usize::from(ours)] += ground.balanced() - before;
+            Ok(rate)
+        })?;
+        prove(balanced)?;
+        let unit = "requests/s";
+        let goal = if metric == "short" { Goal::None } else { Goal::RatioAtLeast(0.98) };
+        report.pairs(&Case { case: place, metric, unit, goal, proof: &proof(balanced) }, PEER, &pairs);
+    }
+    Ok(())
+}
+
+/// The median of connect() alone.
+fn connects(
+    ground: &Ground,
+    options: &Options,
+    report: &mut Report,
+    place: &str,
+    to: [SocketAddr; 2],
+) -> Result<()> {
+    let mut balanced = [0; 2];
+    let pairs = abba(options.rounds, |ours| {
+        let (pod, to) = if ours { (&ground.client, to[0]) } else { (&ground.bare, to[1]) };
+        let before = ground.balanced();
+        let median = connect_median(pod, to)?;
+        balanced[usize::from(ours)] += ground.balanced() - before;
+        Ok(median)
+    })?;
+    prove(balanced)?;
+    let (goal, proof) = (Goal::DifferenceAtMost(800.0), &proof(balanced));
+    report.pairs(&Case { case: place, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
+    Ok(())
+}
+
+/// What connect() costs a process that is not in the mesh, on a node that is.
+fn outsiders(ground: &Ground, options: &Options, report: &mut Report) -> Result<()> {
+    let to = at(ground.bare_servers[0].ip(), 8080);
+    let before = ground.balanced();
+    let pairs =
+        abba(options.rounds, |ours| connect_median(if ours { &ground.outside } else { &ground.bare }, to))?;
+    let balanced = ground.balanced() - before;
+    ensure!(balanced == 0, "an outsider's connections were balanced");
+    let (goal, proof) = (Goal::DifferenceAtMost(300.0), &proof([0, 0]));
+    report.pairs(
+        &Case { case: "outside-the-mesh", metric: "connect", unit: "ns", goal, proof },
+        PEER,
+        &pairs,
+    );
+    Ok(())
+}
+
+/// The kernel's own accounting of our programs, while the client connects.
+fn program_time(ground: &Ground, report: &mut Report) -> Result<()> {
+    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+    let was = std::fs::read_to_string(SWITCH)?;
+    std::fs::write(SWITCH, "1")?;
+    let before = programs(ground);
+    let load = connect_median(&ground.client, at(vip4(1), 80));
+    let after = programs(ground);
+    std::fs::write(SWITCH, was.trim())?;
+    load?;
+    for (before, after) in before?.iter().zip(after?) {
+        let word = |program: &Value, name: &str| program[name].as_u64().unwrap_or(0);
+        let runs = word(&after, "run_cnt") - word(before, "run_cnt");
+        let ns = word(&after, "run_time_ns") - word(before, "run_time_ns");
+        if runs > 0 {
+            let name = after["name"].as_str().unwrap_or("?").to_owned();
+            let each = ns as f64 / runs as f64;
+            let proof = Proof::from([("runs".to_owned(), runs)]);
+            let case = format!("program {name}");
+            let what = Case { case: &case, metric: "run", unit: "ns", goal: Goal::None, proof: &proof };
+            report.alone(&what, &[each], each);
+        }
+    }
+    Ok(())
+}
+
+/// The programs on node 1's cgroup.
+fn programs(ground: &Ground) -> Result<Vec<Value>> {
+    let bpftool = |args: &[&str]| -> Result<Value> {
+        let text = shell::run(std::process::Command::new("bpftool").arg("-j").args(args), "")?;
+        serde_json::from_str(&text).context("bpftool's JSON")
+    };
+    let cgroup = ground.mesh.node(1).cgroup().path().to_string_lossy().into_owned();
+    let attached = bpftool(&["cgroup", "show", &cgroup])?;
+    let ids =
+        attached.as_array().context("attached programs")?.iter().filter_map(|entry| entry["id"].as_u64());
+    let programs: Vec<_> =
+        ids.map(|id| bpftool(&["prog", "show", "id", &id.to_string()])).collect::<Result<_>>()?;
+    ensure!(!programs.is_empty(), "no program is attached to {cgroup}");
+    Ok(programs)
+}
+
+fn prove(balanced: [u64; 2]) -> Result<()> {
+    ensure!(balanced[1] > 0, "the kernel path was not taken: this measured something else");
+    ensure!(balanced[0] == 0, "the peer's connections went through the mesh");
+    Ok(())
+}
+
+fn proof(balanced: [u64; 2]) -> Proof {
+    Proof::from([("balanced_ours".to_owned(), balanced[1]), ("balanced_peer".to_owned(), balanced[0])])
+}
+
+fn connect_median(pod: &Pod, to: SocketAddr) -> Result<f64> {
+    let report = Load::to(to).connect_only().count(CONNECTS).run(pod);
+    ensure!(report.failed() == 0, "connections failed: {report:?}");
+    Ok(report.connect_ns[0] as f64)
+}
+
+/// Requests a second that wrk counts; any error is an error.
+fn wrk(pod: &Pod, args: &[&str], url: &str) -> Result<f64> {
+    let output = pod.run("wrk", &[args, &["-d", LEG, url]].concat())?;
+    ensure!(!output.contains("Socket errors") && !output.contains("Non-2xx"), "wrk: {output}");
+    let rate = output.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
+    rate.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("wrk said {output}"))
+}

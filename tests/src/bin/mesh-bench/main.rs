@@ -1,0 +1,70 @@
+//! `cargo xtask bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
+//!
+//! Always against a peer in the same run; a goal that is not met is printed as such and fails the run only
+//! with `--gate`. A case that could not be measured is an error, never a blank.
+//!
+//! [`l4`]: kernel path against no mesh. [`scale`]: a thousand services: propagation, memory.
+
+#![forbid(unsafe_code)]
+
+mod l4;
+mod report;
+mod scale;
+mod stats;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use report::Report;
+
+/// What was asked for.
+pub struct Options {
+    /// Rounds of ABBA a case.
+    pub rounds: usize,
+    /// Cases whose group contains this.
+    pub only: String,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let mut args = std::env::args().skip(1);
+    let name = args.next().context("usage: bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
+    let (mut json, mut gate) = (None, false);
+    let mut options = Options { rounds: 8, only: String::new() };
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--json" => json = Some(value()?),
+            "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
+            "--only" => options.only = value()?,
+            "--gate" => gate = true,
+            other => bail!("unknown argument {other}"),
+        }
+    }
+    if name != "l4" {
+        bail!("no bench {name}; there is l4");
+    }
+    if options.rounds < 5 {
+        bail!("--rounds: at least 5, fewer say nothing");
+    }
+    println!("bench l4: kernel path against no mesh; mTLS off; {} rounds of ABBA a case", options.rounds);
+    let mut report = Report::new("l4");
+    l4::run(&options, &mut report)?;
+    scale::run(&options, &mut report)?;
+    if let Some(path) = json {
+        report.write(path.as_ref())?;
+        println!("written to {path}");
+    }
+    println!("{} goals were not met", report.missed());
+    Ok(!gate || report.missed() == 0)
+}
