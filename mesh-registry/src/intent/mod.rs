@@ -26,6 +26,8 @@ use crate::vip;
 
 /// How often a write that raced with another is tried again.
 const RETRIES: usize = 16;
+/// Registrations or leases that one transaction ends: at most two operations each, far below the store's bound.
+const AT_ONCE: usize = 1000;
 
 /// Why nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,17 +175,21 @@ impl<'s> Intents<'s> {
     /// Ends registrations of an owner; those that are not there are skipped. A lease of one workload's own ends
     /// with it, that of a node stays.
     pub fn deregister(&self, owner: &Owner, keys: &[Key]) -> Result<u64, WriteError> {
-        let mut txn = Txn::default();
-        for key in keys {
-            let path = registered_key(owner, key);
-            let lease = self.store.get(&path)?.and_then(|entry| entry.lease);
-            txn = txn.delete(path);
-            if let Some(lease) = lease.filter(|name| *name == LeaseRef::of_workload(key, Duration::ZERO).name)
-            {
-                txn = txn.revoke(lease);
+        let mut revision = self.store.revision()?;
+        for keys in keys.chunks(AT_ONCE) {
+            let mut txn = Txn::default();
+            for key in keys {
+                let path = registered_key(owner, key);
+                let lease = self.store.get(&path)?.and_then(|entry| entry.lease);
+                txn = txn.delete(path);
+                let own = LeaseRef::of_workload(key, Duration::ZERO).name;
+                if let Some(lease) = lease.filter(|lease| *lease == own) {
+                    txn = txn.revoke(lease);
+                }
             }
+            revision = self.store.transact(txn)?;
         }
-        Ok(self.store.transact(txn)?)
+        Ok(revision)
     }
 
     /// One registration of an owner.
@@ -193,8 +199,12 @@ impl<'s> Intents<'s> {
 
     /// Ends leases and every registration that goes with them.
     pub fn revoke(&self, leases: &[String]) -> Result<u64, WriteError> {
-        let txn = leases.iter().fold(Txn::default(), |txn, lease| txn.revoke(lease.clone()));
-        Ok(self.store.transact(txn)?)
+        let mut revision = self.store.revision()?;
+        for leases in leases.chunks(AT_ONCE) {
+            let txn = leases.iter().fold(Txn::default(), |txn, lease| txn.revoke(lease.clone()));
+            revision = self.store.transact(txn)?;
+        }
+        Ok(revision)
     }
 
     fn read(&self, path: &str) -> Result<Option<Record>, WriteError> {
