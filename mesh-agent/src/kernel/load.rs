@@ -194,7 +194,7 @@ fn attach(
 
 /// Where a program's link may be pinned: by an agent of this ABI, then by one of another.
 fn pinned_links(pins: &Path, name: &str) -> Vec<PathBuf> {
-    let others = pins.parent().map(other_abis).unwrap_or_default();
+    let others = pins.parent().map(abis_at).unwrap_or_default();
     std::iter::once(pins.to_owned())
         .chain(others.into_iter().filter(|o| o != pins))
         .map(|p| p.join("links").join(name))

@@ -97,8 +97,20 @@ pub fn new(
 }
 
 impl Session {
-    /// Runs until every handle is gone.
-    pub async fn run(mut self) {
+    /// Runs until every handle is gone. Says nothing before `restored` ends: what a session does not repeat
+    /// before its first heartbeat is dropped, so the workloads of an earlier agent must be known by then.
+    pub async fn run(mut self, mut restored: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                // What was said before the end is taken before the end.
+                biased;
+                change = self.changes.recv() => match change {
+                    None => return,
+                    Some(change) => drop(self.keep(change)),
+                },
+                _ = &mut restored => break,
+            }
+        }
         let mut backoff = Backoff::default();
         loop {
             match self.open().await {

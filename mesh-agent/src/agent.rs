@@ -1,0 +1,186 @@
+//! The daemon from start to end: what is started in which order, and what a signal does.
+//!
+//! Everything that can fail for a reason outside the kernel (ports, files, tokens, another agent) is tried
+//! before a program is attached: a start that fails leaves nothing attached.
+//!
+//! Two kinds of threads: the proxy's workers, and the runtime here (configuration, session, admin, metrics),
+//! so that a full queue of one never delays the other.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use mesh_core::snapshot::Snapshot;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::Admin;
+use crate::admin::log::LogFilter;
+use crate::admin::socket::Listener;
+use crate::args::{CleanupArgs, RunArgs};
+use crate::config::connect::{ControlPlane, JoinToken};
+use crate::config::{self, xds};
+use crate::enrol::{Enrolments, Settings, datapath};
+use crate::kernel::{self, Kernel, LoadOptions};
+use crate::path::{Budget, Limits, Proxy};
+use crate::telemetry;
+use crate::{cgroups, session};
+
+/// Most workers that are started unasked.
+const WORKERS_MAX: usize = 16;
+/// Threads for everything but requests.
+const CONTROL_THREADS: usize = 2;
+
+/// Runs until a signal ends it.
+pub fn run(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
+    if !args.core_dumps {
+        // A dump would hold keys, and the listeners for as long as it takes to write.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    }
+    raise_descriptor_limit();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()?
+        .block_on(serve(args, log))
+}
+
+/// What was checked and taken before the kernel is touched.
+struct Prepared {
+    control: ControlPlane,
+    metrics: TcpListener,
+    socket: Listener,
+    cgroup_root: PathBuf,
+}
+
+fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+    let token = JoinToken::read(&args.join_token_file)?;
+    let control = ControlPlane::new(&args.control, &token)?;
+    let cgroup_root = match &args.cgroup_root {
+        Some(path) => path.clone(),
+        None => cgroups::mount_point()?,
+    };
+    cgroups::check_own(&cgroup_root)?;
+    for directory in [&args.run_dir, &args.state_dir] {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("{}: cannot be made", directory.display()))?;
+    }
+    let path = args.run_dir.join("agent.sock");
+    let socket = Listener::bind(&path).with_context(|| format!("{}: cannot listen", path.display()))?;
+    let metrics = TcpListener::bind(args.metrics).with_context(|| {
+        format!("{}: cannot listen for /metrics: free the port or give --metrics another", args.metrics)
+    })?;
+    metrics.set_nonblocking(true)?;
+    Ok(Prepared { control, metrics, socket, cgroup_root })
+}
+
+async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
+    let Prepared { control, metrics, socket, cgroup_root } = prepare(&args)?;
+    // Asked for before anything is attached, so that no signal is missed.
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let kernel = Arc::new(Kernel::load(&LoadOptions {
+        bpffs: args.bpffs.clone(),
+        cgroup: cgroup_root.clone(),
+        sizes: args.sizes.list(),
+    })?);
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };
+    let config = config::start(options, kernel.clone(), snapshot.clone());
+    let workers = args.workers.map_or_else(default_workers, usize::from);
+    let proxy = Proxy::start(workers, snapshot, kernel.clone(), Limits::default())?;
+
+    let (session, session_handle, verdicts) =
+        session::new(control.clone(), args.node.clone(), config.clone());
+    let data = datapath::Live {
+        kernel: kernel.clone(),
+        proxy: proxy.clone(),
+        budget: Budget { connections: args.budget_connections, ..Budget::default() },
+        pending: args.budget_pending,
+    };
+    let settings = Settings {
+        node: args.node.clone(),
+        workload_cgroup: args.workload_cgroup.clone().unwrap_or_else(|| cgroup_root.join("nodemesh")),
+        cgroup_root,
+        state_dir: args.state_dir.clone(),
+    };
+    let enrolments = Enrolments::new(settings, Box::new(data), config.clone(), session_handle);
+    let (restored, is_restored) = tokio::sync::oneshot::channel();
+    tokio::spawn(session.run(is_restored));
+    enrolments.restore().await;
+    config.begin().await;
+    drop(restored);
+
+    let xds = Arc::new(xds::XdsStats::default());
+    let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
+    tokio::spawn(enrolments.clone().follow(verdicts));
+    tokio::spawn(client.run());
+    let admin = Admin {
+        node: args.node.clone(),
+        enrolments: enrolments.clone(),
+        config: config.clone(),
+        xds: xds.clone(),
+        log,
+    };
+    tokio::spawn(admin.serve(socket));
+    let sources =
+        telemetry::Sources { kernel: kernel.clone(), proxy: proxy.clone(), config: config.clone(), xds };
+    let ready = telemetry::start(sources, metrics).context("telemetry")?;
+    tracing::info!(node = args.node, workers, adopted = kernel.adopted(), "mesh-agent serves");
+
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("ending: connections may go on for {} s; the kernel path stays", args.drain_seconds);
+    ready.end();
+    proxy.drain(Duration::from_secs(args.drain_seconds)).await;
+    Ok(())
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
+}
+
+/// As many descriptors as may be had: two a proxied connection.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
+/// Detaches everything and removes what an agent left on this node.
+pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    let socket = args.run_dir.join("agent.sock");
+    if is_served(&socket) {
+        bail!("an agent serves {}: stop it first", socket.display());
+    }
+    let pins = kernel::cleanup(&args.bpffs)
+        .with_context(|| format!("{}: cannot be cleaned", args.bpffs.display()))?;
+    let mut files = 0;
+    for path in [socket, args.state_dir.clone()] {
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Ok(()) => files += 1,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| format!("{}: cannot be removed", path.display())),
+        }
+    }
+    let _ = std::fs::remove_dir(&args.run_dir);
+    println!("removed {pins} pins under {} and {files} of the agent's files", args.bpffs.display());
+    Ok(())
+}
+
+fn is_served(socket: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket as make};
+    let Ok(address) = SocketAddrUnix::new(socket) else { return false };
+    make(AddressFamily::UNIX, SocketType::SEQPACKET, None)
+        .is_ok_and(|probe| connect(&probe, &address).is_ok())
+}

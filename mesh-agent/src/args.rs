@@ -1,0 +1,127 @@
+//! What may be said on the command line; every flag of `run` also as `NODEMESH_*` in the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use mesh_common::maps;
+
+/// The node daemon of Nodemesh.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load the programs and serve this node's workloads.
+    Run(Box<RunArgs>),
+    /// Detach every program and remove every trace of an agent that ran here.
+    Cleanup(CleanupArgs),
+    /// Print the documentation of all metrics, as Markdown.
+    MetricsDoc,
+}
+
+/// Flags of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Name of this node: the one that the join token was made for.
+    #[arg(long, env = "NODEMESH_NODE")]
+    pub node: String,
+    /// The control plane.
+    #[arg(long, env = "NODEMESH_CONTROL", value_name = "https://HOST:15012")]
+    pub control: String,
+    /// File with the join token (`meshctl token create --node …`).
+    #[arg(long, env = "NODEMESH_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: PathBuf,
+    /// Where `agent.sock` is.
+    #[arg(long, env = "NODEMESH_RUN_DIR", default_value = "/run/nodemesh")]
+    pub run_dir: PathBuf,
+    /// Where the last good configuration is kept.
+    #[arg(long, env = "NODEMESH_STATE_DIR", default_value = "/var/lib/nodemesh")]
+    pub state_dir: PathBuf,
+    /// The cgroup2 directory whose processes are seen; found by itself where cgroup2 is mounted.
+    #[arg(long, env = "NODEMESH_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Below which cgroups for `meshctl run` are made; default: `nodemesh` in the cgroup root.
+    #[arg(long, env = "NODEMESH_WORKLOAD_CGROUP")]
+    pub workload_cgroup: Option<PathBuf>,
+    /// Where programs and maps are pinned; mounted if it is not in a bpffs.
+    #[arg(long, env = "NODEMESH_BPFFS", default_value = "/sys/fs/bpf/nodemesh")]
+    pub bpffs: PathBuf,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "NODEMESH_METRICS", default_value = "0.0.0.0:15090")]
+    pub metrics: SocketAddr,
+    /// Proxy threads; default: one a CPU, at most 16.
+    #[arg(long, env = "NODEMESH_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Log filter: a level, or `target=level,…`.
+    #[arg(long, env = "NODEMESH_LOG", default_value = "info")]
+    pub log: String,
+    /// Log JSON lines.
+    #[arg(long, env = "NODEMESH_LOG_JSON")]
+    pub log_json: bool,
+    /// How long connections may go on after SIGTERM, seconds.
+    #[arg(long, env = "NODEMESH_DRAIN_SECONDS", default_value_t = 10)]
+    pub drain_seconds: u64,
+    /// Let the kernel write core dumps of the agent: they hold keys, and delay the noticing of a crash.
+    #[arg(long, env = "NODEMESH_CORE_DUMPS")]
+    pub core_dumps: bool,
+    /// Captured connections that one workload may have at once.
+    #[arg(long, env = "NODEMESH_BUDGET_CONNECTIONS", default_value_t = crate::path::Budget::default().connections)]
+    pub budget_connections: u32,
+    /// Captured connections of one workload that may wait for the proxy.
+    #[arg(long, env = "NODEMESH_BUDGET_PENDING", default_value_t = 1024)]
+    pub budget_pending: u32,
+    /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
+    #[command(flatten)]
+    pub sizes: MapSizes,
+}
+
+/// Sizes of maps.
+#[derive(Args, Debug)]
+pub struct MapSizes {
+    /// Virtual addresses and ports.
+    #[arg(long, default_value_t = maps::SERVICES.capacity, env = "NODEMESH_MAP_SERVICES")]
+    pub map_services: u32,
+    /// Slots of balancing tables, and endpoints.
+    #[arg(long, default_value_t = maps::ENDPOINTS.capacity, env = "NODEMESH_MAP_ENDPOINTS")]
+    pub map_endpoints: u32,
+    /// Addresses and ports of workloads.
+    #[arg(long, default_value_t = maps::WORKLOADS.capacity, env = "NODEMESH_MAP_WORKLOADS")]
+    pub map_workloads: u32,
+    /// Keys of flow totals.
+    #[arg(long, default_value_t = maps::FLOW_TOTALS.capacity, env = "NODEMESH_MAP_FLOW_TOTALS")]
+    pub map_flow_totals: u32,
+}
+
+impl MapSizes {
+    /// For the loader.
+    pub fn list(&self) -> Vec<(&'static str, u32)> {
+        vec![
+            (maps::SERVICES.name, self.map_services),
+            (maps::ENDPOINTS.name, self.map_endpoints),
+            (maps::LOAD.name, self.map_endpoints),
+            (maps::WORKLOADS.name, self.map_workloads),
+            (maps::FLOW_TOTALS.name, self.map_flow_totals),
+        ]
+    }
+}
+
+/// Flags of `cleanup`.
+#[derive(Args, Debug)]
+pub struct CleanupArgs {
+    /// Where the agent pinned its programs and maps.
+    #[arg(long, env = "NODEMESH_BPFFS", default_value = "/sys/fs/bpf/nodemesh")]
+    pub bpffs: PathBuf,
+    /// Where `agent.sock` was.
+    #[arg(long, env = "NODEMESH_RUN_DIR", default_value = "/run/nodemesh")]
+    pub run_dir: PathBuf,
+    /// Where the last good configuration was kept.
+    #[arg(long, env = "NODEMESH_STATE_DIR", default_value = "/var/lib/nodemesh")]
+    pub state_dir: PathBuf,
+}
