@@ -115,8 +115,8 @@ pub struct Lines {
     pub servers: BTreeMap<String, u64>,
     /// Others, by cause.
     pub errors: BTreeMap<String, u64>,
-    /// Connect and first line, microseconds, sorted.
-    pub took_us: Vec<u64>,
+    /// Connect and first line, microseconds, sorted, by the name of who answered.
+    pub took_us: BTreeMap<String, Vec<u64>>,
 }
 
 /// Opens `count` connections from `pod` to a line server, one after the other.
@@ -132,12 +132,12 @@ pub fn connect_lines(pod: &Pod, to: SocketAddr, count: u32) -> Lines {
             Some(("error", cause)) => *lines.errors.entry(cause.to_owned()).or_default() += 1,
             Some((name, took)) => {
                 *lines.servers.entry(name.to_owned()).or_default() += 1;
-                lines.took_us.push(took.parse().unwrap_or(0));
+                lines.took_us.entry(name.to_owned()).or_default().push(took.parse().unwrap_or(0));
             }
             None => panic!("the line client said {line:?}"),
         }
     }
-    lines.took_us.sort_unstable();
+    lines.took_us.values_mut().for_each(|took| took.sort_unstable());
     lines
 }
 

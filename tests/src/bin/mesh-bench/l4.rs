@@ -123,7 +123,7 @@ fn traffic(
         prove(balanced)?;
         let unit = "requests/s";
         let goal = if metric == "short" { Goal::None } else { Goal::RatioAtLeast(0.98) };
-        report.pairs(&Case { case: place, metric, unit, goal, proof: &proof(balanced) }, PEER, &pairs);
+        report.pairs(&Case { place, metric, unit, goal, proof: &proof(balanced) }, PEER, &pairs);
     }
     Ok(())
 }
@@ -146,7 +146,7 @@ fn connects(
     })?;
     prove(balanced)?;
     let (goal, proof) = (Goal::DifferenceAtMost(800.0), &proof(balanced));
-    report.pairs(&Case { case: place, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
+    report.pairs(&Case { place, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
     Ok(())
 }
 
@@ -160,7 +160,7 @@ fn outsiders(ground: &Ground, options: &Options, report: &mut Report) -> Result<
     ensure!(balanced == 0, "an outsider's connections were balanced");
     let (goal, proof) = (Goal::DifferenceAtMost(300.0), &proof([0, 0]));
     report.pairs(
-        &Case { case: "outside-the-mesh", metric: "connect", unit: "ns", goal, proof },
+        &Case { place: "outside-the-mesh", metric: "connect", unit: "ns", goal, proof },
         PEER,
         &pairs,
     );
@@ -186,7 +186,7 @@ fn program_time(ground: &Ground, report: &mut Report) -> Result<()> {
             let each = ns as f64 / runs as f64;
             let proof = Proof::from([("runs".to_owned(), runs)]);
             let case = format!("program {name}");
-            let what = Case { case: &case, metric: "run", unit: "ns", goal: Goal::None, proof: &proof };
+            let what = Case { place: &case, metric: "run", unit: "ns", goal: Goal::None, proof: &proof };
             report.alone(&what, &[each], each);
         }
     }

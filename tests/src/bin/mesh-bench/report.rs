@@ -23,7 +23,7 @@ pub enum Goal {
 /// What is measured.
 pub struct Case<'a> {
     /// Which situation.
-    pub case: &'a str,
+    pub place: &'a str,
     /// What of it.
     pub metric: &'a str,
     /// In what.
@@ -57,7 +57,7 @@ impl Report {
 
     /// Adds a case of pairs against `peer`.
     pub fn pairs(&mut self, what: &Case<'_>, peer: &str, pairs: &Pairs) {
-        let Case { case, metric, unit, goal, proof } = what;
+        let Case { place, metric, unit, goal, proof } = what;
         let (text, met) = match goal {
             Goal::RatioAtLeast(least) => {
                 (format!("interval95.{peer}.lower >= {least}"), Some(pairs.ratio95[0] >= *least))
@@ -70,7 +70,7 @@ impl Report {
         let difference = matches!(goal, Goal::DifferenceAtMost(_));
         let interval = if difference { pairs.difference95 } else { pairs.ratio95 };
         println!(
-            "  {case:<28} {metric:<12} ours/{peer} {:.3} [{:.3}, {:.3}]  difference {:+.0} [{:+.0}, {:+.0}] {unit}  {}",
+            "  {place:<28} {metric:<12} ours/{peer} {:.3} [{:.3}, {:.3}]  difference {:+.0} [{:+.0}, {:+.0}] {unit}  {}",
             pairs.ratio,
             pairs.ratio95[0],
             pairs.ratio95[1],
@@ -82,7 +82,7 @@ impl Report {
         self.add(
             met,
             json!({
-                "case": case, "metric": metric, "unit": unit, "rounds": pairs.ours.len() / 2,
+                "case": place, "metric": metric, "unit": unit, "rounds": pairs.ours.len() / 2,
                 "ours": spread(&pairs.ours), "peers": one(peer, spread(&pairs.peer)),
                 "ratio": one(peer, json!(pairs.ratio)), "difference": one(peer, json!(pairs.difference)),
                 "interval95": one(peer, json!(interval)),
@@ -93,16 +93,16 @@ impl Report {
 
     /// Adds a case without a peer.
     pub fn alone(&mut self, what: &Case<'_>, ours: &[f64], value: f64) {
-        let Case { case, metric, unit, goal, proof } = what;
+        let Case { place, metric, unit, goal, proof } = what;
         let (text, met) = match goal {
             Goal::AtMost(most) => (format!("{metric} <= {most}"), Some(value <= *most)),
             _ => (String::new(), None),
         };
-        println!("  {case:<28} {metric:<12} {value:.2} {unit}  {}", verdict(met, &text));
+        println!("  {place:<28} {metric:<12} {value:.2} {unit}  {}", verdict(met, &text));
         self.add(
             met,
             json!({
-                "case": case, "metric": metric, "unit": unit, "rounds": ours.len(), "ours": spread(ours),
+                "case": place, "metric": metric, "unit": unit, "rounds": ours.len(), "ours": spread(ours),
                 "value": value, "peers": {}, "ratio": {}, "interval95": {},
                 "goal": text, "met": met, "proof": proof,
             }),

@@ -77,8 +77,8 @@ fn fsync(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn case<'a>(case: &'a str, metric: &'a str, unit: &'a str, goal: Goal, proof: &'a Proof) -> Case<'a> {
-    Case { case, metric, unit, goal, proof }
+fn case<'a>(place: &'a str, metric: &'a str, unit: &'a str, goal: Goal, proof: &'a Proof) -> Case<'a> {
+    Case { place, metric, unit, goal, proof }
 }
 
 fn fill(mesh: &Mesh) -> Result<()> {
