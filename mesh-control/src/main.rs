@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -26,7 +27,8 @@ fn run(config: &Serve) -> Result<()> {
     let filter = EnvFilter::try_new(&config.log).with_context(|| {
         format!("--log {:?} is not a filter such as info or mesh_control=debug", config.log)
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

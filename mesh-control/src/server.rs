@@ -43,12 +43,12 @@ pub enum StartError {
     #[error("{0}")]
     Flags(String),
     /// The data directory.
-    #[error("cannot use the data directory {}: {source}; give --data a directory that this user may write", path.display())]
+    #[error("cannot use the data directory {}: {cause}; give --data a directory that this user may write", path.display())]
     Data {
         /// Which.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The authority.
     #[error(transparent)]
@@ -64,7 +64,7 @@ pub enum StartError {
     Random,
     /// A port.
     #[error(
-        "cannot listen on {address} ({flag}): {source}; stop what uses the port, or give {flag} another address"
+        "cannot listen on {address} ({flag}): {cause}; stop what uses the port, or give {flag} another address"
     )]
     Port {
         /// Which flag.
@@ -72,7 +72,7 @@ pub enum StartError {
         /// Which address.
         address: SocketAddr,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// TLS.
     #[error("cannot set up TLS: {0}")]
@@ -166,7 +166,7 @@ impl Running {
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Port { flag, address, source };
+    let failed = |cause| StartError::Port { flag, address, cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
@@ -187,7 +187,7 @@ async fn renew(ca: Ca, names: Vec<String>, cert: Arc<ServerCert>, mut stop: watc
 
 /// Makes the directory, and finds out now whether it can be written.
 fn prepare(dir: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Data { path: dir.to_owned(), source };
+    let failed = |cause| StartError::Data { path: dir.to_owned(), cause };
     if !dir.exists() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
     }
@@ -206,7 +206,7 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
     }
     let minted = Minted::new().map_err(|_| StartError::Random)?;
     let path = dir.join("admin.token");
-    let failed = |source| StartError::Data { path: path.clone(), source };
+    let failed = |cause| StartError::Data { path: path.clone(), cause };
     let fresh = dir.join("admin.token.new");
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),

@@ -36,14 +36,14 @@ const CLOCK_SKEW: Duration = Duration::hours(1);
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// Reading or writing one of the two files.
-    #[error("cannot {doing} {}: {source}; give the data directory to the user that runs mesh-control", path.display())]
+    #[error("cannot {doing} {}: {cause}; give the data directory to the user that runs mesh-control", path.display())]
     File {
         /// "read" or "write".
         doing: &'static str,
         /// Which file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// One file of the pair is missing.
     #[error("{} is missing while its other half is there; restore it from a backup, or move both away to begin a new mesh", .0.display())]
@@ -91,10 +91,10 @@ impl Ca {
 
     fn load(cert_path: &Path, key_path: &Path) -> Result<Self, CaError> {
         let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| CaError::File {
+            fs::read_to_string(path).map_err(|cause| CaError::File {
                 doing: "read",
                 path: path.to_owned(),
-                source,
+                cause,
             })
         };
         let corrupt = |path: &Path, cause: String| CaError::Corrupt { path: path.to_owned(), cause };
@@ -184,7 +184,7 @@ fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<Certi
 
 /// Writes a file that must not exist yet, with its mode from the start, and syncs it.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
-    let failed = |source| CaError::File { doing: "write", path: path.to_owned(), source };
+    let failed = |cause| CaError::File { doing: "write", path: path.to_owned(), cause };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
     file.sync_all().map_err(failed)
