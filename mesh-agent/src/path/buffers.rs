@@ -141,7 +141,7 @@ mod tests {
         buf.consume(2);
         buf.rewind();
         assert_eq!(buf.data(), b"wo");
-        assert_eq!(buf.append(&[0; LARGE]), SMALL - 2, "an append never makes it grow");
+        assert_eq!(buf.append(&vec![0; LARGE]), SMALL - 2, "an append never makes it grow");
         drop(buf);
         assert_eq!(pool.small.borrow().len(), 1);
         assert!(pool.small().is_empty(), "a reused buffer starts empty");

@@ -205,7 +205,7 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     }
     let any = || {
         let serving = service.serving();
-        let at = (u128::from(random()) * serving.len() as u128 >> 64) as usize;
+        let at = ((u128::from(random()) * serving.len() as u128) >> 64) as usize;
         serving.get(at).and_then(|e| Hop::to(service.id, e, prefer_v6))
     };
     Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })

@@ -39,7 +39,7 @@ struct Idle {
 
 /// The idle connections of one worker.
 pub struct Upstreams {
-    idle: RefCell<HashMap<PoolKey, Vec<Idle>, BuildHasherDefault<Quick>>>,
+    waiting: RefCell<HashMap<PoolKey, Vec<Idle>, BuildHasherDefault<Quick>>>,
     total: Cell<usize>,
     per_key: usize,
     at_most: usize,
@@ -48,12 +48,12 @@ pub struct Upstreams {
 impl Upstreams {
     /// A pool that holds at most `per_key` connections of one key and `at_most` in all.
     pub fn new(per_key: usize, at_most: usize) -> Self {
-        Self { idle: RefCell::default(), total: Cell::new(0), per_key, at_most }
+        Self { waiting: RefCell::default(), total: Cell::new(0), per_key, at_most }
     }
 
     /// The connection used last that still works.
     pub fn take(&self, key: &PoolKey) -> Option<Rc<Link>> {
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.waiting.borrow_mut();
         let list = idle.get_mut(key)?;
         while let Some(entry) = list.pop() {
             self.total.set(self.total.get() - 1);
@@ -70,7 +70,7 @@ impl Upstreams {
         if self.total.get() >= self.at_most {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.waiting.borrow_mut();
         let list = idle.entry(key).or_default();
         if list.len() < self.per_key {
             list.push(Idle { link, since: now });
@@ -94,13 +94,13 @@ impl Upstreams {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn idle(&self) -> usize {
         self.total.get()
     }
 
     fn retain(&self, mut keep: impl FnMut(&PoolKey, &Idle) -> bool) {
         let mut total = 0;
-        self.idle.borrow_mut().retain(|key, list| {
+        self.waiting.borrow_mut().retain(|key, list| {
             list.retain(|entry| keep(key, entry));
             total += list.len();
             !list.is_empty()

@@ -200,7 +200,7 @@ impl Worker {
                 self.balance.borrow_mut().retain(snapshot);
             }
         });
-        self.shared.counters.upstream_idle.store(self.upstreams.len() as u64, Relaxed);
+        self.shared.counters.upstream_idle.store(self.upstreams.idle() as u64, Relaxed);
     }
 }
 

@@ -53,30 +53,33 @@ enum Fate {
     Failed(ProxyError),
 }
 
+/// A response whose head has been forwarded.
+struct Response {
+    body: Pump,
+    status: u16,
+    /// What follows is no body: the connection is not HTTP any more.
+    tunnel: bool,
+    keep_client: bool,
+    keep_upstream: bool,
+}
+
 /// One request and its response.
 pub(super) struct Exchange<'c> {
     connection: &'c Connection,
     upstream: Rc<Link>,
     hop: Hop,
-    reused: bool,
-    repeatable: bool,
     facts: RequestFacts,
     request: Pump,
     /// Set aside until [`Exchange::run`] puts it on the link.
     out: Option<Buf>,
+    /// Should the connection end now, the request may be sent again on another.
+    repeat: bool,
     /// The endpoint takes no more of the request; it may have answered.
     deaf: bool,
     /// The client has ended its side.
     client_ended: bool,
     scan: HeadScan,
-    /// There once the response's head has been forwarded.
-    response: Option<Pump>,
-    /// A byte of a response has arrived.
-    answered: bool,
-    tunnel: bool,
-    keep_client: bool,
-    keep_upstream: bool,
-    status: u16,
+    response: Option<Response>,
 }
 
 impl<'c> Exchange<'c> {
@@ -85,38 +88,32 @@ impl<'c> Exchange<'c> {
             connection,
             upstream: acquired.upstream,
             hop: acquired.hop,
-            reused: acquired.reused,
-            repeatable: prepared.repeatable,
             facts: prepared.facts,
             request: prepared.body,
             out: Some(prepared.out),
+            repeat: acquired.reused && prepared.repeatable,
             deaf: false,
             client_ended: false,
             scan: HeadScan::new(Side::Upstream),
             response: None,
-            answered: false,
-            tunnel: false,
-            keep_client: false,
-            keep_upstream: false,
-            status: 0,
         }
     }
 
     /// Carries it out.
     pub async fn run(mut self, account: &mut Account) -> Outcome {
-        let Session { worker, watch, client, .. } = &self.connection.session;
+        let Session { worker, watch, .. } = &self.connection.session;
         loop {
             if let Some(out) = self.out.take() {
                 self.upstream.set_out(out);
             }
-            if self.reused && self.repeatable {
+            if self.repeat {
                 self.upstream.keep_written();
             }
             worker.flush.push(&self.upstream);
             worker.clock.arm(watch, worker.limits.response);
             let fate = std::future::poll_fn(|cx| self.poll(cx)).await;
             watch.disarm();
-            account.status = self.status;
+            account.status = self.response.as_ref().map_or(0, |response| response.status);
             return match fate {
                 Fate::Done => self.done(),
                 Fate::Tunnel => Outcome::Tunnel(self.upstream),
@@ -129,12 +126,11 @@ impl<'c> Exchange<'c> {
                 Fate::Stale => {
                     one(&worker.shared.counters.retried);
                     self.out = self.upstream.take_kept();
-                    self.reused = false;
+                    self.repeat = false;
                     match self.connection.open(&self.hop).await {
                         Ok(fresh) => self.upstream = fresh,
                         Err(error) => return self.failed(error, account),
                     }
-                    debug_assert!(client.pending() == 0 || !self.answered);
                     continue;
                 }
             };
@@ -144,10 +140,11 @@ impl<'c> Exchange<'c> {
     fn done(self) -> Outcome {
         let complete = self.request.is_done() && !self.deaf;
         self.upstream.forget();
-        if self.keep_upstream && complete && self.upstream.pending() == 0 {
+        let Some(response) = self.response else { return Outcome::Reset };
+        if response.keep_upstream && complete && self.upstream.pending() == 0 {
             self.connection.release(&self.hop, self.upstream);
         }
-        if self.keep_client && complete && !self.client_ended { Outcome::Next } else { Outcome::Close }
+        if response.keep_client && complete && !self.client_ended { Outcome::Next } else { Outcome::Close }
     }
 
     fn failed(self, error: ProxyError, account: &mut Account) -> Outcome {
@@ -164,7 +161,7 @@ impl<'c> Exchange<'c> {
             && error.keeps_client()
             && !self.client_ended
             && !worker.draining.get();
-        self.connection.reply(&error, keep, self.facts.method == MethodKind::Head);
+        self.connection.reply(error, keep, self.facts.method == MethodKind::Head);
         if keep { Outcome::Next } else { Outcome::Close }
     }
 
@@ -183,12 +180,15 @@ impl<'c> Exchange<'c> {
             return Poll::Ready(fate);
         }
         let answered = self.poll_response(cx);
-        let moved = self.request.moved() | self.response.as_mut().is_some_and(Pump::moved);
+        let moved =
+            self.request.moved() | self.response.as_mut().is_some_and(|response| response.body.moved());
         if moved {
             worker.clock.arm(watch, worker.limits.stream_idle);
         }
         match answered {
-            Poll::Ready(Ok(())) if self.tunnel => return Poll::Ready(Fate::Tunnel),
+            Poll::Ready(Ok(())) if self.response.as_ref().is_some_and(|r| r.tunnel) => {
+                return Poll::Ready(Fate::Tunnel);
+            }
             Poll::Ready(Ok(())) => return Poll::Ready(Fate::Done),
             Poll::Ready(Err(broken)) => return Poll::Ready(self.broken(broken)),
             Poll::Pending => {}
@@ -250,10 +250,10 @@ impl<'c> Exchange<'c> {
         let Session { worker, client, .. } = &self.connection.session;
         loop {
             if let Some(response) = &mut self.response {
-                if self.tunnel {
+                if response.tunnel {
                     return Poll::Ready(Ok(()));
                 }
-                return response.poll(worker, &self.upstream, client, cx);
+                return response.body.poll(worker, &self.upstream, client, cx);
             }
             let length = match self.upstream.input().borrow().as_ref() {
                 Some(input) => self.scan.end(input.data(), &worker.limits.http).map_err(Broken::Malformed)?,
@@ -263,7 +263,7 @@ impl<'c> Exchange<'c> {
                 Some(length) => ready!(self.forward_head(length, cx))?,
                 None => match ready!(self.upstream.poll_input(cx, &worker.buffers)) {
                     Ok(0) => return Poll::Ready(Err(Broken::Short)),
-                    Ok(_) => self.answered = true,
+                    Ok(_) => self.repeat = false,
                     Err(e) => return Poll::Ready(Err(Broken::From(e.kind()))),
                 },
             }
@@ -296,19 +296,21 @@ impl<'c> Exchange<'c> {
                 write_response(&head, &edits, out.bytes());
                 if !interim {
                     let mut body = Pump::new(head.framing, Side::Upstream, limits);
-                    self.tunnel = head.framing == Framing::Tunnel;
-                    if !self.tunnel {
+                    let tunnel = head.framing == Framing::Tunnel;
+                    if !tunnel {
                         used += body.append(rest, out).map_err(|error| {
                             out.truncate(before);
                             Broken::Malformed(error)
                         })?;
                     }
-                    self.response = Some(body);
+                    self.response = Some(Response {
+                        body,
+                        status: head.status,
+                        tunnel,
+                        keep_client: keep,
+                        keep_upstream: head.keep_alive,
+                    });
                 }
-            }
-            if !interim {
-                (self.keep_client, self.keep_upstream) = (keep, head.keep_alive);
-                self.status = head.status;
             }
         }
         self.upstream.consume(used);
@@ -325,6 +327,6 @@ impl<'c> Exchange<'c> {
             Broken::Short => ProxyError::UpstreamClosed,
             Broken::From(kind) => ProxyError::upstream(kind),
         };
-        if self.reused && self.repeatable && !self.answered { Fate::Stale } else { Fate::Failed(error) }
+        if self.repeat { Fate::Stale } else { Fate::Failed(error) }
     }
 }

@@ -149,16 +149,16 @@ impl Connection {
     /// Answers in the endpoint's place, and closes.
     fn refuse(&self, error: ProxyError) {
         let account = Account { status: error.status(), reason: error.reason(), ..Account::new() };
-        self.reply(&error, false, false);
+        self.reply(error, false, false);
         self.account(&account);
     }
 
     /// Puts our own answer into the client's output.
-    fn reply(&self, error: &ProxyError, keep_alive: bool, head_request: bool) {
+    fn reply(&self, error: ProxyError, keep_alive: bool, head_request: bool) {
         let Session { worker, client, .. } = &self.session;
         let mut out = client.out().borrow_mut();
         let buf = out.get_or_insert_with(|| worker.buffers.small());
-        write_error(error, keep_alive, head_request, buf.bytes());
+        write_error(&error, keep_alive, head_request, buf.bytes());
         drop(out);
         worker.flush.push(client);
     }
@@ -211,7 +211,7 @@ impl Account {
         Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
     }
 
-    fn failed(&mut self, error: &ProxyError) {
+    fn failed(&mut self, error: ProxyError) {
         self.status = error.status();
         self.reason = error.reason();
     }

@@ -44,12 +44,12 @@ impl Connection {
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
-                account.failed(&error);
+                account.failed(error);
                 if bodyless {
                     self.session.client.consume(length);
                 }
                 let keep = bodyless && error.keeps_client() && !self.session.worker.draining.get();
-                self.reply(&error, keep, head_request);
+                self.reply(error, keep, head_request);
                 return if keep { Outcome::Next } else { Outcome::Close };
             }
         };
@@ -58,7 +58,7 @@ impl Connection {
         match self.acquire(prepared, account).await {
             Ok((acquired, prepared)) => Exchange::new(self, acquired, prepared).run(account).await,
             Err(error) => {
-                account.failed(&error);
+                account.failed(error);
                 if self.session.watch.is_cut() {
                     return Outcome::Reset;
                 }
@@ -66,7 +66,7 @@ impl Connection {
                     && facts.keep_alive
                     && error.keeps_client()
                     && !self.session.worker.draining.get();
-                self.reply(&error, keep, facts.method == MethodKind::Head);
+                self.reply(error, keep, facts.method == MethodKind::Head);
                 if keep { Outcome::Next } else { Outcome::Close }
             }
         }

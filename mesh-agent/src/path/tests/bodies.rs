@@ -5,6 +5,9 @@ use std::sync::mpsc;
 
 use super::rig::*;
 
+/// More than the buffers of three sockets hold.
+const LENGTH: usize = 64 << 20;
+
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 7 % 251) as u8).collect()
 }
@@ -163,11 +166,10 @@ fn a_client_that_leaves_stops_the_endpoints_work() {
 fn a_slow_reader_stops_its_sender() {
     let (told, hear) = mpsc::channel();
     let told = Arc::new(parking_lot::Mutex::new(told));
-    const LENGTH: usize = 64 << 20;
     let backend = server(move |mut client| {
         client.head();
         client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"));
-        let chunk = [7; 65_536];
+        let chunk = vec![7; 65_536];
         let mut sent = 0;
         client.socket.set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
         while sent < LENGTH {

@@ -40,8 +40,8 @@ fn pipelined_requests_are_answered_in_order() {
     let backend = answering(|head| ok(head.split(' ').nth(1).unwrap()));
     let rig = Rig::http(&[backend]);
     let mut client = rig.connect();
-    let requests: String = (0..40).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: shop\r\n\r\n")).collect();
-    client.send(requests);
+    let requests: Vec<String> = (0..40).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: shop\r\n\r\n")).collect();
+    client.send(requests.concat());
     for n in 0..40 {
         assert_eq!(client.response().1, format!("/{n}"));
     }

@@ -60,7 +60,7 @@ fn an_endpoint_that_refuses_is_a_reset() {
 #[test]
 fn megabytes_come_back_unchanged() {
     let backend = server(|mut client| {
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         while let Ok(n) = std::io::Read::read(&mut client.socket, &mut bytes) {
             if n == 0 {
                 break;

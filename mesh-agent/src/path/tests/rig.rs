@@ -279,7 +279,7 @@ impl Client {
 
     /// More bytes; false: the end.
     fn more(&mut self) -> bool {
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         match self.socket.read(&mut bytes) {
             Ok(n) => {
                 self.unread.extend_from_slice(&bytes[..n]);
@@ -332,7 +332,7 @@ impl Client {
 
     /// Waits for a reset. False: a clean end.
     pub fn is_reset(&mut self) -> bool {
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         loop {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return false,
