@@ -60,8 +60,8 @@ pub struct Run {
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
     /// The agent's run directory.
-    #[arg(long, env = "NODEMESH_RUN_DIR", default_value = "/run/nodemesh")]
-    run_dir: PathBuf,
+    #[arg(long = "run-dir", env = "NODEMESH_RUN_DIR", value_name = "DIR", default_value = "/run/nodemesh")]
+    agent: PathBuf,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -78,7 +78,7 @@ impl Run {
         let Some((program, arguments)) = self.command.split_first() else { bail!("no program was given") };
         let request = self.request(program);
         let netns = std::fs::File::open("/proc/self/ns/net").context("this network namespace")?.into();
-        let answer = ask(&self.run_dir.join(SOCKET), &request, &netns)?;
+        let answer = ask(&self.agent.join(SOCKET), &request, &netns)?;
         drop(netns);
         for condition in &answer.conditions {
             eprintln!("meshctl: {condition}");

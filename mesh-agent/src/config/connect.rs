@@ -300,33 +300,4 @@ impl Interceptor for Authorize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
-
-    #[test]
-    fn a_token_is_parsed_and_its_secret_is_not_shown() {
-        let token = JoinToken::parse(&format!("nm1.abc.s3cret.{HASH}\n")).unwrap();
-        assert_eq!(token.pin[..4], [0x00, 0x11, 0x22, 0x33]);
-        assert_eq!(format!("{token:?}"), "JoinToken(abc)");
-    }
-
-    #[test]
-    fn what_is_not_a_token_is_refused() {
-        for bad in ["", "nm1.a.b", "nm2.a.b.c", "nm1.a.b.zz", "nm1..b.00", "nm1.a.b.c.d"] {
-            assert!(JoinToken::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_https_addresses_are_taken() {
-        let token = JoinToken::parse(&format!("nm1.abc.s3cret.{HASH}")).unwrap();
-        for good in ["https://10.0.0.1:15012", "https://control.mesh", "https://[fd00::1]:15012/"] {
-            assert!(ControlPlane::new(good, &token).is_ok(), "{good}");
-        }
-        for bad in ["http://10.0.0.1:1", "10.0.0.1:15012", "https://x/y", ""] {
-            assert!(ControlPlane::new(bad, &token).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@
 //! Invariant: it never holds cookies, cgroup ids or descriptors; they mean nothing after a reboot. A file
 //! that cannot be read is set aside with a clear line in the log, and the agent starts without.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -136,7 +137,11 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Writes beside, then renames.

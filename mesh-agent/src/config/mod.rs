@@ -21,6 +21,8 @@ mod owner;
 pub mod resource;
 pub mod store;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 pub mod xds;
 
 use std::collections::BTreeMap;

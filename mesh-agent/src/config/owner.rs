@@ -14,7 +14,7 @@ use mesh_core::snapshot::WorkloadId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::resource::{Kind, Rejected, Update, decode};
+use super::resource::{Key, Kind, Rejected, Update, decode};
 use super::store::Store;
 use super::{Command, Known, Maps, Options, Shared, disk};
 
@@ -25,7 +25,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 /// Until a map write that failed is repeated.
 const REPEAT: Duration = Duration::from_secs(1);
 /// Between two rounds of freeing numbers.
-const RELEASE: Duration = Duration::from_secs(60);
+const RELEASE: Duration = Duration::from_mins(1);
 /// Group of the conditions that compiler and planner find.
 const RESOURCES: &str = "resources";
 /// Condition of a snapshot that cannot be written.
@@ -40,13 +40,16 @@ pub(super) struct Owner {
     view: View,
     store: Store,
     locals: HashMap<WorkloadId, LocalSlots>,
+    /// Workloads of this node that have ended, and of which the control plane has not said so yet: they
+    /// are in the store and not in the snapshot.
+    hidden: HashSet<Key>,
     /// The maps follow; before, an earlier agent's entries stay as they are.
     begun: bool,
     /// Everything has come once since this agent started.
     full: bool,
     /// Not in the maps yet.
     pending: Dirty,
-    conditions: Vec<Condition>,
+    conditions: Arc<[Condition]>,
     start: Instant,
     timers: Timers,
     /// The write of the snapshot that is under way.
@@ -110,10 +113,11 @@ impl Owner {
             compiler,
             store: Store::default(),
             locals: HashMap::new(),
+            hidden: HashSet::new(),
             begun: false,
             full: false,
             pending: Dirty::default(),
-            conditions: Vec::new(),
+            conditions: Arc::default(),
             start: Instant::now(),
             timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
             saving: None,
@@ -171,6 +175,7 @@ impl Owner {
                 if let Ok(numbers) = &numbers {
                     let full = format!("{namespace}/{name}");
                     self.shared.names.learn(IdKind::Workload, numbers.workload, &full);
+                    self.show(&(Kind::Workload, full));
                 }
                 self.save_soon();
                 let _ = reply.send(numbers.map_err(|full| full.to_string()));
@@ -183,6 +188,7 @@ impl Owner {
             }
             Command::Leave { namespace, name, workload, reply } => {
                 self.compiler.leave(&namespace, &name);
+                self.hide((Kind::Workload, format!("{namespace}/{name}")));
                 if self.locals.remove(&workload).is_some() {
                     self.shared.enrolled.store(self.locals.len(), Relaxed);
                     self.workload_changed(workload);
@@ -208,11 +214,14 @@ impl Owner {
         if full {
             let gone: Vec<_> = self.store.keys().filter(|key| !changes.contains_key(key)).collect();
             for key in gone {
+                self.hidden.remove(&key);
                 self.store.remove(&key);
                 batch.removes.push(key);
             }
         }
         for (key, change) in changes {
+            // Whatever the control plane says of it now is said knowing of its end.
+            self.hidden.remove(&key);
             let Some(raw) = change else {
                 self.store.remove(&key);
                 batch.removes.push(key);
@@ -226,21 +235,50 @@ impl Owner {
                 Err(reason) => rejected.push(Rejected { key, reason }),
             }
         }
+        self.store.revision = revision;
+        self.compile(batch, began);
+        rejected
+    }
+
+    /// Compiles a change, and puts it in force.
+    fn compile(&mut self, batch: Batch, began: Instant) {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
-        self.store.revision = revision.clone();
-        let outcome = self.compiler.apply(batch, revision);
+        let outcome = self.compiler.apply(batch, self.store.revision.clone());
         let before = self.shared.snapshot.swap(outcome.snapshot.clone());
         if before.epoch != outcome.snapshot.epoch {
             *self.shared.since.lock() = began;
             self.shared.names.learn_gone(&before, &outcome.snapshot, &outcome.dirty);
         }
         self.pending.merge(&outcome.dirty);
-        self.conditions = outcome.conditions.to_vec();
+        self.conditions = outcome.conditions;
         self.write();
         self.epochs.send_replace(outcome.snapshot.epoch);
         self.save_soon();
-        tracing::debug!(epoch = outcome.snapshot.epoch, upserts, removes, took = ?began.elapsed(), "update in force");
-        rejected
+        tracing::debug!(
+            epoch = outcome.snapshot.epoch,
+            upserts,
+            removes,
+            took = ?began.elapsed(),
+            "update in force"
+        );
+    }
+
+    /// A workload of this node has ended: nobody here is sent to it any more, although the control plane
+    /// may not know yet, or be away.
+    fn hide(&mut self, key: Key) {
+        let ours = self.compiler.model().workload(&key.1).is_some_and(|w| w.node == self.options.node);
+        if ours && self.hidden.insert(key.clone()) {
+            self.compile(Batch { removes: vec![key], ..Batch::default() }, Instant::now());
+        }
+    }
+
+    /// It is back before the control plane has heard of its end.
+    fn show(&mut self, key: &Key) {
+        if self.hidden.remove(key)
+            && let Some(Ok(resource)) = self.store.get(key).map(|raw| decode(key, raw))
+        {
+            self.compile(Batch { upserts: vec![resource], ..Batch::default() }, Instant::now());
+        }
     }
 
     fn workload_changed(&mut self, workload: WorkloadId) {
@@ -305,7 +343,8 @@ impl Owner {
             return;
         }
         self.timers.saved = Some(now);
-        let (store, ids) = (self.store.clone(), self.compiler.ids().clone());
+        let (mut store, ids) = (self.store.clone(), self.compiler.ids().clone());
+        self.hidden.iter().for_each(|key| store.remove(key));
         let epoch = self.compiler.snapshot().epoch;
         let path = disk::path(&self.options.state_dir);
         let shared = self.shared.clone();
@@ -314,7 +353,7 @@ impl Owner {
             match bytes.and_then(|bytes| disk::write_atomically(&path, &bytes)) {
                 Ok(()) => shared.conditions.clear(DISK),
                 Err(error) => {
-                    shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()))
+                    shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()));
                 }
             }
         }));

@@ -127,13 +127,11 @@ impl Client {
                 // Keep-alive ends the stream when the peer is gone.
                 responses.message().await
             } else {
-                match timeout_at(deadline, responses.message()).await {
-                    Ok(message) => message,
-                    Err(_) => {
-                        let missing = sync.missing();
-                        return End::Failed(format!("no first response within {FIRST_SYNC:?} of {missing}"));
-                    }
-                }
+                let Ok(message) = timeout_at(deadline, responses.message()).await else {
+                    let missing = sync.missing();
+                    return End::Failed(format!("no first response within {FIRST_SYNC:?} of {missing}"));
+                };
+                message
             };
             let response = match message {
                 Ok(Some(response)) => response,

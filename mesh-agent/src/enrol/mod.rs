@@ -41,6 +41,9 @@ pub use wanted::Wanted;
 /// How long an enrolment waits for the control plane's word.
 const VERDICT: Duration = Duration::from_secs(4);
 
+/// Condition of enrolments that cannot be remembered.
+const DISK: &str = "enrolments on disk";
+
 /// Where things are on this node.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -82,8 +85,8 @@ struct Place {
     netns: OwnedFd,
     cgroup: PathBuf,
     own_cgroup: bool,
-    /// It is known to have lived already.
-    lived: bool,
+    /// It was enrolled by an agent before this one: it has lived, and stands on disk.
+    restored: bool,
 }
 
 impl Enrolments {
@@ -101,7 +104,7 @@ impl Enrolments {
         directory: &OwnedFd,
     ) -> Result<Enrolled, String> {
         let cgroup = cgroup::resolve(directory.as_fd(), &self.inner.settings.cgroup_root)?;
-        self.add(wanted, Place { netns, cgroup, own_cgroup: false, lived: false }).await
+        self.add(wanted, Place { netns, cgroup, own_cgroup: false, restored: false }).await
     }
 
     /// Makes a cgroup, enrols, and moves the process in.
@@ -116,7 +119,7 @@ impl Enrolments {
         let base = &self.inner.settings.workload_cgroup;
         let cgroup = cgroup::make(base, &name.0, &name.1)
             .map_err(|e| format!("no cgroup can be made below {}: {e}", base.display()))?;
-        let place = Place { netns, cgroup: cgroup.clone(), own_cgroup: true, lived: false };
+        let place = Place { netns, cgroup: cgroup.clone(), own_cgroup: true, restored: false };
         let enrolled = match self.add(wanted, place).await {
             Ok(enrolled) => enrolled,
             Err(reason) => {
@@ -176,13 +179,12 @@ impl Enrolments {
         let name = wanted.name();
         self.refuse_taken(&name).await?;
         let verdict = self.install(wanted, place).await?;
-        let conditions = match tokio::time::timeout(VERDICT, verdict).await {
-            Ok(Ok(verdict)) => self.settle(&name, verdict).await?,
-            Ok(Err(_)) | Err(_) => {
-                let line = "enrolled, and not registered yet: the control plane does not answer".to_owned();
-                self.inner.config.conditions().set(&condition(&name), line.clone());
-                vec![line]
-            }
+        let conditions = if let Ok(Ok(verdict)) = tokio::time::timeout(VERDICT, verdict).await {
+            self.settle(&name, verdict).await?
+        } else {
+            let line = "enrolled, and not registered yet: the control plane does not answer".to_owned();
+            self.inner.config.conditions().set(&condition(&name), line.clone());
+            vec![line]
         };
         let table = self.inner.table.lock().await;
         let live = table.get(&name).ok_or("it ended while it was being enrolled")?;
@@ -235,13 +237,15 @@ impl Enrolments {
         let home = inner.data.home(numbers.workload);
         let slots = LocalSlots { listener_slot: slot, heartbeat_slot: home };
         inner.config.place(numbers.workload, slots).await;
-        let lived = Arc::new(AtomicBool::new(place.lived));
+        let lived = Arc::new(AtomicBool::new(place.restored));
         let upsert = wanted.upsert(&inner.settings.node, &addresses);
         let name = wanted.name();
         let record = wanted.into_record(addresses, place.cgroup, place.own_cgroup);
         let watcher = Some(self.watch(name.clone(), record.cgroup.clone(), lived.clone()));
         table.insert(Live { record, key, numbers, slot, lived, watcher });
-        self.remember(&table);
+        if !place.restored {
+            self.remember(&table).await;
+        }
         drop(table);
         tracing::info!(namespace = name.0, name = name.1, workload = numbers.workload, "enrolled");
         Ok(inner.session.upsert(upsert).await)
@@ -257,7 +261,7 @@ impl Enrolments {
             Verdict::Accepted(said) => {
                 let first = !std::mem::replace(&mut live.record.accepted, true);
                 if first {
-                    self.remember(&table);
+                    self.remember(&table).await;
                 }
                 if said.is_empty() {
                     conditions.clear(&what);
@@ -289,7 +293,7 @@ impl Enrolments {
         if live.record.own_cgroup {
             cgroup::remove(&live.record.cgroup);
         }
-        self.remember(&table);
+        self.remember(&table).await;
         drop(table);
         inner.config.conditions().clear(&condition(name));
         tracing::info!(namespace = name.0, name = name.1, why, "withdrawn");
@@ -310,14 +314,17 @@ impl Enrolments {
         tokio::spawn(watcher).abort_handle()
     }
 
-    fn remember(&self, table: &Table) {
-        let saved = persist::save(&self.inner.settings.state_dir, table.records());
+    /// Writes who is enrolled to disk, off this thread; the lock on the table orders the writes.
+    async fn remember(&self, table: &Table) {
+        let directory = self.inner.settings.state_dir.clone();
+        let records = table.records();
+        let saved = tokio::task::spawn_blocking(move || persist::save(&directory, records)).await;
         let conditions = self.inner.config.conditions();
-        match saved {
-            Ok(()) => conditions.clear("enrolments on disk"),
+        match saved.map_err(std::io::Error::other).and_then(|saved| saved) {
+            Ok(()) => conditions.clear(DISK),
             Err(error) => {
                 let directory = self.inner.settings.state_dir.display();
-                conditions.set("enrolments on disk", format!("cannot be written to {directory}: {error}"));
+                conditions.set(DISK, format!("cannot be written to {directory}: {error}"));
             }
         }
     }

@@ -22,6 +22,7 @@ impl Enrolments {
                 Ok(()) => {}
                 Err(reason) => {
                     tracing::info!(namespace = name.0, name = name.1, reason, "not enrolled again");
+                    self.inner.config.leave(&name.0, &name.1, 0).await;
                     if record.own_cgroup {
                         cgroup::remove(&record.cgroup);
                     }
@@ -37,7 +38,7 @@ impl Enrolments {
                 self.inner.data.remove(key, value.workload, value.listener_slot);
             }
         }
-        self.remember(&table);
+        self.remember(&table).await;
     }
 
     async fn restore_one(&self, record: &Record, known: &BTreeSet<u64>) -> Result<(), String> {
@@ -45,7 +46,7 @@ impl Enrolments {
         let found = tokio::task::spawn_blocking(move || namespace_of(&path, &known));
         let netns = found.await.map_err(|e| e.to_string())?.ok_or("no process lives in its cgroup")?;
         let place =
-            Place { netns, cgroup: record.cgroup.clone(), own_cgroup: record.own_cgroup, lived: true };
+            Place { netns, cgroup: record.cgroup.clone(), own_cgroup: record.own_cgroup, restored: true };
         // The verdict comes when it comes: traffic does not wait for it.
         let verdict = self.install(Wanted::of(record), place).await?;
         let name = (record.namespace.clone(), record.name.clone());

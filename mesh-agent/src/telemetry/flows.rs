@@ -133,9 +133,14 @@ pub async fn follow(kernel: Arc<Kernel>, durations: Arc<Durations>) {
             return;
         }
         let now = Instant::now();
-        batch.iter().for_each(|event| durations.record(event, now));
+        for event in &batch {
+            durations.record(event, now);
+        }
     }
 }
+
+/// Reads one counter.
+type Field = fn(&Totals) -> u64;
 
 /// The flow counters. Keys of one name (a number that was given out again) are added up.
 pub fn totals(all: &[(TotalsKey, Totals)], names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
@@ -151,7 +156,7 @@ pub fn totals(all: &[(TotalsKey, Totals)], names: &Names, snapshot: &Snapshot) -
         sum.sent += t.sent;
         sum.received += t.received;
     }
-    let read: [(&'static m::Metric, fn(&Totals) -> u64); 6] = [
+    let read: [(&'static m::Metric, Field); 6] = [
         (&m::FLOW_OPENED, |t| t.opened),
         (&m::FLOW_CLOSED, |t| t.closed),
         (&m::FLOW_FAILED, |t| t.failed),
@@ -159,7 +164,7 @@ pub fn totals(all: &[(TotalsKey, Totals)], names: &Names, snapshot: &Snapshot) -
         (&m::FLOW_SENT, |t| t.sent),
         (&m::FLOW_RECEIVED, |t| t.received),
     ];
-    let family = |(metric, value): (&'static m::Metric, fn(&Totals) -> u64)| {
+    let family = |(metric, value): (&'static m::Metric, Field)| {
         let mut family = Family::new(metric);
         for ((from, to, app, verdict), sum) in &sums {
             let verdict = Verdict::from_u8(*verdict);

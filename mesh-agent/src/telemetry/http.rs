@@ -23,7 +23,7 @@ use crate::config::Handle as Config;
 const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection lives at most so long: scrapers come back.
-const LIFE: Duration = Duration::from_secs(600);
+const LIFE: Duration = Duration::from_mins(10);
 
 /// Is the agent ready? Cheap to clone.
 #[derive(Clone)]

@@ -16,16 +16,23 @@ const MAX: usize = 16_384;
 
 type Number = (IdKind, u32);
 
+#[derive(Debug, Default)]
+struct Gone {
+    names: HashMap<Number, Arc<str>>,
+    /// In the order in which they left.
+    order: VecDeque<Number>,
+}
+
 /// Names that are not in the snapshot. Shared.
 #[derive(Debug, Default)]
 pub struct Names {
-    gone: Mutex<(HashMap<Number, Arc<str>>, VecDeque<Number>)>,
+    gone: Mutex<Gone>,
 }
 
 impl Names {
     /// Remembers a name that the snapshot does not hold.
     pub fn learn(&self, kind: IdKind, id: u32, name: &str) {
-        let (names, order) = &mut *self.gone.lock();
+        let Gone { names, order } = &mut *self.gone.lock();
         if names.insert((kind, id), name.into()).is_none() {
             order.push_back((kind, id));
         }
@@ -51,7 +58,7 @@ impl Names {
     }
 
     fn recall(&self, kind: IdKind, id: u32) -> String {
-        self.gone.lock().0.get(&(kind, id)).map_or_else(|| "unknown".into(), ToString::to_string)
+        self.gone.lock().names.get(&(kind, id)).map_or_else(|| "unknown".into(), ToString::to_string)
     }
 
     /// Name of a service port; 0: `outside`.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 const SHARDS: usize = 8;
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// A histogram: counts by bucket, not cumulative; the last has no bound.
 #[derive(Clone, Debug, PartialEq)]
