@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -26,7 +25,7 @@ use super::worker::Worker;
 const SHARE: usize = 16;
 /// How many more connections than the least busy worker a home keeps.
 const AHEAD: u64 = 2;
-/// Pause after an `accept` that failed for lack of descriptors or memory.
+/// Pause after an `accept` that failed, mostly for lack of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A workload's listeners.
@@ -100,20 +99,17 @@ async fn accept_all(
         for _ in 0..SHARE {
             match listener.accept().await {
                 Ok((socket, _)) => place(&worker, &member, socket, direction),
-                Err(e) if starved(&e) => {
+                // The client gave up between its SYN and now.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                // Descriptors or memory are short. Trying again at once would only burn time.
+                Err(_) => {
                     one(&worker.shared.counters.accept_failed);
                     tokio::time::sleep(PAUSE).await;
                 }
-                // The client gave up between its SYN and now.
-                Err(_) => {}
             }
         }
         tokio::task::yield_now().await;
     }
-}
-
-fn starved(e: &io::Error) -> bool {
-    matches!(Errno::from_io_error(e), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 fn place(worker: &Rc<Worker>, member: &Arc<Member>, socket: TcpStream, direction: Direction) {

@@ -9,10 +9,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+
+use super::member::Member;
 
 /// Milliseconds between two looks at the deadlines.
 pub const LOOK_MS: u64 = 250;
@@ -27,13 +30,12 @@ pub enum Call {
 }
 
 /// A connection as its worker's clock sees it.
-#[derive(Default)]
 pub struct Watch {
     deadline: Cell<u64>,
     late: Cell<bool>,
     cut: Cell<bool>,
     waker: RefCell<Option<Waker>>,
-    workload: Cell<u32>,
+    member: Arc<Member>,
 }
 
 impl Watch {
@@ -116,9 +118,14 @@ impl Clock {
     }
 
     /// A watch for a connection of this workload.
-    pub fn watch(self: &Rc<Self>, workload: u32) -> Watched {
-        let watch = Rc::new(Watch::default());
-        watch.workload.set(workload);
+    pub fn watch(self: &Rc<Self>, member: &Arc<Member>) -> Watched {
+        let watch = Rc::new(Watch {
+            deadline: Cell::new(0),
+            late: Cell::new(false),
+            cut: Cell::new(false),
+            waker: RefCell::new(None),
+            member: member.clone(),
+        });
         let key = self.watches.borrow_mut().insert(watch.clone());
         Watched { watch, key, clock: self.clone() }
     }
@@ -129,11 +136,19 @@ impl Clock {
         watch.deadline.set(self.now() + after.as_millis() as u64);
     }
 
-    /// Cuts the connections of one workload, or all.
-    pub fn cut(&self, workload: Option<u32>) {
+    /// Cuts the connections of workloads that have left.
+    pub fn cut_gone(&self) {
+        self.cut(|watch| watch.member.usage.gone());
+    }
+
+    /// Cuts all connections.
+    pub fn cut_all(&self) {
+        self.cut(|_| true);
+    }
+
+    fn cut(&self, which: impl Fn(&Watch) -> bool) {
         for (_, watch) in self.watches.borrow().iter() {
-            if workload.is_none_or(|w| w == watch.workload.get()) {
-                watch.cut.set(true);
+            if which(watch) && !watch.cut.replace(true) {
                 watch.wake();
             }
         }
@@ -188,7 +203,8 @@ mod tests {
     fn a_deadline_is_seen_at_the_look_after_it() {
         let begun = Instant::now();
         let clock = Rc::new(Clock::new(begun));
-        let watched = clock.watch(7);
+        let member = Member::for_tests();
+        let watched = clock.watch(&member);
         let cx = Context::from_waker(Waker::noop());
         clock.arm(&watched, Duration::from_secs(1));
         clock.tick(begun + Duration::from_millis(900));
@@ -199,9 +215,10 @@ mod tests {
         assert_eq!(watched.poll_call(&cx), Poll::Ready(Call::Late));
         watched.disarm();
         assert!(watched.poll_call(&cx).is_pending());
-        clock.cut(Some(6));
+        clock.cut_gone();
         assert!(watched.poll_call(&cx).is_pending());
-        clock.cut(Some(7));
+        member.usage.leave();
+        clock.cut_gone();
         assert_eq!(watched.poll_call(&cx), Poll::Ready(Call::Cut));
         drop(watched);
         assert_eq!(clock.watched(), 0);

@@ -114,7 +114,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     };
     let Some(way) = way else { return stream.reset() };
     let client = Rc::new(Link::new(stream));
-    let watch = worker.clock.watch(member.workload);
+    let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
     let session = Session {
         direction,

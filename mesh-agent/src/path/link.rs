@@ -21,6 +21,9 @@ use super::buffers::{Buf, LARGE, Pool};
 use super::clock::Watch;
 use super::transport::Stream;
 
+/// Output with less room than this is written before more is added.
+const TIGHT: usize = 1024;
+
 /// One side of a connection. Lives on one worker.
 pub struct Link {
     io: RefCell<Stream>,
@@ -111,9 +114,9 @@ impl Link {
         if self.queued.get() { 0 } else { self.pending() }
     }
 
-    /// Output can take more.
-    pub fn has_room(&self) -> bool {
-        self.out.borrow().as_ref().is_none_or(|out| out.room() > 0)
+    /// Output can take no more, or too little to be worth a read.
+    pub fn is_tight(&self) -> bool {
+        self.out.borrow().as_ref().is_some_and(|out| out.room() < TIGHT)
     }
 
     /// The output buffer.

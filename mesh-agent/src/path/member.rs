@@ -42,6 +42,22 @@ impl Member {
     }
 }
 
+#[cfg(test)]
+impl Member {
+    /// One that has nothing.
+    pub fn for_tests() -> Arc<Self> {
+        Arc::new(Self {
+            workload: 7,
+            identity: 0,
+            netns: Arc::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()),
+            addr4: None,
+            addr6: None,
+            budget: Budget::default(),
+            usage: Usage::default(),
+        })
+    }
+}
+
 /// The right to one connection.
 pub struct Admitted {
     member: Arc<Member>,

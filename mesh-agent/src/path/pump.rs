@@ -92,7 +92,7 @@ impl Pump {
             if self.body.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            if to.stuck() > 0 || !to.has_room() {
+            if to.stuck() > 0 || to.is_tight() {
                 ready!(to.poll_flush(cx)).map_err(|e| Broken::To(e.kind()))?;
             }
             let ended = if from.unused() > 0 {
@@ -108,7 +108,7 @@ impl Pump {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if to.has_room() || self.body.is_done() {
+            if !to.is_tight() || self.body.is_done() {
                 worker.flush.push(to);
             }
         }

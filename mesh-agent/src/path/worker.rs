@@ -181,18 +181,19 @@ impl Worker {
                     .borrow_mut()
                     .retain(|_, l| l.member.workload != workload || !l.member.usage.gone());
                 self.upstreams.forget(workload);
-                self.clock.cut(Some(workload));
+                self.clock.cut_gone();
             }
             Command::Drain => {
                 self.draining.set(true);
                 self.clock.wake_all();
             }
-            Command::Cut => self.clock.cut(None),
+            Command::Cut => self.clock.cut_all(),
         }
     }
 
     fn sweep(&self) {
         self.listeners.borrow_mut().retain(|_, l| !l.member.usage.gone());
+        self.clock.cut_gone();
         self.with_snapshot(|snapshot| {
             let changed = self.epoch.replace(snapshot.epoch) != snapshot.epoch;
             self.upstreams.sweep(self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));

@@ -27,6 +27,9 @@ use super::acquire::Acquired;
 use super::request::{GROWTH, Prepared};
 use super::{Account, Connection};
 
+/// Reason label where the client ended its connection before its response was complete.
+const CLIENT_GONE: &str = "client_gone";
+
 /// What becomes of the client's connection.
 pub(super) enum Outcome {
     /// The next request.
@@ -47,8 +50,8 @@ enum Fate {
     Tunnel,
     /// The reused connection had been closed: nothing has happened yet.
     Stale,
-    /// The client is gone, or is to be cut.
-    Gone,
+    /// The client is gone, or takes nothing, or is to be cut.
+    Gone(&'static str),
     /// This.
     Failed(ProxyError),
 }
@@ -116,9 +119,12 @@ impl<'c> Exchange<'c> {
             account.status = self.response.as_ref().map_or(0, |response| response.status);
             return match fate {
                 Fate::Done => self.done(),
-                Fate::Tunnel => Outcome::Tunnel(self.upstream),
-                Fate::Gone => {
-                    account.reason = "client_gone";
+                Fate::Tunnel => {
+                    self.upstream.forget();
+                    Outcome::Tunnel(self.upstream)
+                }
+                Fate::Gone(reason) => {
+                    account.reason = reason;
                     self.upstream.reset();
                     Outcome::Reset
                 }
@@ -171,8 +177,9 @@ impl<'c> Exchange<'c> {
             return Poll::Ready(match call {
                 Call::Cut => {
                     one(&worker.shared.counters.cut);
-                    Fate::Gone
+                    Fate::Gone(ProxyError::Draining.reason())
                 }
+                Call::Late if client.stuck() > 0 => Fate::Gone("client_idle"),
                 Call::Late => Fate::Failed(ProxyError::UpstreamTimeout),
             });
         }
@@ -194,7 +201,7 @@ impl<'c> Exchange<'c> {
             Poll::Pending => {}
         }
         if self.response.is_none() && self.poll_client(cx).is_ready() {
-            return Poll::Ready(Fate::Gone);
+            return Poll::Ready(Fate::Gone(CLIENT_GONE));
         }
         if !held.set(client.stuck() + self.upstream.stuck()) {
             one(&worker.shared.counters.budget_bytes);
@@ -216,7 +223,7 @@ impl<'c> Exchange<'c> {
             return Poll::Pending;
         }
         match self.request.poll(worker, client, &self.upstream, cx) {
-            Poll::Ready(Err(Broken::From(_) | Broken::Short)) => Poll::Ready(Fate::Gone),
+            Poll::Ready(Err(Broken::From(_) | Broken::Short)) => Poll::Ready(Fate::Gone(CLIENT_GONE)),
             Poll::Ready(Err(Broken::Malformed(error))) => Poll::Ready(Fate::Failed(error)),
             Poll::Ready(Err(Broken::To(_))) => {
                 self.deaf = true;
@@ -322,7 +329,7 @@ impl<'c> Exchange<'c> {
     /// The error of a response that broke off.
     fn broken(&self, broken: Broken) -> Fate {
         let error = match broken {
-            Broken::To(_) => return Fate::Gone,
+            Broken::To(_) => return Fate::Gone(CLIENT_GONE),
             Broken::Malformed(error) => return Fate::Failed(error),
             Broken::Short => ProxyError::UpstreamClosed,
             Broken::From(kind) => ProxyError::upstream(kind),

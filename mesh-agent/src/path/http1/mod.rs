@@ -106,7 +106,15 @@ impl Connection {
         worker.clock.arm(watch, worker.limits.keep_alive);
         std::future::poll_fn(|cx| {
             loop {
-                if let Some(input) = client.input().borrow().as_ref() {
+                // A client that does not take its answers is asked for no more requests.
+                let full = client.stuck() > 0 || client.is_tight();
+                let flushed = if full { client.poll_flush(cx) } else { Poll::Ready(Ok(())) };
+                if let Poll::Ready(Err(_)) = flushed {
+                    return Poll::Ready(Err(Ended::Broken));
+                }
+                if flushed.is_ready()
+                    && let Some(input) = client.input().borrow().as_ref()
+                {
                     match scan.end(input.data(), &worker.limits.http) {
                         Ok(Some(length)) => return Poll::Ready(Ok(length)),
                         Ok(None) => {}
@@ -127,13 +135,8 @@ impl Connection {
                 if worker.draining.get() && !started {
                     return Poll::Ready(Err(Ended::Clean));
                 }
-                // A client that does not take its answers is asked for no more requests.
-                if client.stuck() > 0 {
-                    match client.poll_flush(cx) {
-                        Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Ended::Broken)),
-                        Poll::Pending => return Poll::Pending,
-                    }
+                if flushed.is_pending() {
+                    return Poll::Pending;
                 }
                 match client.poll_input(cx, &worker.buffers) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(Ended::Clean)),

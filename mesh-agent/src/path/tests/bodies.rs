@@ -125,22 +125,29 @@ fn an_endpoint_that_resets_before_it_answers_is_a_502() {
 #[test]
 fn an_upgrade_becomes_a_tunnel() {
     let backend = server(|mut client| {
+        client.head();
+        client.send(ok("still HTTP"));
         let head = client.head().unwrap();
         assert_eq!(header(&head, "upgrade"), Some("websocket"));
         client
             .send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nhi");
-        let said = client.take(4);
+        let mut said = client.take(4);
+        said.extend(client.take(200_000));
         client.send(said);
         client.rest();
     });
     let rig = Rig::http(&[backend]);
     let mut client = rig.connect();
+    // The tunnel begins on a reused connection.
+    assert_eq!(client.get("/"), "still HTTP");
     client.send("GET / HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
     let head = client.head().unwrap();
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     assert_eq!(client.take(2), b"hi");
     client.send([0xff, 0x00, b'\r', b'\n']);
+    client.send(pattern(200_000));
     assert_eq!(client.take(4), [0xff, 0x00, b'\r', b'\n']);
+    assert!(client.take(200_000) == pattern(200_000));
 }
 
 #[test]

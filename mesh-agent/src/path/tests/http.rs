@@ -249,3 +249,16 @@ fn a_direct_address_is_not_balanced_away() {
         assert_eq!(client.get("/"), "b");
     }
 }
+
+#[test]
+fn refusals_to_a_pipelining_client_stay_bounded() {
+    let rig = Rig::http(&[]);
+    let mut client = rig.connect();
+    let mut writer = client.socket.try_clone().unwrap();
+    let requests = "GET / HTTP/1.1\r\nHost: shop\r\n\r\n".repeat(5000);
+    let sender = std::thread::spawn(move || std::io::Write::write_all(&mut writer, requests.as_bytes()));
+    for _ in 0..5000 {
+        assert!(client.response().0.starts_with("HTTP/1.1 503"));
+    }
+    sender.join().unwrap().unwrap();
+}

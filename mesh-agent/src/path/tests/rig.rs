@@ -42,7 +42,12 @@ impl Sockets for Fake {
     }
 
     fn mark_leg(&self, _: BorrowedFd<'_>, leg: &Leg) -> io::Result<()> {
-        self.legs.lock().push(*leg);
+        let mut legs = self.legs.lock();
+        legs.push(*leg);
+        // On loopback an inbound leg meets its own listener: one round is enough.
+        if self.refuses_handover.load(SeqCst) && legs.len() > 1 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         Ok(())
     }
 
