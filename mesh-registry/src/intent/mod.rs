@@ -47,6 +47,8 @@ pub struct Written {
     pub resource: Resource,
     /// It was not there before.
     pub created: bool,
+    /// It was not there before, or said something else.
+    pub changed: bool,
     /// The store's revision after the write.
     pub revision: u64,
 }
@@ -112,13 +114,13 @@ impl<'s> Intents<'s> {
                 && before.status == new.status
             {
                 let revision = self.store.revision()?;
-                return Ok(Written { resource: before.clone(), created: false, revision });
+                return Ok(Written { resource: before.clone(), created: false, changed: false, revision });
             }
             let record = Record { owner: author.owner.clone(), resource: new, lease: None };
             let revision = self.store.transact(txn.put(path.clone(), record.write()))?;
             let mut resource = record.resource;
             resource.metadata.revision = revision;
-            Ok(Written { resource, created: found == 0, revision })
+            Ok(Written { resource, created: found == 0, changed: true, revision })
         })
         .map_err(|error| stale(&key, &path, error))
     }
@@ -158,7 +160,7 @@ impl<'s> Intents<'s> {
                 && old.lease.as_ref() == Some(lease)
             {
                 let revision = self.store.revision()?;
-                return Ok(Written { resource: old.resource.clone(), created: false, revision });
+                return Ok(Written { resource: old.resource.clone(), created: false, changed: false, revision });
             }
             let record = Record { owner: author.owner.clone(), resource: new, lease: Some(lease.clone()) };
             let txn = Txn::default()
@@ -168,7 +170,7 @@ impl<'s> Intents<'s> {
             let revision = self.store.transact(txn)?;
             let mut resource = record.resource;
             resource.metadata.revision = revision;
-            Ok(Written { resource, created: found == 0, revision })
+            Ok(Written { resource, created: found == 0, changed: true, revision })
         })
     }
 
