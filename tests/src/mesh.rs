@@ -255,6 +255,11 @@ impl Mesh {
 }
 
 impl Fabric {
+    /// The cgroup that the control plane runs in.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
     /// The control plane's data directory.
     pub fn data(&self) -> PathBuf {
         self.work.join("data")
@@ -294,6 +299,11 @@ impl Drop for Mesh {
             eprintln!("---- mesh-control\n{}", tail(&self.fabric.log(), 40));
             for node in self.nodes() {
                 eprintln!("{}", node.report());
+            }
+            // For looking around: everything stays for so many seconds.
+            if let Some(seconds) = std::env::var("NODEMESH_HOLD").ok().and_then(|text| text.parse().ok()) {
+                eprintln!("---- held for {seconds} s: {}", self.place.work.display());
+                std::thread::sleep(Duration::from_secs(seconds));
             }
         }
     }

@@ -131,6 +131,11 @@ impl Node {
         &self.cgroup
     }
 
+    /// The cgroup that its agent runs in.
+    pub fn agent_cgroup(&self) -> &Cgroup {
+        &self.agent_cgroup
+    }
+
     /// Where its files are.
     pub fn work(&self) -> &Path {
         &self.work
@@ -242,6 +247,13 @@ impl Node {
             request.extend(fields);
         }
         agent_socket::request(&self.socket(), &request, descriptors)
+    }
+
+    /// Whether a file of the agent's state names `word`.
+    pub fn has_on_disk(&self, word: &str) -> bool {
+        let mut command = Command::new("grep");
+        command.args(["-r", "-q", "-a", word]).arg(self.work.join("state"));
+        shell::run(&mut command, "").is_ok()
     }
 
     /// How often the programs decided `verdict`, read from the pinned map: also while no agent runs.

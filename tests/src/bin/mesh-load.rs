@@ -217,7 +217,11 @@ fn answer(stream: &mut TcpStream, keep_alive: bool) -> Result<String, String> {
         if whole && (keep_alive || length == 0) {
             let status = text.split(' ').nth(1).unwrap_or_default();
             if status != "200" {
-                return Err(format!("status {status}"));
+                let head = text.to_ascii_lowercase();
+                let reason = head.lines().find_map(|line| line.strip_prefix("x-mesh-reason:"));
+                return Err(format!("status {status} {}", reason.unwrap_or_default().trim())
+                    .trim_end()
+                    .to_owned());
             }
             let mut words = text.split_whitespace();
             return Ok(words.find_map(|word| word.strip_prefix("name=")).unwrap_or("?").to_owned());

@@ -4,14 +4,15 @@ use std::{fs, process::Command, time::Duration};
 
 use mesh_tests::{
     Mesh,
+    cgroup::Cgroup,
     netns::NetNs,
     process::{Process, own_program},
 };
 
 /// Runs one of our programs, which must give up; its last words.
 #[track_caller]
-fn gives_up(netns: &NetNs, program: &str, args: &[String], log: &std::path::Path) -> String {
-    let mut command = Command::new(own_program(program));
+fn gives_up(netns: &NetNs, cgroup: &Cgroup, program: &str, args: &[String], log: &std::path::Path) -> String {
+    let mut command = mesh_tests::process::command(cgroup, own_program(program));
     command.args(args);
     let mut process = Process::start(netns, command, log).unwrap();
     let status = process.wait(Duration::from_secs(15));
@@ -49,13 +50,13 @@ fn a_second_control_plane_says_what_is_in_its_way() {
     let mesh = Mesh::builder().up();
     let log = mesh.place().work.join("second.log");
     let mut args = mesh.fabric().args();
-    let words = gives_up(&mesh.fabric().netns, "mesh-control", &args, &log);
-    assert!(words.contains("store") && words.contains("lock") || words.contains("15080"), "{words}");
+    let words = gives_up(&mesh.fabric().netns, mesh.fabric().cgroup(), "mesh-control", &args, &log);
+    assert!(words.contains("store.redb") && words.contains("in use"), "{words}");
 
     // Its own store, the same port.
     args[2] = mesh.place().work.join("other").to_string_lossy().into_owned();
     fs::remove_file(&log).unwrap();
-    let words = gives_up(&mesh.fabric().netns, "mesh-control", &args, &log);
+    let words = gives_up(&mesh.fabric().netns, mesh.fabric().cgroup(), "mesh-control", &args, &log);
     assert!(words.contains("15080") || words.contains("15012"), "{words}");
 }
 
@@ -67,7 +68,8 @@ fn a_corrupt_store_is_named_and_left_alone() {
     let junk = b"this is no store".repeat(1000);
     fs::write(&store, &junk).unwrap();
     let log = mesh.place().work.join("corrupt.log");
-    let words = gives_up(&mesh.fabric().netns, "mesh-control", &mesh.fabric().args(), &log);
+    let words =
+        gives_up(&mesh.fabric().netns, mesh.fabric().cgroup(), "mesh-control", &mesh.fabric().args(), &log);
     assert!(words.contains("store.redb"), "{words}");
     assert!(fs::read(&store).unwrap() == junk, "the store was changed");
 }
@@ -100,7 +102,7 @@ fn an_agent_that_cannot_start_leaves_nothing_attached() {
         mesh_tests::shell::run(&mut command, "").unwrap().lines().count()
     };
     let before = attached(&mesh);
-    let words = gives_up(node.netns(), "mesh-agent", &args, &log);
+    let words = gives_up(node.netns(), node.agent_cgroup(), "mesh-agent", &args, &log);
     assert!(words.contains("15090"), "{words}");
     assert_eq!(attached(&mesh), before);
 }
@@ -110,7 +112,7 @@ fn an_agent_without_root_says_so() {
     let mesh = Mesh::builder().lay();
     let log = mesh.place().work.join("no-root.log");
     let node = mesh.node(1);
-    fs::write(node.token_file(), "nm1.a.b.c").unwrap();
+    fs::write(node.token_file(), format!("nm1.a.b.{}", "0".repeat(64))).unwrap();
     let agent = own_program("mesh-agent").to_string_lossy().into_owned();
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--clear-groups", "--bounding-set", "-all", "--", &agent]);
@@ -131,7 +133,9 @@ fn cleanup_leaves_no_trace() {
     assert!(fs::read_dir(node.bpffs()).unwrap().next().is_some(), "pins outlive the agent");
     let mut command = Command::new(own_program("mesh-agent"));
     command.arg("cleanup").arg("--bpffs").arg(node.bpffs());
+    command.arg("--run-dir").arg(node.work().join("run")).arg("--state-dir").arg(node.work().join("state"));
     mesh_tests::shell::run(&mut command, "").unwrap();
+    assert!(!node.work().join("state").exists(), "its files are gone");
     assert!(!node.bpffs().exists() || fs::read_dir(node.bpffs()).unwrap().next().is_none());
     let mut tree = Command::new("bpftool");
     tree.args(["cgroup", "tree"]).arg(node.cgroup().path());

@@ -1,5 +1,6 @@
 //! Who is in the mesh, who is not, and how one becomes the other.
 
+use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, eventually,
     load::Load,
@@ -120,7 +121,8 @@ fn an_inbound_port_of_the_proxy_shows_the_real_client() {
         let reply = curl(who, &[&to]);
         assert!(reply.field("peer").starts_with(&format!("{}:", who.ip())), "{reply:?}");
     }
-    let verdict = mesh_common::verdict::Verdict::InboundCaptured;
-    assert!(mesh.node(2).verdict(verdict) >= 2);
+    let captured = mesh.node(2).verdict(Verdict::InboundCaptured);
+    let accepted = mesh.node(2).metrics().count("mesh_proxy_accepted_total", &[("direction", "inbound")]);
+    assert!(captured >= 2 && accepted >= 2, "{captured} captured, {accepted} accepted");
     assert_eq!(flows(mesh.node(2), "opened", "in:80", "kernel"), 0);
 }
