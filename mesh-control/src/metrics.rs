@@ -147,11 +147,16 @@ impl Metrics {
         for (kind, count) in &gauges.resources {
             let _ = writeln!(out, "{name}{{kind=\"{kind}\"}} {count}");
         }
-        self.commit.write(
-            &mut out,
-            "mesh_control_commit_seconds",
-            "Time until a write is durable, fsync included.",
-        );
+        let name = "mesh_control_fsync_seconds";
+        let _ =
+            writeln!(out, "# HELP {name} Time that the store's disk takes, a commit.\n# TYPE {name} summary");
+        for (share, took) in gauges.fsync {
+            let _ = writeln!(out, "{name}{{quantile=\"{share}\"}} {}", took.as_secs_f64());
+        }
+        let (sum, count) = (gauges.fsync_total.as_secs_f64(), gauges.commits);
+        let _ = writeln!(out, "{name}_sum {sum}\n{name}_count {count}");
+        let help = "Time that a write took, waiting and fsync included.";
+        self.commit.write(&mut out, "mesh_control_commit_seconds", help);
         out
     }
 }

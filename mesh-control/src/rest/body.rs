@@ -15,6 +15,9 @@ use super::error::Refused;
 /// How long a client may take to send a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
+/// What answers carry beside an object.
+const READ_ONLY: [&str; 3] = ["observed", "result", "conditions"];
+
 /// A body of at most [`MAX_BYTES`].
 pub struct Text(Bytes);
 
@@ -42,9 +45,15 @@ impl<S: Sync> FromRequest<S> for Text {
 }
 
 impl Text {
-    /// As an object of the mesh.
+    /// As an object of the mesh; one that was read here may be written back.
     pub fn resource(&self) -> Result<Resource, Refused> {
-        Ok(Resource::from_json(&self.0)?)
+        let mut value: Value = self.json("one JSON object")?;
+        if let Some(object) = value.as_object_mut() {
+            for field in READ_ONLY {
+                object.remove(field);
+            }
+        }
+        Ok(Resource::parse(&value)?)
     }
 
     /// As anything else; nesting is limited by serde_json.

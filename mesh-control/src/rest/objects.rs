@@ -132,12 +132,11 @@ async fn write(
 }
 
 async fn answer(engine: &Engine, written: Written, took: Duration) -> Response {
-    let Written { resource, created, revision } = written;
+    let Written { resource, created, changed, revision } = written;
     let key = resource.key();
     let conditions = engine.problems(&key, revision).await;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    // An object that asked for what was there keeps its revision, which is then older than the store's.
-    let result = match (created, resource.metadata.revision == revision) {
+    let result = match (created, changed) {
         (true, _) => "created",
         (false, true) => "updated",
         (false, false) => "unchanged",

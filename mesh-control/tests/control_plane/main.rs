@@ -1,0 +1,8 @@
+//! The control plane as its clients see it: started in this process on free ports with a directory of its
+//! own, spoken to over TLS.
+
+mod lifecycle;
+mod rest;
+mod sessions;
+mod support;
+mod xds;
