@@ -1,8 +1,8 @@
 //! The agent's listeners inside a workload's network namespace, and what that namespace says of itself.
 //!
-//! Bound to port 0 on loopback: nobody can squat the port, nobody outside can reach it. The kernel programs
-//! learn the ports from the workload's entry, `sk_lookup` assigns inbound connections of both families to
-//! the one inbound listener.
+//! Bound to port 0: nobody can squat the port. Those for outbound are on loopback, out of reach from outside.
+//! The kernel programs learn the ports from the workload's entry, `sk_lookup` assigns inbound connections of
+//! both families to the one inbound listener, which is therefore bound to any address.
 //!
 //! Not here: who accepts on them (path), who is told of them (enrol).
 
@@ -50,9 +50,11 @@ pub fn open(netns: BorrowedFd<'_>) -> io::Result<Opened> {
             _ => error,
         })?;
         let out6 = optional(listen(Ipv6Addr::LOCALHOST.into(), true))?;
-        let inbound = match optional(listen(Ipv6Addr::LOCALHOST.into(), false))? {
+        // A bind to ::1 makes a socket IPv6-only, and sk_lookup can't assign IPv4 connections to it. Who dials
+        // this port itself names no endpoint, and is reset.
+        let inbound = match optional(listen(Ipv6Addr::UNSPECIFIED.into(), false))? {
             Some(both) => both,
-            None => listen(Ipv4Addr::LOCALHOST.into(), false)?,
+            None => listen(Ipv4Addr::UNSPECIFIED.into(), false)?,
         };
         Ok(Opened {
             cookie: sys::netns_cookie(out4.as_fd())?,

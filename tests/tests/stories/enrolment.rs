@@ -5,7 +5,7 @@ use mesh_tests::{
     Mesh, eventually,
     load::Load,
     programs::{curl, nginx, url},
-    resources::{Service, at, vip4},
+    resources::{Service, at, vip4, vip6},
 };
 use serde_json::json;
 use std::os::fd::AsFd;
@@ -120,6 +120,14 @@ fn an_inbound_port_of_the_proxy_shows_the_real_client() {
     for (who, to) in [(&client, url(vip4(1), 80, "/")), (&stranger, url(server.ip(), 8080, "/"))] {
         let reply = curl(who, &[&to]);
         assert!(reply.field("peer").starts_with(&format!("{}:", who.ip())), "{reply:?}");
+    }
+    let reply = curl(&client, &[&url(vip6(1), 80, "/")]);
+    assert!(reply.field("peer").starts_with(&client.ip6().to_string()), "{reply:?}");
+    // The agent's own port is no way in.
+    for listener in server.run("ss", &["-Hltn"]).unwrap().lines().filter(|line| !line.contains(":8080")) {
+        let port = listener.split_whitespace().nth(3).unwrap().rsplit(':').next().unwrap();
+        let reply = curl(&stranger, &[&url(server.ip(), port.parse().unwrap(), "/")]);
+        assert_eq!(reply.status, 0, "{listener}: {reply:?}");
     }
     let captured = mesh.node(2).verdict(Verdict::InboundCaptured);
     let accepted = mesh.node(2).metrics().count("mesh_proxy_accepted_total", &[("direction", "inbound")]);
