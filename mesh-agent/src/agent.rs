@@ -138,6 +138,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     tracing::info!("ending: connections may go on for {} s; the kernel path stays", args.drain_seconds);
     ready.end();
     proxy.drain(Duration::from_secs(args.drain_seconds)).await;
+    config.save().await;
     Ok(())
 }
 

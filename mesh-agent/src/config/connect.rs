@@ -74,8 +74,13 @@ pub enum ConnectError {
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] TlsError),
     /// No connection.
-    #[error("cannot reach the control plane: {0}")]
-    Unreachable(String),
+    #[error("cannot reach the control plane at {at}: {cause}")]
+    Unreachable {
+        /// Host and port.
+        at: String,
+        /// Why.
+        cause: String,
+    },
 }
 
 impl JoinToken {
@@ -215,11 +220,12 @@ impl ControlPlane {
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
         let authority =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.to_string() };
-        let unreachable = |error: &dyn std::error::Error| ConnectError::Unreachable(chain(error));
+        let at = format!("{authority}:{}", self.port);
+        let unreachable =
+            |error: &dyn std::error::Error| ConnectError::Unreachable { at: at.clone(), cause: chain(error) };
         // tonic refuses "https" where TLS is not its own: the scheme that requests carry is set by origin().
-        let dial = format!("http://{authority}:{}", self.port);
-        let origin: Uri =
-            format!("https://{authority}:{}", self.port).parse().map_err(|e| unreachable(&e))?;
+        let dial = format!("http://{at}");
+        let origin: Uri = format!("https://{at}").parse().map_err(|e| unreachable(&e))?;
         let endpoint = Endpoint::from_shared(dial)
             .map_err(|e| unreachable(&e))?
             .origin(origin)

@@ -89,6 +89,7 @@ enum Command {
         reply: oneshot::Sender<()>,
     },
     Begin(oneshot::Sender<()>),
+    Save(oneshot::Sender<()>),
 }
 
 /// Speaks to the task. Cheap to clone.
@@ -174,6 +175,11 @@ impl Handle {
     /// been found again.
     pub async fn begin(&self) {
         self.ask(Command::Begin).await;
+    }
+
+    /// Writes the snapshot to disk: before the agent ends.
+    pub async fn save(&self) {
+        self.ask(Command::Save).await;
     }
 
     /// The snapshot in force.

@@ -11,7 +11,7 @@ use mesh_core::ids::{IdKind, IdLimits};
 use mesh_core::model::Batch;
 use mesh_core::plan::{LocalSlots, View, plan};
 use mesh_core::snapshot::WorkloadId;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::resource::{Key, Kind, Rejected, Update, decode};
@@ -54,6 +54,8 @@ pub(super) struct Owner {
     timers: Timers,
     /// The write of the snapshot that is under way.
     saving: Option<JoinHandle<()>>,
+    /// Who waits for a write that has yet to begin.
+    savers: Vec<oneshot::Sender<()>>,
     /// The count of numbers in use that is under way.
     counting: Option<JoinHandle<Vec<(IdKind, u32)>>>,
 }
@@ -121,6 +123,7 @@ impl Owner {
             start: Instant::now(),
             timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
             saving: None,
+            savers: Vec::new(),
             counting: None,
         };
         if !saved.store.is_empty() {
@@ -195,6 +198,11 @@ impl Owner {
                 }
                 self.save_soon();
                 let _ = reply.send(());
+            }
+            Command::Save(reply) => {
+                self.savers.push(reply);
+                self.timers.save = None;
+                self.save();
             }
             Command::Begin(reply) => {
                 self.begun = true;
@@ -343,6 +351,7 @@ impl Owner {
             return;
         }
         self.timers.saved = Some(now);
+        let waiting = std::mem::take(&mut self.savers);
         let (mut store, ids) = (self.store.clone(), self.compiler.ids().clone());
         self.hidden.iter().for_each(|key| store.remove(key));
         let epoch = self.compiler.snapshot().epoch;
@@ -355,6 +364,9 @@ impl Owner {
                 Err(error) => {
                     shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()));
                 }
+            }
+            for waiter in waiting {
+                let _ = waiter.send(());
             }
         }));
     }

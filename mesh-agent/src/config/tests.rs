@@ -192,7 +192,8 @@ async fn the_snapshot_on_disk_is_served_by_the_next_agent() {
     rig.apply(5, true, vec![service("web", "240.0.0.1"), workload("w", "10.0.0.1", "web")]).await;
     let (epoch, file) = (rig.config.snapshot().epoch, super::disk::path(&rig.state));
     let number = *rig.config.snapshot().services.keys().next().unwrap();
-    eventually("the snapshot is on disk", || file.exists()).await;
+    rig.config.save().await;
+    assert!(file.exists());
     let next = Rig::at(rig.state.clone());
     assert!(next.config.served());
     assert_eq!(next.endpoints(), 1);

@@ -9,6 +9,7 @@
 //! Not here: the rules of the stream (sync), TLS (connect), what an update does (config).
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -241,8 +242,14 @@ pub fn explain(status: &tonic::Status) -> String {
                 status.message()
             )
         }
-        code if status.message().is_empty() => format!("{code:?}: {}", chain(status)),
-        _ => chain(status),
+        code => {
+            let said =
+                if status.message().is_empty() { format!("{code:?}") } else { status.message().to_owned() };
+            match status.source() {
+                Some(cause) if !said.contains(&chain(cause)) => format!("{said}: {}", chain(cause)),
+                _ => said,
+            }
+        }
     }
 }
 

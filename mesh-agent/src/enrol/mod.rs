@@ -202,6 +202,10 @@ impl Enrolments {
             );
         }
         let mut table = inner.table.lock().await;
+        let name = wanted.name();
+        if table.get(&name).is_some() {
+            return Err(format!("{}/{} is being enrolled by somebody else", name.0, name.1));
+        }
         let netns = Arc::new(place.netns);
         let opening = netns.clone();
         let opened = tokio::task::spawn_blocking(move || listeners::open(opening.as_fd()))
@@ -239,7 +243,6 @@ impl Enrolments {
         inner.config.place(numbers.workload, slots).await;
         let lived = Arc::new(AtomicBool::new(place.restored));
         let upsert = wanted.upsert(&inner.settings.node, &addresses);
-        let name = wanted.name();
         let record = wanted.into_record(addresses, place.cgroup, place.own_cgroup);
         let watcher = Some(self.watch(name.clone(), record.cgroup.clone(), lived.clone()));
         table.insert(Live { record, key, numbers, slot, lived, watcher });
