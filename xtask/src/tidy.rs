@@ -107,7 +107,9 @@ fn unfinished(source: &Source, found: &mut Vec<String>) {
 
 /// A map's name stands once, in mesh-common.
 fn map_literals(source: &Source, maps: &[String], found: &mut Vec<String>) {
-    if source.path == "mesh-common/src/maps.rs" {
+    // Elsewhere the same words are column heads and the like.
+    let places = ["mesh-agent/", "mesh-core/", "mesh-ebpf/", "tests/"];
+    if !places.iter().any(|place| source.path.starts_with(place)) {
         return;
     }
     for (number, line) in numbered(source) {
@@ -123,10 +125,12 @@ fn map_literals(source: &Source, maps: &[String], found: &mut Vec<String>) {
 
 /// mesh-core gets the time as an argument.
 fn clocks(source: &Source, found: &mut Vec<String>) {
-    if !source.path.starts_with("mesh-core/") && !source.path.starts_with("mesh-registry/") {
+    let pure = ["mesh-core/src/", "mesh-registry/src/"].iter().any(|place| source.path.starts_with(place));
+    if !pure || source.path.contains("/tests") {
         return;
     }
-    for (number, line) in numbered(source) {
+    // Tests stand at the end.
+    for (number, line) in numbered(source).take_while(|(_, line)| !line.starts_with("#[cfg(test)]")) {
         if line.contains("Instant::now") || line.contains("SystemTime::now") {
             found.push(format!(":{number}: reads a clock; take `now` as an argument"));
         }

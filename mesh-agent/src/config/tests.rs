@@ -29,7 +29,11 @@ struct Fake {
 impl Maps for Fake {
     fn apply(&self, ops: &[MapOp]) -> Result<(), ApplyError> {
         if self.broken.load(Relaxed) && !ops.is_empty() {
-            return Err(ApplyError { map: "SERVICES", full: true, source: "no room".into() });
+            return Err(ApplyError {
+                map: mesh_common::maps::SERVICES.name,
+                full: true,
+                source: "no room".into(),
+            });
         }
         self.ops.lock().extend_from_slice(ops);
         Ok(())
@@ -97,15 +101,15 @@ impl Rig {
     }
 }
 
-fn raw(message: &impl Message) -> Option<Raw> {
-    Some(Raw { version: "v".into(), bytes: message.encode_to_vec() })
+fn raw(message: &impl Message) -> Raw {
+    Raw { version: "v".into(), bytes: message.encode_to_vec() }
 }
 
 fn service(name: &str, vip: &str) -> (Key, Option<Raw>) {
     let port = v1::ServicePort { name: "tcp".into(), port: 80, ..v1::ServicePort::default() };
     let service =
         v1::Service { namespace: "a".into(), name: name.into(), vips: vec![vip.into()], ports: vec![port] };
-    ((Kind::Service, format!("a/{name}")), raw(&service))
+    ((Kind::Service, format!("a/{name}")), Some(raw(&service)))
 }
 
 fn workload(name: &str, address: &str, service: &str) -> (Key, Option<Raw>) {
@@ -126,7 +130,7 @@ fn workload(name: &str, address: &str, service: &str) -> (Key, Option<Raw>) {
         services: vec![member],
         ..v1::Workload::default()
     };
-    ((Kind::Workload, format!("a/{name}")), raw(&workload))
+    ((Kind::Workload, format!("a/{name}")), Some(raw(&workload)))
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

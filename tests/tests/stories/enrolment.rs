@@ -130,7 +130,7 @@ fn an_inbound_port_of_the_proxy_shows_the_real_client() {
         assert_eq!(reply.status, 0, "{listener}: {reply:?}");
     }
     let captured = mesh.node(2).verdict(Verdict::InboundCaptured);
-    let accepted = mesh.node(2).metrics().count("mesh_proxy_accepted_total", &[("direction", "inbound")]);
+    let accepted = mesh.node(2).metrics().count("mesh_proxy_accepted_total", &[("direction", "in")]);
     assert!(captured >= 2 && accepted >= 2, "{captured} captured, {accepted} accepted");
     assert_eq!(flows(mesh.node(2), "opened", "in:80", "kernel"), 0);
 }

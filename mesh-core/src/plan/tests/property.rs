@@ -230,7 +230,7 @@ fn run(steps: &[Step], capacity: u32) -> (Node, bool) {
         let plan = plan(&mut node.view, &snapshot, &dirty, &node.locals, true, node.now);
         execute(&mut node, &plan, &mut readers);
         check_slots(&node, capacity);
-        let waiting = plan.conditions.iter().any(|c| c.problem.contains("ENDPOINTS"));
+        let waiting = plan.conditions.iter().any(|c| c.problem.contains(mesh_common::maps::ENDPOINTS.name));
         short |= waiting;
         if !waiting {
             check_entries(&node, &snapshot);
@@ -289,7 +289,7 @@ proptest! {
         let snapshot = node.compiler.snapshot();
         let plan = node.plan(&Dirty::default());
         check_slots(&node, 24);
-        if plan.conditions.iter().all(|c| !c.problem.contains("ENDPOINTS")) {
+        if plan.conditions.iter().all(|c| !c.problem.contains(mesh_common::maps::ENDPOINTS.name)) {
             check_entries(&node, &snapshot);
         }
     }
