@@ -197,7 +197,12 @@ impl Session {
                     Ok(None) => return Err("it ended the stream".into()),
                     Err(status) => return Err(explain(&status)),
                 },
-                _ = heartbeat.tick() => say(&up, Up::Heartbeat(Heartbeat {})).await?,
+                _ = heartbeat.tick() => {
+                    say(&up, Up::Heartbeat(Heartbeat {})).await?;
+                    for upsert in self.table.troubled() {
+                        say(&up, Up::Upsert(upsert)).await?;
+                    }
+                }
                 Ok(()) = conditions.changed() => { status_due.get_or_insert(Instant::now() + QUIET); }
                 Ok(()) = epoch.changed() => { status_due.get_or_insert(Instant::now() + QUIET); }
                 () = due(status_due) => {

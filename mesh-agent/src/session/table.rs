@@ -30,6 +30,8 @@ pub struct Table {
 struct Entry {
     upsert: WorkloadUpsert,
     waiter: Option<oneshot::Sender<Verdict>>,
+    /// Its last verdict was not plain acceptance.
+    troubled: bool,
 }
 
 impl Table {
@@ -45,7 +47,7 @@ impl Table {
         let workload = upsert.workload.get_or_insert_default();
         let name = (workload.namespace.clone(), workload.name.clone());
         upsert.request = self.request(&name);
-        self.entries.insert(name, Entry { upsert: upsert.clone(), waiter: Some(waiter) });
+        self.entries.insert(name, Entry { upsert: upsert.clone(), waiter: Some(waiter), troubled: false });
         upsert
     }
 
@@ -59,7 +61,18 @@ impl Table {
 
     /// Everything, for a new connection.
     pub fn again(&mut self) -> Vec<WorkloadUpsert> {
-        let names: Vec<Name> = self.entries.keys().cloned().collect();
+        let names = self.entries.keys().cloned().collect();
+        self.repeat(names)
+    }
+
+    /// What was not plainly accepted: it may be by now.
+    pub fn troubled(&mut self) -> Vec<WorkloadUpsert> {
+        let troubled = self.entries.iter().filter(|(_, entry)| entry.troubled);
+        let names = troubled.map(|(name, _)| name.clone()).collect();
+        self.repeat(names)
+    }
+
+    fn repeat(&mut self, names: Vec<Name>) -> Vec<WorkloadUpsert> {
         let mut all = Vec::with_capacity(names.len());
         for name in names {
             let request = self.request(&name);
@@ -74,8 +87,9 @@ impl Table {
     /// Gives the verdict to who waits for it; returned where nobody does.
     pub fn answered(&mut self, request: u64, verdict: Verdict) -> Option<(Name, Verdict)> {
         let name = self.pending.remove(&request)?;
-        let waiter = self.entries.get_mut(&name).and_then(|entry| entry.waiter.take());
-        match waiter {
+        let entry = self.entries.get_mut(&name)?;
+        entry.troubled = !matches!(&verdict, Verdict::Accepted(conditions) if conditions.is_empty());
+        match entry.waiter.take() {
             Some(waiter) => waiter.send(verdict).err().map(|verdict| (name, verdict)),
             None => Some((name, verdict)),
         }
@@ -120,6 +134,19 @@ mod tests {
         assert_eq!(table.answered(first.request, Verdict::Refused("old".into())), None);
         table.answered(second[0].request, Verdict::Accepted(vec![]));
         assert_eq!(verdict.try_recv().unwrap(), Verdict::Accepted(vec![]));
+    }
+
+    #[test]
+    fn what_was_not_plainly_accepted_is_said_again() {
+        let mut table = Table::default();
+        let (waiter, _verdict) = oneshot::channel();
+        let sent = table.upsert(upsert("cart"), waiter);
+        assert!(table.troubled().is_empty());
+        table.answered(sent.request, Verdict::Accepted(vec!["its service does not exist".into()]));
+        let again = table.troubled();
+        assert_eq!(again.len(), 1);
+        table.answered(again[0].request, Verdict::Accepted(vec![]));
+        assert!(table.troubled().is_empty());
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn ca() -> Ca {
 
 /// A token that names this CA.
 fn token(ca: &Ca) -> JoinToken {
-    let hash: String = Sha256::digest(ca.der()).iter().map(|b| format!("{b:02x}")).collect();
+    let hash = format!("{:x}", Sha256::digest(ca.der()));
     JoinToken::parse(&format!("nm1.id.secret.{hash}")).unwrap()
 }
 
