@@ -130,7 +130,7 @@ impl Nodes {
     }
 
     /// What the agent says of itself.
-    pub fn status(&self, name: &str, status: v1::Status) {
+    pub fn status(&self, name: &str, status: &v1::Status) {
         self.with(name, |node| {
             node.epoch = status.epoch;
             node.system_version = cut(&status.system_version);

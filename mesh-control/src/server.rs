@@ -32,7 +32,7 @@ use crate::tls::{self, ServerCert};
 use crate::{agents, rest};
 
 /// How often the server's certificate is made anew: long before it ends.
-const RENEW: Duration = Duration::from_secs(86_400);
+const RENEW: Duration = Duration::from_hours(24);
 /// How long a stop may take.
 const STOP_TIME: Duration = Duration::from_secs(10);
 

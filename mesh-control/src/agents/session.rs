@@ -165,7 +165,7 @@ impl Session {
             session_up::Message::Remove(remove) => self.remove(remove).await,
             session_up::Message::Heartbeat(_) => self.heartbeat().await,
             session_up::Message::Status(status) => {
-                self.engine.nodes.status(&self.who.node, status);
+                self.engine.nodes.status(&self.who.node, &status);
                 Ok(())
             }
         }

@@ -14,6 +14,7 @@
 mod pump;
 pub mod reads;
 pub mod tokens;
+mod why;
 pub mod writes;
 
 use std::sync::Arc;

@@ -8,11 +8,12 @@
 
 use std::time::Instant;
 
-use mesh_api::resource::{HttpMode, Inbound, Key, Kind, Protocol, Resource, ServicePort, Spec};
+use mesh_api::resource::{Key, Kind, Resource, Spec};
 use mesh_registry::registry::Registry;
 use serde_json::{Value, json};
 
 use super::Engine;
+use super::why::Whys;
 
 impl Engine {
     /// Objects of a kind, of one namespace or of all, and the revision that they are of.
@@ -20,7 +21,8 @@ impl Engine {
         let registry = self.registry.lock();
         let objects =
             registry.list(kind).filter(|(_, o)| namespace.is_none_or(|ns| o.metadata.namespace == ns));
-        let items = objects.map(|(_, object)| shown(&registry, object)).collect();
+        let whys = Whys::of(&registry, kind);
+        let items = objects.map(|(_, object)| shown(&registry, &whys, object)).collect();
         (registry.revision(), items)
     }
 
@@ -28,7 +30,8 @@ impl Engine {
     pub fn get(&self, key: &Key) -> Option<(u64, Value)> {
         let registry = self.registry.lock();
         let object = registry.get(key)?;
-        Some((object.metadata.revision, shown(&registry, object)))
+        let whys = Whys::of(&registry, key.kind);
+        Some((object.metadata.revision, shown(&registry, &whys, object)))
     }
 
     /// The page of `GET /v1/status`.
@@ -75,7 +78,7 @@ impl Engine {
     }
 }
 
-fn shown(registry: &Registry, object: &Resource) -> Value {
+fn shown(registry: &Registry, whys: &Whys, object: &Resource) -> Value {
     let key = object.key();
     let mut out = object.clone();
     out.status.conditions = registry.conditions(&key);
@@ -83,10 +86,7 @@ fn shown(registry: &Registry, object: &Resource) -> Value {
     match &object.spec {
         Spec::Service(spec) => {
             let endpoints = registry.endpoints(&key).len();
-            let routed = routed_ports(registry, &key);
-            let proxy: Vec<String> =
-                spec.ports.iter().filter_map(|port| why_proxy(registry, &key, port, &routed)).collect();
-            out["observed"] = json!({ "endpoints": endpoints, "proxy": proxy });
+            out["observed"] = json!({ "endpoints": endpoints, "proxy": whys.of_service(&key, &spec.ports) });
         }
         Spec::Workload(_) => {
             let owner = registry.owner(&key).map(ToString::to_string);
@@ -104,68 +104,4 @@ fn services(registry: &Registry, workload: &Key) -> Vec<String> {
     let Some(wire) = registry.wire_of(workload) else { return Vec::new() };
     let Ok(message) = mesh_api::proto::v1::Workload::decode(&*wire.body) else { return Vec::new() };
     message.services.iter().map(|s| format!("{}:{}->{}", s.service, s.service_port, s.target_port)).collect()
-}
-
-/// Ports of a service that HTTP routes attach to; `None`: all.
-fn routed_ports(registry: &Registry, service: &Key) -> Vec<Option<u16>> {
-    let routes = registry.list(Kind::HttpRoute).filter(|(_, r)| r.metadata.namespace == service.namespace);
-    routes
-        .filter_map(|(_, route)| match &route.spec {
-            Spec::HttpRoute(spec) => Some(spec),
-            _ => None,
-        })
-        .flat_map(|spec| &spec.parent_refs)
-        .filter(|parent| parent.name == service.name)
-        .map(|parent| parent.port)
-        .collect()
-}
-
-/// Why connections to a port go through the proxy: the same rule that agents compile into their maps.
-fn why_proxy(
-    registry: &Registry,
-    service: &Key,
-    port: &ServicePort,
-    routed: &[Option<u16>],
-) -> Option<String> {
-    let label = if port.name.is_empty() { port.port.to_string() } else { port.name.clone() };
-    let why = if port.protocol == Protocol::Http {
-        let route = routed.iter().any(|at| at.is_none_or(|at| at == port.port));
-        if route {
-            "route"
-        } else if http_mode(registry, service, &port.name) == HttpMode::Proxy {
-            "http"
-        } else {
-            ""
-        }
-    } else {
-        ""
-    };
-    let inbound = if port.inbound == Inbound::Proxy { "inbound" } else { "" };
-    let whys: Vec<_> = [why, inbound].into_iter().filter(|why| !why.is_empty()).collect();
-    (!whys.is_empty()).then(|| format!("{label}:{}", whys.join("+")))
-}
-
-/// The oldest policy of the port, then of the service, then the mesh's default.
-fn http_mode(registry: &Registry, service: &Key, port_name: &str) -> HttpMode {
-    let mut policies: Vec<_> = registry
-        .list(Kind::TrafficPolicy)
-        .map(|(_, policy)| policy)
-        .filter(|policy| policy.metadata.namespace == service.namespace)
-        .collect();
-    policies.sort_by_key(|policy| (policy.metadata.created_ms, policy.metadata.name.clone()));
-    let find = |section: Option<&str>| {
-        policies.iter().find_map(|policy| {
-            let Spec::TrafficPolicy(spec) = &policy.spec else { return None };
-            let targets = spec
-                .target_refs
-                .iter()
-                .any(|target| target.name == service.name && target.section_name.as_deref() == section);
-            spec.http.filter(|_| targets)
-        })
-    };
-    let mesh = || match registry.get(&Key::mesh()).map(|mesh| &mesh.spec) {
-        Some(Spec::Mesh(spec)) => spec.http,
-        _ => HttpMode::Proxy,
-    };
-    find(Some(port_name)).or_else(|| find(None)).unwrap_or_else(mesh)
 }

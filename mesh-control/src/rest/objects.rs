@@ -25,7 +25,7 @@ use crate::engine::Engine;
 
 /// Shortest and longest lease that the API takes.
 const LEASE_MIN: Duration = Duration::from_secs(1);
-const LEASE_MAX: Duration = Duration::from_secs(86_400);
+const LEASE_MAX: Duration = Duration::from_hours(24);
 
 type App = State<Arc<Engine>>;
 

@@ -51,7 +51,8 @@ impl Create {
         if of_node && !(1..=GRANTS_MAX).contains(&self.allow.len()) {
             return refuse("allow", self.allow.len().into(), "1..=1024 grants NAMESPACE/SERVICEACCOUNT");
         }
-        if !of_node && !(self.node.is_empty() && self.allow.is_empty()) {
+        let names_none = self.node.is_empty() && self.allow.is_empty();
+        if !of_node && !names_none {
             return refuse("node", self.node.as_str().into(), "no node and no grants with this role");
         }
         let grants: Result<Vec<Grant>, ApiError> = self

@@ -90,7 +90,9 @@ impl Hub {
             };
         }
         if !changes.is_empty() {
-            streams.values().for_each(|backlog| backlog.wake.notify_one());
+            for backlog in streams.values() {
+                backlog.wake.notify_one();
+            }
         }
     }
 
@@ -222,7 +224,7 @@ mod tests {
         hub.apply(delta(1, &[("same", "x"), ("other", "1")], &[]));
         let (_, all) = hub.follow().first(Kind::Service, &BTreeMap::new());
         let has: BTreeMap<_, _> =
-            all.changed.iter().map(|(name, entry)| (name.to_string(), entry.version.to_string())).collect();
+            all.changed.iter().map(|(name, entry)| (name.to_string(), entry.version.clone())).collect();
         hub.apply(delta(2, &[("other", "2"), ("new", "x")], &[]));
         let mut has_more = has.clone();
         has_more.insert("gone".into(), "1".into());

@@ -90,7 +90,7 @@ impl AgentStream {
         let mut check = tokio::time::interval(TOKEN_CHECK);
         let mut gather: Option<Instant> = None;
         loop {
-            let pause = gather.map_or_else(Instant::now, |until| until);
+            let pause = gather.unwrap_or_else(Instant::now);
             tokio::select! {
                 request = requests.next() => match request {
                     None => return Ok(()),

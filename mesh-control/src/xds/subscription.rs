@@ -102,6 +102,7 @@ mod tests {
         assert_eq!(stream.open().count(), 0);
         assert_eq!(stream.hear(Kind::Service, "", None), Heard::Subscribed);
         assert_eq!(stream.hear(Kind::Service, "", None), Heard::Nothing);
+        assert_eq!(stream.hear(Kind::Mesh, "", None), Heard::Subscribed);
         let first = stream.send(Kind::Service, 7, now);
         let second = stream.send(Kind::Service, 8, now);
         assert_eq!(stream.hear(Kind::Service, &second, Some("no".into())), Heard::Nacked("no".into()));

@@ -20,7 +20,7 @@ async fn a_first_start_leaves_what_is_needed_with_the_right_modes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_everything() {
-    let mut control = Control::up_with(|config| config.lease = std::time::Duration::from_secs(600)).await;
+    let mut control = Control::up_with(|config| config.lease = std::time::Duration::from_mins(10)).await;
     let admin = control.admin();
     let made = admin.apply(&service("web")).await;
     admin.apply(&workload("w1", "web", 1)).await;

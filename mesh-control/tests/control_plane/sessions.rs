@@ -93,7 +93,7 @@ async fn a_lost_session_leaves_workloads_until_the_lease_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_new_session_does_not_repeat_ends_with_its_first_heartbeat() {
-    let control = Control::up_with(|config| config.lease = std::time::Duration::from_secs(600)).await;
+    let control = Control::up_with(|config| config.lease = std::time::Duration::from_mins(10)).await;
     let admin = control.admin();
     let token = control.join_token("n1", &["shop/*"]).await;
     let mut first = control.session(&token).await.unwrap();
