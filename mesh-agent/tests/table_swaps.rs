@@ -1,0 +1,208 @@
+//! A million tables are swapped under readers, and no connection reaches a foreign service.
+//!
+//! Two services take turns in the same ring of slots: the range that one leaves is soon the other's. A
+//! reader that holds an old entry must see by the generation that the slots are no longer its own. Ranges
+//! come back here after one round of the ring, a fraction of the planner's grace period.
+//!
+//! Needs root and BPF.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mesh_agent::kernel::{Kernel, LoadOptions, cleanup};
+use mesh_agent::sys::{in_netns, netns_cookie};
+use mesh_common::addr::{UNSPECIFIED, from_ip};
+use mesh_common::maps;
+use mesh_common::record::{Endpoint, Enrolled, EnrolledKey, KIND_NETNS, PROTO_TCP, Service, ServiceKey};
+use mesh_common::verdict::Verdict;
+use mesh_core::plan::MapOp;
+
+const SWAPS: u32 = 1_000_000;
+const SLOTS: u32 = 3;
+const OWN: &str = "10.9.9.9";
+const VIPS: [&str; 2] = ["240.9.0.1", "240.9.0.2"];
+
+/// A namespace, a cgroup and a bpffs of the test's own; gone at the end, also after a panic.
+struct Place {
+    name: String,
+    cgroup: PathBuf,
+    bpffs: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let name = format!("nm-swap-{}", std::process::id());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let root =
+            mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
+        let cgroup = Path::new(root.split(' ').nth(1).unwrap()).join(&name);
+        let place = Self { bpffs: std::env::temp_dir().join(&name).join("nodemesh"), cgroup, name };
+        fs::create_dir(&place.cgroup).expect("this test needs root");
+        fs::write(place.cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        place.ip(&["netns", "add", &place.name]);
+        place.ip(&["-n", &place.name, "link", "set", "lo", "up"]);
+        place.ip(&["-n", &place.name, "addr", "add", &format!("{OWN}/32"), "dev", "lo"]);
+        place
+    }
+
+    fn ip(&self, args: &[&str]) {
+        let done = Command::new("ip").args(args).status().expect("iproute2 is installed");
+        assert!(done.success(), "ip {args:?} in {}", self.name);
+    }
+
+    fn netns(&self) -> fs::File {
+        fs::File::open(format!("/run/netns/{}", self.name)).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = cleanup(&self.bpffs);
+        let _ = fs::remove_dir_all(self.bpffs.parent().unwrap());
+        let _ = fs::write(self.cgroup.parent().unwrap().join("cgroup.procs"), std::process::id().to_string());
+        let _ = fs::remove_dir(&self.cgroup);
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn enrol(kernel: &Kernel, cookie: u64) {
+    let value = Enrolled {
+        addr4: from_ip(OWN.parse().unwrap()),
+        addr6: UNSPECIFIED,
+        workload: 1,
+        identity: 1,
+        mesh_ns: 1,
+        policy_set: 0,
+        listener_slot: 0,
+        heartbeat_slot: 0,
+        budget_pending: 16,
+        port4_be: 0,
+        port6_be: 0,
+    };
+    kernel.enrol(EnrolledKey { kind: KIND_NETNS, id: cookie }, &value).unwrap();
+}
+
+/// The operations of one swap: a new range for a service, then the entry that points to it.
+fn swap(which: usize, generation: u32, first: u32, port: u16) -> [MapOp; 2] {
+    let service = which as u32 + 1;
+    let slot = Endpoint {
+        addr: from_ip(OWN.parse().unwrap()),
+        service,
+        generation,
+        endpoint: service,
+        workload: 2,
+        flags: 0,
+        threshold: u32::MAX / 2,
+        alias: (generation + 1) % SLOTS,
+        port_be: port.to_be(),
+        pad: 0,
+        reserved: [0; 4],
+    };
+    let key = ServiceKey {
+        addr: from_ip(VIPS[which].parse().unwrap()),
+        scope: 0,
+        port_be: 80u16.to_be(),
+        proto: PROTO_TCP,
+        network: 0,
+    };
+    let value = Service {
+        service,
+        generation,
+        table: first,
+        table_len: SLOTS,
+        fallback: 0,
+        fallback_len: 0,
+        flags: 0,
+        protocol: 0,
+    };
+    [MapOp::PutSlots { first, slots: vec![slot; SLOTS as usize] }, MapOp::PutService { key, value }]
+}
+
+/// Says its name to whoever connects, until it is told to stop.
+fn serve(listener: &TcpListener, name: u8, stop: &AtomicBool) {
+    while let Ok((mut stream, _)) = listener.accept() {
+        // The client leaves with a reset as soon as it has read: nothing stays in TIME_WAIT.
+        let _ = stream.write_all(&[name]);
+        let _ = stream.read(&mut [0]);
+        if stop.load(Relaxed) {
+            return;
+        }
+    }
+}
+
+/// What a server behind a virtual address calls itself.
+fn ask(vip: &str) -> io::Result<u8> {
+    let mut stream = TcpStream::connect(SocketAddr::new(vip.parse().unwrap(), 80))?;
+    let mut name = [0];
+    stream.read_exact(&mut name)?;
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+    Ok(name[0])
+}
+
+#[test]
+fn a_million_swaps_under_readers_lead_nobody_astray() {
+    let place = Place::new();
+    let options = LoadOptions { bpffs: place.bpffs.clone(), cgroup: place.cgroup.clone(), sizes: vec![] };
+    let kernel = Kernel::load(&options).unwrap();
+    let ns = place.netns();
+    let listeners: [TcpListener; 2] = std::array::from_fn(|_| {
+        in_netns(ns.as_fd(), || TcpListener::bind((OWN, 0))).expect("listen in the namespace")
+    });
+    let ports: [u16; 2] = std::array::from_fn(|i| listeners[i].local_addr().unwrap().port());
+    enrol(&kernel, netns_cookie(listeners[0].as_fd()).unwrap());
+    for (which, port) in ports.into_iter().enumerate() {
+        kernel.apply(&swap(which, 1, which as u32 * SLOTS, port)).unwrap();
+    }
+
+    let (stop, asked, astray) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let failed = parking_lot::Mutex::new(Vec::new());
+    let took = std::thread::scope(|scope| {
+        let (stop, asked, astray, failed, ns) = (&stop, &asked, &astray, &failed, &ns);
+        for (listener, name) in listeners.iter().zip([0u8, 1]) {
+            scope.spawn(move || serve(listener, name, stop));
+        }
+        for name in [0u8, 1] {
+            scope.spawn(move || {
+                in_netns(ns.as_fd(), || {
+                    while !stop.load(Relaxed) {
+                        match ask(VIPS[usize::from(name)]) {
+                            Ok(answer) if answer == name => {}
+                            Ok(_) => drop(astray.fetch_add(1, Relaxed)),
+                            Err(error) => failed.lock().push(error.to_string()),
+                        }
+                        asked.fetch_add(1, Relaxed);
+                    }
+                    // The server waits in accept(); it may have gone already, so nobody waits for its answer.
+                    TcpStream::connect(SocketAddr::new(VIPS[usize::from(name)].parse().unwrap(), 80))
+                        .map(drop)
+                })
+                .unwrap();
+            });
+        }
+        let begun = Instant::now();
+        let ring = kernel.capacity(maps::ENDPOINTS) / SLOTS;
+        for n in 2..SWAPS + 2 {
+            let which = n as usize % 2;
+            kernel.apply(&swap(which, n, n % ring * SLOTS, ports[which])).unwrap();
+        }
+        let took = begun.elapsed();
+        stop.store(true, Relaxed);
+        took
+    });
+    let verdicts = kernel.verdicts().unwrap();
+    let changed = verdicts[Verdict::TableChanged as usize];
+    let asked = asked.into_inner();
+    println!(
+        "{SWAPS} swaps in {took:?} under {asked} connections; {changed} refused because a table changed twice"
+    );
+    assert_eq!(astray.into_inner(), 0, "connections that reached a foreign service");
+    assert!(failed.lock().is_empty(), "failed: {:?}", &failed.lock()[..failed.lock().len().min(5)]);
+    assert!(asked > 1_000, "only {asked} connections were made: nothing was tested");
+    assert!(verdicts[Verdict::Balanced as usize] >= asked, "{verdicts:?}");
+}
