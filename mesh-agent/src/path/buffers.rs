@@ -13,8 +13,8 @@ use std::rc::Rc;
 pub const SMALL: usize = 2 * 1024;
 /// Bytes of a large buffer: one read. The largest head is a little less.
 pub const LARGE: usize = 32 * 1024;
-/// Free buffers of each size that a worker keeps.
-const KEEP: usize = 256;
+/// Free bytes of each size that a worker keeps.
+const KEEP: usize = 2 << 20;
 
 /// The free buffers of one worker.
 #[derive(Default)]
@@ -49,7 +49,7 @@ impl Pool {
             _ => return,
         };
         let mut list = list.borrow_mut();
-        if list.len() < KEEP {
+        if (list.len() + 1) * bytes.capacity() <= KEEP {
             bytes.clear();
             list.push(bytes);
         }

@@ -243,3 +243,71 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::rig::{VIP, service};
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    const A: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8001);
+    const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8002);
+
+    /// Service 1 is HTTP with endpoints 1 and 2, service 2 TCP with 200 and 201.
+    #[track_caller]
+    fn check(wanted: (IpAddr, u16), service_id: u32, endpoint: u32, want: Option<(To, Spoken)>) {
+        let mut snapshot = Snapshot::default();
+        for s in [service(1, Protocol::Http, &[A, B]), service(2, Protocol::Tcp, &[A, B])] {
+            snapshot.services.insert(s.id, Arc::new(s));
+        }
+        let record = Capture {
+            addr: addr::from_ip(wanted.0),
+            epoch: 1,
+            workload: 7,
+            service: service_id,
+            endpoint,
+            role: role::ACCEPTED,
+            port_be: wanted.1.to_be(),
+            pad: [0; 3],
+        };
+        let way = way_out(&snapshot, &record, || 0);
+        assert_eq!(way.map(|w| (w.to, w.spoken)), want, "{wanted:?} {service_id} {endpoint}");
+    }
+
+    fn hop(service: u32, endpoint: u32, address: SocketAddr) -> To {
+        To::Hop(Hop { service, endpoint, local: true, address, show: None })
+    }
+
+    #[test]
+    fn a_records_way() {
+        let vip = (IpAddr::V4(VIP), 80);
+        let own = |at: SocketAddr| (at.ip(), at.port());
+        check(vip, 1, 0, Some((To::Service(1), Spoken::Http1)));
+        check(vip, 1, 2, Some((To::Service(1), Spoken::Http1)));
+        check(vip, 2, 201, Some((hop(2, 201, B), Spoken::Tcp)));
+        // The kernel chose none, or one that has gone.
+        check(vip, 2, 0, Some((hop(2, 200, A), Spoken::Tcp)));
+        check(vip, 2, 999, Some((hop(2, 200, A), Spoken::Tcp)));
+        // A workload's own address.
+        check(own(B), 1, 2, Some((hop(1, 2, B), Spoken::Http1)));
+        check(own(B), 1, 0, Some((hop(1, 2, B), Spoken::Http1)));
+        // The service has gone; its endpoint serves another, or has gone too.
+        check(vip, 99, 200, Some((hop(2, 200, A), Spoken::Tcp)));
+        check(vip, 99, 999, None);
+        check((IpAddr::V4(Ipv4Addr::new(1, 2, 3, 4)), 80), 1, 0, None);
+    }
+
+    #[test]
+    fn an_inbound_connection_goes_where_it_was_going_and_shows_its_client() {
+        let client = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 5000);
+        let way = way_in(&Snapshot::default(), 7, A, client);
+        let To::Hop(hop) = way.to else { panic!("{way:?}") };
+        assert_eq!((hop.address, hop.show, hop.local, way.spoken), (A, Some(client), true, Spoken::Tcp));
+    }
+
+    #[test]
+    fn a_mapped_address_is_shown_as_ipv4() {
+        let mapped = SocketAddr::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), 1);
+        assert_eq!(plain(mapped), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1));
+    }
+}

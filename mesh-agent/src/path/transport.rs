@@ -174,3 +174,40 @@ impl AsyncWrite for Stream {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::rig::{Client, Fake, nobody, server};
+    use super::*;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::time::Instant;
+
+    fn open(address: SocketAddr, show: bool, refuses: bool) -> Result<Stream, ProxyError> {
+        let fake = Arc::new(Fake::default());
+        fake.refuses_handover.store(refuses, SeqCst);
+        let clock = Rc::new(Clock::new(Instant::now()));
+        let source = Member::for_tests();
+        let watched = clock.watch(&source);
+        let plain = Plain { sockets: fake, clock };
+        let show = show.then_some(address);
+        let within = Duration::from_secs(5);
+        let target = Target { source, address, service: 1, endpoint: 1, local: true, show, within };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(plain.open(&target, &watched))
+    }
+
+    #[test]
+    fn a_client_that_the_application_would_not_see_is_refused() {
+        let (told, hear) = std::sync::mpsc::channel();
+        let told = std::sync::Mutex::new(told);
+        let application = server(move |mut client: Client| {
+            let _ = told.lock().unwrap().send(client.is_reset());
+        });
+        assert!(open(application, true, false).is_ok());
+        assert!(!hear.recv().unwrap(), "a clean end");
+        assert_eq!(open(application, true, true).err(), Some(ProxyError::RecordLost));
+        assert!(hear.recv().unwrap(), "a reset");
+        assert!(open(application, false, true).is_ok(), "nobody is to be shown");
+        assert_eq!(open(nobody(), false, false).err(), Some(ProxyError::ConnectRefused));
+    }
+}

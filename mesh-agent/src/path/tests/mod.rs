@@ -5,4 +5,4 @@ mod bodies;
 mod http;
 mod life;
 mod opaque;
-mod rig;
+pub(super) mod rig;
