@@ -117,7 +117,7 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     let times = config.times().map_err(StartError::Flags)?;
     let ca = Ca::open(&config.data)?;
-    let names = server_names(&config.name, hostname())?;
+    let names = server_names(&known_as(config), hostname())?;
     let cert = ServerCert::new(ca.server_certificate(&names)?);
     let rest_tls = tls::acceptor(cert.clone(), &[b"http/1.1"])?;
     let agents_tls = tls::acceptor(cert.clone(), &[b"h2"])?;
@@ -228,6 +228,12 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
     engine.add_token(record).await?;
     tracing::info!(path = %path.display(), "admin token made");
     Ok(())
+}
+
+/// The names that were given, and the addresses that the ports are bound to.
+fn known_as(config: &Serve) -> Vec<String> {
+    let bound = [config.api.ip(), config.agents.ip()].into_iter().filter(|ip| !ip.is_unspecified());
+    config.name.iter().cloned().chain(bound.map(|ip| ip.to_string())).collect()
 }
 
 fn hostname() -> Option<String> {

@@ -135,6 +135,6 @@ mod tests {
         let error = parse("x.yaml", &SHOP.replace("port: 80,", "port: 70000,")).err().unwrap().to_string();
         assert!(error.starts_with("x.yaml:8: spec.ports[0].port: 70000"), "{error}");
         let error = parse("x.yaml", "a: [1,\nb: }").err().unwrap().to_string();
-        assert!(error.starts_with("x.yaml:2: not valid YAML"), "{error}");
+        assert!(error.starts_with("x.yaml:1: not valid YAML"), "{error}");
     }
 }

@@ -55,7 +55,7 @@ fn row(name: &str, node: &Value) -> Vec<String> {
         name.to_owned(),
         state.to_owned(),
         or_dash(acked.map(|revision| revision.to_string()).unwrap_or_default()),
-        node["epoch"].to_string(),
+        node["epoch"].as_u64().unwrap_or(0).to_string(),
         node["workloads"].as_u64().unwrap_or(0).to_string(),
         or_dash(node["agentVersion"].as_str().unwrap_or_default()),
         problems(node).len().to_string(),

@@ -31,8 +31,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows =
-            [vec!["a".into(), "ä long one".into(), "x".into()], vec!["bb".into(), or_dash(""), "".into()]];
+        let rows = [
+            vec!["a".into(), "ä long one".into(), "x".into()],
+            vec!["bb".into(), or_dash(""), String::new()],
+        ];
         assert_eq!(render(&["N", "M", "L"], &rows), "N   M           L\na   ä long one  x\nbb  -\n");
     }
 }
