@@ -2,20 +2,19 @@
 //!
 //! config ──changes, after a pause──▶ **disk** ──at start──▶ config
 //!
-//! One file: a line with format and checksum, a line of JSON (revision, epoch, ids, boot id), then one
-//! length-delimited `DeltaDiscoveryResponse` a type: the resources as received. Written beside and renamed,
-//! so that a crash leaves the old one or the new one.
+//! One file: a line with the format, a line of JSON (revision, epoch, ids, boot id), the resources as
+//! received (length-delimited xDS `Resource`s), and the SHA-256 of all that. Written beside and renamed, so
+//! that a crash leaves the old one or the new one.
 //!
 //! Invariant: it never holds cookies, cgroup ids or descriptors; they mean nothing after a reboot. A file
 //! that cannot be read is set aside with a clear line in the log, and the agent starts without.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use mesh_api::proto::discovery::{DeltaDiscoveryResponse, Resource};
+use mesh_api::proto::discovery::Resource;
 use mesh_core::ids::IdTable;
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -26,6 +25,8 @@ use super::store::Store;
 
 const FORMAT: &str = "nodemesh-snapshot 1";
 const FILE: &str = "snapshot";
+/// Bytes of the checksum at the end.
+const SUM: usize = 32;
 
 /// What is kept.
 #[derive(Debug, Default)]
@@ -38,12 +39,23 @@ pub struct Saved {
     pub epoch: u64,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Header {
     boot_id: String,
     revision: String,
     epoch: u64,
+    resources: usize,
     ids: IdTable,
+}
+
+/// The same, to be written.
+#[derive(Serialize)]
+struct HeaderRef<'a> {
+    boot_id: String,
+    revision: String,
+    epoch: u64,
+    resources: usize,
+    ids: &'a IdTable,
 }
 
 /// Where it is below the state directory.
@@ -81,53 +93,66 @@ pub fn load(directory: &Path) -> Option<Saved> {
     }
 }
 
-/// The bytes to write.
-pub fn encode(store: &Store, ids: &IdTable, epoch: u64) -> Result<Vec<u8>, serde_json::Error> {
-    let header =
-        Header { boot_id: boot_id(), revision: show_revision(&store.revision), epoch, ids: ids.clone() };
-    let mut body = serde_json::to_vec(&header)?;
-    body.push(b'\n');
+/// Writes the state, one resource at a time: its size must not show in the agent's memory.
+pub fn encode(out: &mut dyn Write, store: &Store, ids: &IdTable, epoch: u64) -> io::Result<()> {
+    let mut out = Summed { out, sum: Sha256::new() };
+    writeln!(out, "{FORMAT}")?;
+    let revision = show_revision(&store.revision);
+    let header = HeaderRef { boot_id: boot_id(), revision, epoch, resources: store.len(), ids };
+    serde_json::to_writer(&mut out, &header)?;
+    out.write_all(b"\n")?;
     for kind in Kind::ALL {
-        let resource = |(name, raw): (&str, &Raw)| Resource {
-            version: raw.version.clone(),
-            name: name.to_owned(),
-            resource: Some(prost_types::Any { type_url: type_url(kind).into(), value: raw.bytes.clone() }),
-        };
-        let all = DeltaDiscoveryResponse {
-            type_url: type_url(kind).into(),
-            resources: store.of(kind).map(resource).collect(),
-            ..DeltaDiscoveryResponse::default()
-        };
-        body.extend(all.encode_length_delimited_to_vec());
+        for (name, raw) in store.of(kind) {
+            let any = prost_types::Any { type_url: type_url(kind).into(), value: raw.bytes.clone() };
+            let version = raw.version.clone();
+            let resource = Resource { version, name: name.to_owned(), resource: Some(any) };
+            out.write_all(&resource.encode_length_delimited_to_vec())?;
+        }
     }
-    let mut out = format!("{FORMAT} {}\n", hex(&Sha256::digest(&body))).into_bytes();
-    out.extend(body);
-    Ok(out)
+    let Summed { out, sum } = out;
+    out.write_all(&sum.finalize())
+}
+
+/// Sums up what passes.
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    sum: Sha256,
+}
+
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<(Header, Saved), String> {
-    let (first, body) = split_line(bytes).ok_or("it has no first line")?;
-    let first = std::str::from_utf8(first).map_err(|_| "its first line is not text")?;
-    let (format, sum) = first.rsplit_once(' ').ok_or("its first line is not a format and a checksum")?;
-    if format != FORMAT {
+    let (format, _) = split_line(bytes).ok_or("it has no first line")?;
+    if format != FORMAT.as_bytes() {
+        let format = String::from_utf8_lossy(&format[..format.len().min(64)]);
         return Err(format!("its format is {format:?}, not {FORMAT:?}"));
     }
-    if hex(&Sha256::digest(body)) != sum {
+    let (bytes, sum) = bytes.split_last_chunk::<SUM>().ok_or("it is too short")?;
+    if Sha256::digest(bytes).as_slice() != sum {
         return Err("its checksum does not match".into());
     }
+    let body = split_line(bytes).map_or(bytes, |(_, body)| body);
     let (header, mut rest) = split_line(body).ok_or("it has no header")?;
     let header: Header = serde_json::from_slice(header).map_err(|e| format!("its header: {e}"))?;
     let mut store = Store::at(parse_revision(&header.revision).unwrap_or_default());
-    for _ in Kind::ALL {
-        let all = DeltaDiscoveryResponse::decode_length_delimited(&mut rest).map_err(|e| e.to_string())?;
-        let kind = kind_of(&all.type_url).ok_or_else(|| format!("type {}", all.type_url))?;
-        for resource in all.resources {
-            let bytes = resource.resource.unwrap_or_default().value;
-            store.put((kind, resource.name), Raw { version: resource.version, bytes });
-        }
+    for _ in 0..header.resources {
+        let Resource { version, name, resource } =
+            Resource::decode_length_delimited(&mut rest).map_err(|e| e.to_string())?;
+        let any = resource.unwrap_or_default();
+        let kind = kind_of(&any.type_url).ok_or_else(|| format!("it holds a {}", any.type_url))?;
+        store.put((kind, name), Raw { version, bytes: any.value });
     }
-    let ids = header.ids.clone();
-    let epoch = header.epoch;
+    let (ids, epoch) = (header.ids.clone(), header.epoch);
     Ok((header, Saved { store, ids, epoch }))
 }
 
@@ -136,21 +161,13 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// Writes beside, then renames.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = path.with_extension("tmp");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file = io::BufWriter::new(file);
+    write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&beside, path)?;
     if let Some(directory) = path.parent() {
         fs::File::open(directory)?.sync_all()?;
@@ -201,7 +218,7 @@ mod tests {
     fn what_is_written_comes_back() {
         let dir = directory("round");
         let (store, ids) = sample();
-        write_atomically(&path(&dir), &encode(&store, &ids, 9).unwrap()).unwrap();
+        write_atomically(&path(&dir), |file| encode(file, &store, &ids, 9)).unwrap();
         let saved = load(&dir).unwrap();
         assert_eq!(saved.epoch, 9);
         assert_eq!(saved.store, store);
@@ -213,10 +230,11 @@ mod tests {
     fn a_damaged_or_foreign_file_is_set_aside() {
         let dir = directory("damaged");
         let (store, ids) = sample();
-        let good = encode(&store, &ids, 9).unwrap();
+        let mut good = Vec::new();
+        encode(&mut good, &store, &ids, 9).unwrap();
         let mut flipped = good.clone();
         *flipped.last_mut().unwrap() ^= 1;
-        let foreign = [b"nodemesh-snapshot 99 00\n".as_slice(), &good].concat();
+        let foreign = [b"nodemesh-snapshot 99\n".as_slice(), &good].concat();
         for bad in [flipped, good[..good.len() / 2].to_vec(), foreign, b"x".to_vec(), vec![]] {
             fs::write(path(&dir), bad).unwrap();
             assert!(load(&dir).is_none());

@@ -1,7 +1,7 @@
 //! The task that owns compiler, view and store. Everything is done in one turn of its loop, so that a
 //! change is in the maps before the next one is looked at.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,9 +14,11 @@ use mesh_core::snapshot::WorkloadId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::conditions::Lines;
 use super::resource::{Key, Kind, Rejected, Update, decode};
 use super::store::Store;
 use super::{Command, Known, Maps, Options, Shared, disk};
+use crate::kernel::ApplyError;
 
 /// From a change to the snapshot on disk.
 const SAVE_AFTER: Duration = Duration::from_millis(300);
@@ -50,6 +52,8 @@ pub(super) struct Owner {
     /// Not in the maps yet.
     pending: Dirty,
     conditions: Arc<[Condition]>,
+    /// What was published last: of the compiler, of the planner, and whether a map write had failed.
+    said: (Arc<[Condition]>, Vec<Condition>, bool),
     start: Instant,
     timers: Timers,
     /// The write of the snapshot that is under way.
@@ -120,6 +124,7 @@ impl Owner {
             full: false,
             pending: Dirty::default(),
             conditions: Arc::default(),
+            said: (Arc::default(), Vec::new(), false),
             start: Instant::now(),
             timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
             saving: None,
@@ -303,21 +308,34 @@ impl Owner {
         let dirty = std::mem::take(&mut self.pending);
         let plan = plan(&mut self.view, &snapshot, &dirty, &self.locals, self.full, self.start.elapsed());
         self.timers.plan = plan.retry_at.map(|at| self.start + at);
-        let mut lines: BTreeMap<String, String> = BTreeMap::new();
-        for Condition { subject, problem } in self.conditions.iter().chain(&plan.conditions) {
+        let failed = self.maps.apply(&plan.ops).err();
+        if failed.is_some() {
+            // What was written and what was not is seen by looking.
+            self.view = view(&*self.maps);
+            self.pending = Dirty::all(&snapshot);
+            self.pending.merge(&dirty);
+            self.timers.plan = Some(Instant::now() + REPEAT);
+        }
+        self.say(plan.conditions, failed);
+    }
+
+    /// Publishes what compiler, planner and maps complain of, where that has changed.
+    fn say(&mut self, planned: Vec<Condition>, failed: Option<ApplyError>) {
+        let same = Arc::ptr_eq(&self.said.0, &self.conditions) && self.said.1 == planned;
+        if same && failed.is_none() && !self.said.2 {
+            return;
+        }
+        let mut lines = Lines::new();
+        for Condition { subject, problem } in self.conditions.iter().chain(&planned) {
             let line = lines.entry(subject.clone()).or_default();
             if !line.is_empty() {
                 line.push_str("; ");
             }
             line.push_str(problem);
         }
-        if let Err(error) = self.maps.apply(&plan.ops) {
+        self.said = (self.conditions.clone(), planned, failed.is_some());
+        if let Some(error) = failed {
             lines.insert(format!("map {}", error.map), error.to_string());
-            // What was written and what was not is seen by looking.
-            self.view = view(&*self.maps);
-            self.pending = Dirty::all(&snapshot);
-            self.pending.merge(&dirty);
-            self.timers.plan = Some(Instant::now() + REPEAT);
         }
         self.shared.conditions.replace(RESOURCES, lines);
     }
@@ -358,8 +376,7 @@ impl Owner {
         let path = disk::path(&self.options.state_dir);
         let shared = self.shared.clone();
         self.saving = Some(tokio::task::spawn_blocking(move || {
-            let bytes = disk::encode(&store, &ids, epoch).map_err(std::io::Error::other);
-            match bytes.and_then(|bytes| disk::write_atomically(&path, &bytes)) {
+            match disk::write_atomically(&path, |file| disk::encode(file, &store, &ids, epoch)) {
                 Ok(()) => shared.conditions.clear(DISK),
                 Err(error) => {
                     shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()));

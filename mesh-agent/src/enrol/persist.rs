@@ -71,7 +71,7 @@ pub fn load(directory: &Path) -> Vec<Record> {
 /// Writes them.
 pub fn save(directory: &Path, enrolments: Vec<Record>) -> std::io::Result<()> {
     let file = File { version: VERSION, boot_id: boot_id(), enrolments };
-    write_atomically(&directory.join(FILE), &serde_json::to_vec(&file)?)
+    write_atomically(&directory.join(FILE), |out| Ok(serde_json::to_writer(out, &file)?))
 }
 
 #[cfg(test)]
