@@ -17,6 +17,7 @@ mod tools;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use test::Profile;
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
@@ -44,10 +45,10 @@ fn dispatch(args: &[String]) -> Result<()> {
     let Some((command, rest)) = args.split_first() else { bail!("no command\n{USAGE}") };
     match command.as_str() {
         "build-ebpf" => ebpf::build(),
-        "build" => test::build(),
+        "build" => test::build(Profile::Dev),
         "test" => test::test(rest),
-        "demo" => test::program("mesh-demo", rest),
-        "bench" => test::program("mesh-bench", rest),
+        "demo" => test::program("mesh-demo", Profile::Dev, rest),
+        "bench" => test::program("mesh-bench", Profile::Release, rest),
         "tidy" => tidy::tidy(),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

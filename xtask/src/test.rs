@@ -31,10 +31,23 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("setsid", "util-linux"),
 ];
 
+/// What tests and demo run, or what benches do.
+#[derive(Clone, Copy)]
+pub enum Profile {
+    /// Builds fast.
+    Dev,
+    /// Runs fast.
+    Release,
+}
+
 /// The BPF object, then everything that runs.
-pub fn build() -> Result<()> {
+pub fn build(profile: Profile) -> Result<()> {
     ebpf::build()?;
-    run("build the workspace", &mut cargo(&["build", "--workspace", "--bins"]))?;
+    let mut command = cargo(&["build", "--workspace", "--bins"]);
+    if let Profile::Release = profile {
+        command.arg("--release");
+    }
+    run("build the workspace", &mut command)?;
     Ok(())
 }
 
@@ -53,7 +66,7 @@ pub fn test(args: &[String]) -> Result<()> {
     let filter: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     let begin = Instant::now();
     tools::programs(&PROGRAMS)?;
-    build()?;
+    build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {
         let mut unit = cargo(&["test", "--workspace", "--exclude", "mesh-tests", "--no-fail-fast"]);
@@ -68,7 +81,8 @@ pub fn test(args: &[String]) -> Result<()> {
     }
     parts.push(part("stories", &mut stories)?);
     if all {
-        let mut bench = Command::new(root().join("target/debug/mesh-bench"));
+        build(Profile::Release)?;
+        let mut bench = Command::new(root().join("target/release/mesh-bench"));
         bench.args(["l4", "--json", "target/bench-l4.json"]);
         parts.push(part("bench l4", &mut bench)?);
     }
@@ -117,14 +131,18 @@ fn part(name: &'static str, command: &mut Command) -> Result<Part> {
 }
 
 /// Builds everything and becomes the program `name` of the `tests` crate: Ctrl-C goes straight to it.
-pub fn program(name: &str, args: &[String]) -> Result<()> {
+pub fn program(name: &str, profile: Profile, args: &[String]) -> Result<()> {
     use std::os::unix::process::CommandExt;
     if !tools::is_root() {
         bail!("{name} makes network namespaces and loads BPF programs: run it as root");
     }
     tools::programs(&PROGRAMS)?;
-    build()?;
-    let path = root().join("target/debug").join(name);
+    build(profile)?;
+    let folder = match profile {
+        Profile::Dev => "target/debug",
+        Profile::Release => "target/release",
+    };
+    let path = root().join(folder).join(name);
     let error = Command::new(&path).args(args).exec();
     Err(error).with_context(|| format!("can't run {}", path.display()))
 }

@@ -4,6 +4,7 @@ use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, eventually,
     load::Load,
+    process::own_program,
     programs::{curl, nginx, url},
     resources::{Service, at, vip4, vip6},
 };
@@ -133,4 +134,30 @@ fn an_inbound_port_of_the_proxy_shows_the_real_client() {
     let accepted = mesh.node(2).metrics().count("mesh_proxy_accepted_total", &[("direction", "in")]);
     assert!(captured >= 2 && accepted >= 2, "{captured} captured, {accepted} accepted");
     assert_eq!(flows(mesh.node(2), "opened", "in:80", "kernel"), 0);
+}
+
+#[test]
+fn a_program_started_by_meshctl_run_is_a_workload_until_it_ends() {
+    let mesh = Mesh::builder().up();
+    mesh.apply(&Service::vip("files", 1).tcp("tcp", 80).yaml());
+    let client = mesh.pod(1, "client").up();
+    let server = mesh.pod(1, "server").outside().up();
+    let run_dir = mesh.node(1).work().join("run").to_string_lossy().into_owned();
+    let meshctl = own_program("meshctl");
+    let args =
+        ["run", "--run-dir", &run_dir, "--service", "files", "--port", "8000", "--name", "files-0", "--"];
+    let python = ["/usr/bin/python3", "-m", "http.server", "8000", "--bind", "::"];
+    let mut program = server.start("files", meshctl, &[&args[..], &python[..]].concat());
+    eventually("the service answers", || {
+        let reply = curl(&client, &[&url(vip4(1), 80, "/")]);
+        reply.status == 200 && reply.body.contains("Directory listing")
+    });
+    // It runs in a cgroup that the agent made, and sees the real client.
+    assert!(mesh.node(1).cgroup().path().join("nodemesh/default/files-0").exists());
+    assert!(program.log().contains(&client.ip().to_string()), "{}", program.log());
+    program.kill();
+    eventually("it is withdrawn", || curl(&client, &[&url(vip4(1), 80, "/")]).exit == 7);
+    eventually("its cgroup is removed", || {
+        !mesh.node(1).cgroup().path().join("nodemesh/default/files-0").exists()
+    });
 }

@@ -40,7 +40,7 @@ fn run() -> Result<bool> {
     let mut args = std::env::args().skip(1);
     let name = args.next().context("usage: bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
     let (mut json, mut gate) = (None, false);
-    let mut options = Options { rounds: 8, only: String::new() };
+    let mut options = Options { rounds: 12, only: String::new() };
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {

@@ -26,6 +26,8 @@ use crate::{
 
 const SERVICES: usize = 1000;
 const ENDPOINTS_EACH: usize = 10;
+/// meshctl takes a thousand documents a file.
+const SERVICES_A_FILE: usize = 80;
 const CHANGES: usize = 300;
 const WRITERS: usize = 8;
 const CHANGE_MAX: Duration = Duration::from_secs(5);
@@ -103,8 +105,13 @@ fn fill(mesh: &Mesh) -> Result<()> {
 }
 
 fn fill_some(mesh: &Mesh, services: std::ops::Range<usize>) -> Result<()> {
+    let services: Vec<_> = services.collect();
+    services.chunks(SERVICES_A_FILE).try_for_each(|services| fill_file(mesh, services))
+}
+
+fn fill_file(mesh: &Mesh, services: &[usize]) -> Result<()> {
     let mut yaml = String::new();
-    for service in services {
+    for &service in services {
         writeln!(
             yaml,
             "---\napiVersion: nodemesh.io/v1\nkind: Service\nmetadata: {{name: s{service}, namespace: default}}\n\
