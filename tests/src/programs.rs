@@ -57,9 +57,10 @@ pub fn nginx(pod: &Pod, ports: &[u16]) -> Nginx {
 }
 
 impl Nginx {
-    /// Requests answered so far, from its access log.
-    pub fn hits(&self) -> usize {
-        fs::read_to_string(&self.log).unwrap_or_default().lines().count()
+    /// Requests answered so far whose path contains `word`, from its access log. nginx writes the line after
+    /// the answer: wait for the number.
+    pub fn hits(&self, word: &str) -> u64 {
+        self.access_log().lines().filter(|line| line.contains(word)).count() as u64
     }
 
     /// Its access log.
@@ -93,6 +94,40 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 1024
 Server(('::', int(sys.argv[2])), Handler).serve_forever()
 ";
+
+/// An HTTP server that reads whole bodies, with length or chunked, and answers with length and SHA-256.
+const BODY_SERVER: &str = r"
+import hashlib, http.server, socket, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def chunks(self):
+        if self.headers.get('Transfer-Encoding') != 'chunked':
+            yield self.rfile.read(int(self.headers.get('Content-Length', 0)))
+            return
+        while length := int(self.rfile.readline(), 16):
+            yield self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+    def do_POST(self):
+        body = b''.join(self.chunks())
+        answer = f'length={len(body)} sha256={hashlib.sha256(body).hexdigest()}\n'.encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+Server(('::', int(sys.argv[1])), Handler).serve_forever()
+";
+
+/// Starts the body server on `port`; returns when it accepts.
+#[track_caller]
+pub fn body_server(pod: &Pod, port: u16) -> Process {
+    let args = ["-c", BODY_SERVER, &port.to_string()];
+    let mut process = pod.start(&format!("bodies-{port}"), "/usr/bin/python3", &args);
+    wait_for_ports(pod, &mut process, &[port]);
+    process
+}
 
 /// Connects, reads the line server's line, closes; as often as asked. Prints a line a connection: the
 /// server's name and the microseconds it took, or `error` and why.

@@ -21,7 +21,7 @@ fn pods_of_two_nodes_reach_each_other_without_a_mesh() {
     assert!(reply.field("peer").starts_with(&near.ip().to_string()), "{reply:?}");
     let reply = curl(&near, &[&url(far.ip6(), 8080, "/")]);
     assert_eq!(reply.name(), "far", "{reply:?}");
-    assert_eq!(web.hits(), 2);
+    mesh_tests::eventually("nginx has logged both", || web.hits("/") == 2);
 
     let report = Load::to(SocketAddr::from((far.ip(), 8080))).threads(2).rate(500).count(200).run(&near);
     assert_eq!((report.ok, report.failed()), (200, 0), "{report:?}");

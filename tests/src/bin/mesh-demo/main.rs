@@ -103,14 +103,14 @@ fn answers(shop: &Shop) -> bool {
 /// What goes where: HTTP through the proxy by path, TCP balanced in the kernel.
 fn traffic(mesh: &Mesh, shop: &Shop, claims: &mut Claims) {
     println!("\n1. What goes where (the shopper on node1 sends 100 HTTP requests and 60 TCP connections)");
-    let (hits, connections, before) = (shop.hits(), shop.connections(), mesh.node(1).metrics());
-    let cart = curl_many(&shop.shopper, &url(SHOP, 80, "/cart/items"), 40);
-    let catalog = curl_many(&shop.shopper, &url(SHOP, 80, "/catalog/books"), 60);
+    let (connections, before) = (shop.connections(), mesh.node(1).metrics());
+    let cart = curl_many(&shop.shopper, &url(SHOP, 80, "/cart/traffic"), 40);
+    let catalog = curl_many(&shop.shopper, &url(SHOP, 80, "/catalog/traffic"), 60);
     let stock = connect_lines(&shop.shopper, SocketAddr::from((STOCK, STOCK_PORT)), 60);
     let flows = shop::since(mesh, &before, |since| opened(since, "stock:7000", "kernel") == 60);
 
     let mut rows = Vec::new();
-    let hits = grown(&hits, &shop.hits());
+    let hits = shop.hits("/traffic", 100);
     let connections = grown(&connections, &shop.connections());
     for (name, count) in hits.iter().filter(|(_, count)| **count > 0) {
         let replies: Vec<_> = cart.iter().chain(&catalog).filter(|reply| reply.name() == name).collect();
@@ -169,9 +169,9 @@ fn canary(mesh: &Mesh, shop: &Shop, claims: &mut Claims) {
             let share = v2_share(&curl_many(&shop.shopper, &url(SHOP, 80, "/catalog/"), 40));
             (share - goal).abs() < 0.15
         });
-        let before = shop.hits();
-        let replies = curl_many(&shop.shopper, &url(SHOP, 80, "/catalog/"), 200);
-        let hits = grown(&before, &shop.hits());
+        let path = format!("/catalog/canary-{weight}");
+        let replies = curl_many(&shop.shopper, &url(SHOP, 80, &path), 200);
+        let hits = shop.hits(&path, 200);
         let v2 = hits["catalog-v2-a"];
         let v1 = hits["catalog-v1-a"] + hits["catalog-v1-b"];
         let took = sorted(&replies.iter().collect::<Vec<_>>());

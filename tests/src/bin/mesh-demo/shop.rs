@@ -1,6 +1,10 @@
 //! The shop: three services of real programs on two nodes, and a shopper.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use mesh_tests::{
     Mesh, Pod, eventually,
@@ -16,6 +20,8 @@ pub const SHOP: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 10);
 pub const STOCK: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 20);
 /// Its port.
 pub const STOCK_PORT: u16 = 7000;
+/// How long a log line or a counter may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 const SERVICES: &str = r"
 apiVersion: nodemesh.io/v1
@@ -110,9 +116,17 @@ pub fn open(mesh: &Mesh) -> Shop {
 }
 
 impl Shop {
-    /// Requests that each HTTP server logged, by pod.
-    pub fn hits(&self) -> BTreeMap<String, u64> {
-        self.web.iter().map(|(name, (_, server))| (name.clone(), server.hits() as u64)).collect()
+    /// Requests with `word` in their path that each HTTP server logged, by pod; once they are `wanted` in
+    /// all, or after two seconds: the line is written after the answer.
+    pub fn hits(&self, word: &str, wanted: u64) -> BTreeMap<String, u64> {
+        let begin = Instant::now();
+        loop {
+            let count = |(name, (_, server)): (&String, &(Pod, Nginx))| (name.clone(), server.hits(word));
+            let hits: BTreeMap<_, _> = self.web.iter().map(count).collect();
+            if hits.values().sum::<u64>() == wanted || begin.elapsed() > PATIENCE {
+                return hits;
+            }
+        }
     }
 
     /// Connections that each TCP server logged, by pod.
@@ -157,10 +171,10 @@ impl Since {
 
 /// Scrapes node 1's agent until `good` likes the differences from `before`, two seconds at most.
 pub fn since(mesh: &Mesh, before: &Metrics, good: impl Fn(&Since) -> bool) -> Since {
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     loop {
         let since = Since { before: before.clone(), after: mesh.node(1).metrics() };
-        if good(&since) || begin.elapsed() > Duration::from_secs(2) {
+        if good(&since) || begin.elapsed() > PATIENCE {
             return since;
         }
     }
