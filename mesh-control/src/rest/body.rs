@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{MAX_BYTES, Resource};
 use serde::de::DeserializeOwned;
@@ -14,21 +15,22 @@ use super::error::Refused;
 
 /// How long a client may take to send a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
+/// How much of a body that is too large is read and dropped.
+const DROP_MAX: usize = 16 << 20;
 
 /// What answers carry beside an object.
 const READ_ONLY: [&str; 3] = ["observed", "result", "conditions"];
 
 /// A body of at most [`MAX_BYTES`].
-pub struct Text(Bytes);
+pub struct Text(Vec<u8>);
 
 impl<S: Sync> FromRequest<S> for Text {
     type Rejection = Refused;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
-        let body: Body = request.into_body();
-        match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BYTES)).await {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(_)) => {
+        match tokio::time::timeout(BODY_TIME, read(request.into_body())).await {
+            Ok(Some(bytes)) => Ok(Self(bytes)),
+            Ok(None) => {
                 let accepted = format!("up to {MAX_BYTES} bytes");
                 let message = format!("the body is too large or was cut off; accepted: {accepted}");
                 let error = ApiError::new(Reason::OutOfRange, "", Value::Null, accepted).saying(message);
@@ -42,6 +44,22 @@ impl<S: Sync> FromRequest<S> for Text {
             }
         }
     }
+}
+
+/// `None`: too large, or cut off. What is too large is read on for a while and dropped, so that a client that
+/// sends first and reads then sees the answer and not a reset.
+async fn read(body: Body) -> Option<Vec<u8>> {
+    let (mut stream, mut text, mut total) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(piece) = stream.next().await {
+        let piece = piece.ok()?;
+        total += piece.len();
+        if total <= MAX_BYTES {
+            text.extend_from_slice(&piece);
+        } else if total > DROP_MAX {
+            return None;
+        }
+    }
+    (total <= MAX_BYTES).then_some(text)
 }
 
 impl Text {
