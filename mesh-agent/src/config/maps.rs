@@ -2,14 +2,10 @@
 //! a kernel.
 
 use mesh_common::maps as names;
-use mesh_common::record::{Service, ServiceKey, Workload, WorkloadKey};
 use mesh_core::ids::IdKind;
 use mesh_core::plan::{Capacities, MapOp};
 
-use crate::kernel::{ApplyError, Kernel, KernelError};
-
-/// Entries of `SERVICES` and of `WORKLOADS`.
-pub type Held = (Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>);
+use crate::kernel::{ApplyError, Held, Kernel, KernelError};
 
 /// The maps that a plan writes.
 pub trait Maps: Send + Sync + 'static {

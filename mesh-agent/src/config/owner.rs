@@ -28,6 +28,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_secs(1);
 /// Between two rounds of freeing numbers.
 const RELEASE: Duration = Duration::from_mins(1);
+/// Resources in one update whose decoding is worth giving memory back for.
+const BULK: usize = 500;
 /// Group of the conditions that compiler and planner find.
 const RESOURCES: &str = "resources";
 /// Condition of a snapshot that cannot be written.
@@ -60,6 +62,8 @@ pub(super) struct Owner {
     saving: Option<JoinHandle<()>>,
     /// Who waits for a write that has yet to begin.
     savers: Vec<oneshot::Sender<()>>,
+    /// Much was decoded since the last write: give the memory that it took back after the next.
+    bulky: bool,
     /// The count of numbers in use that is under way.
     counting: Option<JoinHandle<Vec<(IdKind, u32)>>>,
 }
@@ -129,6 +133,7 @@ impl Owner {
             timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
             saving: None,
             savers: Vec::new(),
+            bulky: false,
             counting: None,
         };
         if !saved.store.is_empty() {
@@ -256,6 +261,7 @@ impl Owner {
     /// Compiles a change, and puts it in force.
     fn compile(&mut self, batch: Batch, began: Instant) {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
+        self.bulky |= upserts > BULK;
         let outcome = self.compiler.apply(batch, self.store.revision.clone());
         let before = self.shared.snapshot.swap(outcome.snapshot.clone());
         if before.epoch != outcome.snapshot.epoch {
@@ -370,6 +376,7 @@ impl Owner {
         }
         self.timers.saved = Some(now);
         let waiting = std::mem::take(&mut self.savers);
+        let bulky = std::mem::take(&mut self.bulky);
         let (mut store, ids) = (self.store.clone(), self.compiler.ids().clone());
         self.hidden.iter().for_each(|key| store.remove(key));
         let epoch = self.compiler.snapshot().epoch;
@@ -381,6 +388,10 @@ impl Owner {
                 Err(error) => {
                     shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()));
                 }
+            }
+            drop((store, ids));
+            if bulky {
+                crate::sys::trim();
             }
             for waiter in waiting {
                 let _ = waiter.send(());

@@ -14,7 +14,7 @@ use mesh_core::snapshot::{Revision, Snapshot};
 use parking_lot::Mutex;
 use prost::Message;
 
-use super::maps::Held;
+use crate::kernel::Held;
 use super::resource::{Key, Kind, Raw, Update};
 use super::{Handle, Maps, Options, start};
 use crate::kernel::{ApplyError, KernelError};

@@ -2,10 +2,12 @@
 
 pub mod bpf;
 mod mapped;
+mod memory;
 mod netns;
 mod ready;
 
 pub use mapped::{Mapped, read_pod};
+pub use memory::trim;
 pub use netns::{in_netns, netns_cookie};
 pub use ready::watch;
 
