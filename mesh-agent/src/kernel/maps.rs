@@ -20,6 +20,9 @@ use super::load::{self, LoadOptions, Loaded};
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::{Mapped, monotonic_ns};
 
+/// Entries of `SERVICES` and of `WORKLOADS`.
+pub type Held = (Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>);
+
 /// The programs and maps of this node. `Send`, `Sync`; share it.
 pub struct Kernel {
     enrolled: Mutex<HashMap<MapData, EnrolledKey, Enrolled>>,
@@ -120,7 +123,7 @@ impl Kernel {
     }
 
     /// What `SERVICES` and `WORKLOADS` hold, for a planner that takes over.
-    pub fn held(&self) -> Result<(Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>), KernelError> {
+    pub fn held(&self) -> Result<Held, KernelError> {
         Ok((all(names::SERVICES, &self.services.lock())?, all(names::WORKLOADS, &self.workloads.lock())?))
     }
 
@@ -273,8 +276,13 @@ fn of_map(spec: Spec, error: &dyn std::error::Error) -> LoadError {
 
 fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
-        Map::Array(d) | Map::HashMap(d) | Map::PerCpuArray(d) | Map::PerCpuHashMap(d) => d,
-        Map::RingBuf(d) | Map::SkStorage(d) | Map::SockMap(d) => d,
+        Map::Array(d)
+        | Map::HashMap(d)
+        | Map::PerCpuArray(d)
+        | Map::PerCpuHashMap(d)
+        | Map::RingBuf(d)
+        | Map::SkStorage(d)
+        | Map::SockMap(d) => d,
         _ => return None,
     })
 }

@@ -18,5 +18,5 @@ mod sockets;
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
 pub use load::{LoadOptions, cleanup, pin_directory};
-pub use maps::Kernel;
+pub use maps::{Held, Kernel};
 pub use sockets::Leg;

@@ -129,7 +129,7 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
 struct Info {
     fd: u32,
     len: u32,
-    info: u64,
+    out: u64,
 }
 
 /// The head of `struct bpf_link_info` and its first member by kind.
@@ -150,7 +150,7 @@ fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut attr = Info {
         fd: link.as_raw_fd() as u32,
         len: size_of::<LinkInfo>() as u32,
-        info: std::ptr::from_mut(&mut info) as u64,
+        out: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.target)
