@@ -14,9 +14,9 @@ use mesh_core::snapshot::{Revision, Snapshot};
 use parking_lot::Mutex;
 use prost::Message;
 
-use crate::kernel::Held;
 use super::resource::{Key, Kind, Raw, Update};
 use super::{Handle, Maps, Options, start};
+use crate::kernel::Held;
 use crate::kernel::{ApplyError, KernelError};
 
 /// Remembers operations.
