@@ -249,6 +249,16 @@ impl Node {
         agent_socket::request(&self.socket(), &request, descriptors)
     }
 
+    /// Ids of the programs on its cgroup.
+    #[track_caller]
+    pub fn programs(&self) -> Vec<u64> {
+        let mut command = Command::new("bpftool");
+        command.args(["-j", "cgroup", "show"]).arg(self.cgroup.path());
+        let text = shell::run(&mut command, "").expect("bpftool cgroup show");
+        let attached: Value = serde_json::from_str(&text).expect("bpftool's JSON");
+        attached.as_array().into_iter().flatten().filter_map(|program| program["id"].as_u64()).collect()
+    }
+
     /// Whether a file of the agent's state names `word`.
     pub fn has_on_disk(&self, word: &str) -> bool {
         let mut command = Command::new("grep");

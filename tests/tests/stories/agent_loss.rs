@@ -131,6 +131,7 @@ fn a_restarted_agent_adopts_what_is_there() {
     let node = mesh.node(1);
     let kernel = Load::to(at(vip4(1), 80)).threads(THREADS).rate(1200).start(&client);
     let before = flows(node, "opened", "raw:80", "kernel");
+    let programs = node.programs();
     for _ in 0..5 {
         node.stop_agent();
         node.start_agent();
@@ -139,6 +140,12 @@ fn a_restarted_agent_adopts_what_is_there() {
     }
     let report = kernel.stop();
     assert_eq!(report.failed(), 0, "{report:?}");
+    // Every program was swapped for a new one.
+    let swapped = node.programs();
+    assert!(
+        swapped.len() == programs.len() && swapped.iter().all(|id| !programs.contains(id)),
+        "{swapped:?}"
+    );
     // Counters go on where they were; enrolment is there without a word from outside.
     assert!(flows(node, "opened", "raw:80", "kernel") >= before + 500);
     assert_eq!(curl(&client, &[&url(vip4(2), 80, "/")]).status, 200);

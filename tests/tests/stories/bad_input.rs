@@ -125,6 +125,33 @@ fn an_agent_without_root_says_so() {
 }
 
 #[test]
+fn a_foreign_program_that_admits_no_other_is_named() {
+    let mesh = Mesh::builder().nodes(2).lay();
+    mesh.start_control();
+    let (one, two) = (mesh.node(1), mesh.node(2));
+    mesh.issue_token(one);
+    mesh.issue_token(two);
+    one.start_agent();
+    one.wait_ready();
+    // A program of node 1 takes the part of the foreign one: attached to node 2's root the old, exclusive way.
+    let bpftool = |args: &[&str]| {
+        mesh_tests::shell::run(Command::new("bpftool").args(args), "").unwrap_or_else(|e| panic!("{e:#}"))
+    };
+    let attached: serde_json::Value =
+        serde_json::from_str(&bpftool(&["-j", "cgroup", "show", &one.cgroup().path().to_string_lossy()]))
+            .unwrap();
+    let connect4 = attached.as_array().unwrap().iter().find(|p| p["attach_type"] == "cgroup_inet4_connect");
+    let id = connect4.expect("connect4 is attached")["id"].to_string();
+    bpftool(&["cgroup", "attach", &two.cgroup().path().to_string_lossy(), "cgroup_inet4_connect", "id", &id]);
+
+    let log = two.work().join("foreign.log");
+    let words = gives_up(two.netns(), two.agent_cgroup(), "mesh-agent", &two.agent_args(), &log);
+    assert!(words.contains("another program") || words.contains("foreign"), "{words}");
+    let left = bpftool(&["cgroup", "show", &two.cgroup().path().to_string_lossy()]);
+    assert_eq!(left.lines().filter(|line| line.contains("mesh_")).count(), 1, "only the foreign one: {left}");
+}
+
+#[test]
 fn cleanup_leaves_no_trace() {
     let mesh = Mesh::builder().up();
     let client = mesh.pod(1, "client").up();

@@ -161,3 +161,25 @@ fn a_program_started_by_meshctl_run_is_a_workload_until_it_ends() {
         !mesh.node(1).cgroup().path().join("nodemesh/default/files-0").exists()
     });
 }
+
+#[test]
+fn a_pod_without_ipv6_is_served_over_ipv4() {
+    let mesh = Mesh::builder().nodes(2).up();
+    mesh.apply(&Service::vip("raw", 1).tcp("tcp", 80).yaml());
+    mesh.apply(&Service::vip("site", 2).http("http", 80).yaml());
+    mesh.apply(&Service::vip("in", 3).port("http", 80, "http", "proxy").yaml());
+    let _servers = [web(&mesh, 1, "a", "raw", "tcp", 1), web(&mesh, 1, "b", "site", "http", 1)];
+    let mut server = mesh.pod(2, "c").serves("in", "http", 8080).outside().up();
+    let _nginx = nginx(&server, &[8080]);
+    let mut client = mesh.pod(1, "client").outside().up();
+    for pod in [&client, &server] {
+        pod.netns().sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    }
+    client.enrol();
+    server.enrol();
+    for (number, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        settled(&client, at(vip4(number), 80), &[name]);
+    }
+    // On another node: what the agent brings to its own node it does not capture again.
+    assert!(mesh.node(2).verdict(Verdict::InboundCaptured) > 0);
+}

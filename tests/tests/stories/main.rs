@@ -13,5 +13,6 @@ mod endpoints;
 mod enrolment;
 mod harness;
 mod http;
+mod limits;
 mod long;
 mod words;
