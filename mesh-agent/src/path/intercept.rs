@@ -217,17 +217,23 @@ fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> Option<Way> {
         one(&worker.shared.counters.no_destination);
         return None;
     }
-    Some(worker.with_snapshot(|snapshot| way_in(snapshot, member.workload, wanted, client)))
+    let way = worker.with_snapshot(|snapshot| way_in(snapshot, member.workload, wanted, client));
+    if way.is_none() {
+        one(&worker.shared.counters.no_destination);
+    }
+    way
 }
 
-/// Where an inbound connection goes: to the workload's own address, showing its client.
-fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: SocketAddr) -> Way {
-    let port =
-        snapshot.workloads.get(&workload).and_then(|w| w.ports.iter().find(|p| p.port == wanted.port()));
-    let http = port.is_some_and(|p| p.protocol == Protocol::Http);
-    Way {
+/// Where an inbound connection goes: to the workload's own address, showing its client. `None`: to a port
+/// that serves nothing, such as the listener's own, which somebody has dialled. Carried on, that connection
+/// would arrive here again, and again.
+fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: SocketAddr) -> Option<Way> {
+    let workload = snapshot.workloads.get(&workload)?;
+    let port = workload.ports.iter().find(|p| p.port == wanted.port())?;
+    let http = port.protocol == Protocol::Http;
+    Some(Way {
         to: To::Hop(Hop {
-            service: port.map_or(0, |p| p.service),
+            service: port.service,
             // The caller's leg is counted on the endpoint already where the caller is of this node.
             endpoint: 0,
             local: true,
@@ -236,7 +242,7 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
         }),
         spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
         prefer_v6: wanted.is_ipv6(),
-    }
+    })
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.
@@ -246,7 +252,7 @@ fn plain(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::rig::{VIP, service};
+    use super::super::tests::rig::{VIP, service, workload};
     use super::*;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -300,7 +306,11 @@ mod tests {
     #[test]
     fn an_inbound_connection_goes_where_it_was_going_and_shows_its_client() {
         let client = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 5000);
-        let way = way_in(&Snapshot::default(), 7, A, client);
+        let mut snapshot = Snapshot::default();
+        snapshot.workloads.insert(7, Arc::new(workload(7, A, Protocol::Tcp)));
+        // A port that serves nothing, as the listener's own: carried on it would come back for ever.
+        assert!(way_in(&snapshot, 7, B, client).is_none());
+        let way = way_in(&snapshot, 7, A, client).expect("a port that serves");
         let To::Hop(hop) = way.to else { panic!("{way:?}") };
         assert_eq!((hop.address, hop.show, hop.local, way.spoken), (A, Some(client), true, Spoken::Tcp));
     }

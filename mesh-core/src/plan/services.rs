@@ -106,7 +106,9 @@ fn put(
     }
 }
 
-/// A virtual address whose service has endpoints, but none that a client of this family can reach.
+/// A virtual address whose service has endpoints, but none that a client of this family can reach. Where the
+/// service has an address of the other family too, clients have a way: addresses come in pairs from the pool,
+/// also to services whose workloads have IPv4 alone.
 fn unreachable_family(service: &Service, vip: IpAddr, content: &Content) -> Option<String> {
     let bypass = match &content.fallback {
         Fallback::Absent | Fallback::Table => &content.table,
@@ -114,7 +116,9 @@ fn unreachable_family(service: &Service, vip: IpAddr, content: &Content) -> Opti
     };
     let others =
         service.serving().iter().any(|e| if vip.is_ipv6() { e.v4.is_some() } else { e.v6.is_some() });
-    let none = content.table.is_empty() && others && (service.routes.is_none() || bypass.is_empty());
+    let other_way = service.vips.iter().any(|other| other.is_ipv6() != vip.is_ipv6());
+    let none =
+        content.table.is_empty() && others && !other_way && (service.routes.is_none() || bypass.is_empty());
     let family = if vip.is_ipv6() { "IPv6" } else { "IPv4" };
     let effect = if content.fallback == Fallback::Absent { "" } else { " while the proxy is gone" };
     none.then(|| {

@@ -143,30 +143,8 @@ impl Rig {
 
     /// Makes the caller's own port an inbound one.
     pub fn serve_inbound(&self, protocol: Protocol) {
-        let port = WorkloadPort {
-            port: self.inbound.port(),
-            service: 1,
-            endpoint: 1,
-            proxy: false,
-            on_proxy_loss: OnProxyLoss::Bypass,
-            inbound_proxy: true,
-            protocol,
-        };
-        self.change(|s| {
-            let workload = Workload {
-                id: CALLER,
-                identity: 3,
-                mesh_ns: 1,
-                namespace: "default".into(),
-                name: "caller".into(),
-                service_account: "default".into(),
-                node: "here".into(),
-                local: true,
-                addresses: vec![Ipv4Addr::LOCALHOST.into()],
-                ports: vec![port],
-            };
-            s.workloads.insert(CALLER, Arc::new(workload));
-        });
+        let workload = Arc::new(workload(CALLER, self.inbound, protocol));
+        self.change(|s| drop(s.workloads.insert(CALLER, workload.clone())));
     }
 
     /// How many requests ended with this status and reason.
@@ -368,5 +346,30 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::yield_now();
+    }
+}
+
+/// A workload of this node that serves service 1 at an address.
+pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
+    let port = WorkloadPort {
+        port: at.port(),
+        service: 1,
+        endpoint: 1,
+        proxy: false,
+        on_proxy_loss: OnProxyLoss::Bypass,
+        inbound_proxy: true,
+        protocol,
+    };
+    Workload {
+        id,
+        identity: 3,
+        mesh_ns: 1,
+        namespace: "default".into(),
+        name: "caller".into(),
+        service_account: "default".into(),
+        node: "here".into(),
+        local: true,
+        addresses: vec![at.ip()],
+        ports: vec![port],
     }
 }

@@ -258,10 +258,10 @@ fn an_address_that_two_want_is_the_firsts_until_it_goes() {
 }
 
 #[test]
-fn an_address_whose_family_no_endpoint_has_is_named() {
+fn an_address_whose_family_no_endpoint_has_is_named_where_there_is_no_other() {
     let mut node = Node::new(Capacities::default());
     let plan = node.put(vec![
-        Svc(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp)),
+        Svc(service("s", &["fd00::1"], 80, Protocol::Tcp)),
         Work(workload("w1", &["10.0.0.1"], &[("s", 80, 3)])),
     ]);
     assert_eq!(
@@ -270,8 +270,11 @@ fn an_address_whose_family_no_endpoint_has_is_named() {
           refused: give the workloads one, or the service no IPv6 address"]
     );
     assert_eq!(node.entry("fd00::1", 80).table_len, 0);
+    // With an IPv4 address beside it clients have a way.
+    let plan = node.put(vec![Svc(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp))]);
+    assert!(plan.conditions.is_empty(), "{plan:?}");
     // The proxy dials either family.
-    let plan = node.put(vec![Svc(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Http))]);
+    let plan = node.put(vec![Svc(service("s", &["fd00::1"], 80, Protocol::Http))]);
     assert!(problems(&plan)[0].contains("refused while the proxy is gone"), "{plan:?}");
     let entry = node.entry("fd00::1", 80);
     assert_eq!((entry.flags, entry.table_len, entry.fallback_len), (flags::PROXY, 0, 1));
