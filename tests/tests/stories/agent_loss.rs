@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use crate::words::{flows, settled, web};
 
 const KILLS: u32 = 20;
+const SWAPS: u32 = 5;
 const THREADS: u32 = 2;
 /// More endpoint ids than the shop uses.
 const ENDPOINTS: u32 = 40;
@@ -98,6 +99,11 @@ fn twenty_kills_under_load_cost_the_kernel_path_nothing() {
     // The bypass goes where the route sends, not to the parent's own endpoints.
     assert_eq!(proxy.servers.keys().collect::<Vec<_>>(), ["canary-a"], "{proxy:?}");
 
+    for _ in 0..SWAPS {
+        node.stop_agent();
+        node.start_agent();
+        node.wait_ready();
+    }
     live_is_what_ss_shows(node, &client);
 }
 

@@ -1,8 +1,9 @@
 //! The kernel spreads connections by weights: IPv4, IPv6, and IPv4 asked for by an IPv6 socket.
 
 use mesh_tests::{
-    Mesh,
+    Mesh, eventually,
     load::Load,
+    programs::{curl, url},
     resources::{Service, at, mapped, vip4, vip6},
 };
 
@@ -35,7 +36,7 @@ fn a_service_without_endpoints_refuses_at_once() {
     let client = mesh.pod(1, "client").up();
 
     for port in [80, 81] {
-        mesh_tests::eventually("connect() says refused", || {
+        eventually("connect() says refused", || {
             let report = Load::to(at(vip4(2), port)).count(5).run(&client);
             report.errors.get("connect ConnectionRefused") == Some(&5)
         });
@@ -53,4 +54,30 @@ fn ports_of_one_service_are_told_apart() {
 
     settled(&client, at(vip4(3), 1001), &["a"]);
     settled(&client, at(vip4(3), 1002), &["b"]);
+}
+
+#[test]
+fn bytes_and_durations_of_connections_are_counted() {
+    let mesh = Mesh::builder().nodes(2).up();
+    mesh.apply(&Service::vip("web", 1).tcp("tcp", 80).yaml());
+    let (server, _nginx) = web(&mesh, 2, "a", "web", "tcp", 1);
+    std::fs::write(server.work().join("files/some"), vec![b's'; 1_234_567]).unwrap();
+    let client = mesh.pod(1, "client").up();
+    settled(&client, at(vip4(1), 80), &["a"]);
+    let counted = |name: &str, labels: &[(&str, &str)]| {
+        let labels =
+            [&[("destination", "default/web:80"), ("source", "default/client")][..], labels].concat();
+        mesh.node(1).metrics().count(name, &labels)
+    };
+    let closed = counted("mesh_flow_closed_total", &[]);
+    let received = counted("mesh_flow_received_bytes_total", &[]);
+
+    let reply = curl(&client, &["-D", "head", "-o", "got", &url(vip4(1), 80, "/files/some")]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let head = std::fs::read(client.work().join("head")).unwrap().len() as u64;
+    eventually("the end is counted", || counted("mesh_flow_closed_total", &[]) == closed + 1);
+    assert_eq!(counted("mesh_flow_received_bytes_total", &[]) - received, head + 1_234_567);
+    // Records may be lost, but not in this calm.
+    let durations = || counted("mesh_flow_duration_seconds_count", &[("path", "kernel")]);
+    eventually("its duration is in the histogram", || durations() == closed + 1);
 }
