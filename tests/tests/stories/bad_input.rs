@@ -147,8 +147,8 @@ fn a_foreign_program_that_admits_no_other_is_named() {
     let log = two.work().join("foreign.log");
     let words = gives_up(two.netns(), two.agent_cgroup(), "mesh-agent", &two.agent_args(), &log);
     assert!(words.contains("another program") || words.contains("foreign"), "{words}");
-    let left = bpftool(&["cgroup", "show", &two.cgroup().path().to_string_lossy()]);
-    assert_eq!(left.lines().filter(|line| line.contains("mesh_")).count(), 1, "only the foreign one: {left}");
+    // The kernel lets go of a dead process' links a moment later.
+    mesh_tests::eventually("only the foreign program is attached", || two.programs().len() == 1);
 }
 
 #[test]
