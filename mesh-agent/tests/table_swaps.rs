@@ -160,39 +160,47 @@ fn a_million_swaps_under_readers_lead_nobody_astray() {
         kernel.apply(&swap(which, 1, which as u32 * SLOTS, port)).unwrap();
     }
 
-    let (stop, asked, astray) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, served) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (asked, astray) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed = parking_lot::Mutex::new(Vec::new());
-    let took = std::thread::scope(|scope| {
-        let (stop, asked, astray, failed, ns) = (&stop, &asked, &astray, &failed, &ns);
+    let read = |name: u8| {
+        in_netns(ns.as_fd(), || {
+            while !stop.load(Relaxed) {
+                match ask(VIPS[usize::from(name)]) {
+                    Ok(answer) if answer == name => {}
+                    Ok(_) => drop(astray.fetch_add(1, Relaxed)),
+                    Err(error) => failed.lock().push(error.to_string()),
+                }
+                asked.fetch_add(1, Relaxed);
+            }
+            Ok(())
+        })
+    };
+    let took = std::thread::scope(|servers| {
         for (listener, name) in listeners.iter().zip([0u8, 1]) {
-            scope.spawn(move || serve(listener, name, stop));
+            let served = &served;
+            servers.spawn(move || serve(listener, name, served));
         }
-        for name in [0u8, 1] {
-            scope.spawn(move || {
-                in_netns(ns.as_fd(), || {
-                    while !stop.load(Relaxed) {
-                        match ask(VIPS[usize::from(name)]) {
-                            Ok(answer) if answer == name => {}
-                            Ok(_) => drop(astray.fetch_add(1, Relaxed)),
-                            Err(error) => failed.lock().push(error.to_string()),
-                        }
-                        asked.fetch_add(1, Relaxed);
-                    }
-                    // The server waits in accept(); it may have gone already, so nobody waits for its answer.
-                    TcpStream::connect(SocketAddr::new(VIPS[usize::from(name)].parse().unwrap(), 80))
-                        .map(drop)
-                })
-                .unwrap();
-            });
+        let took = std::thread::scope(|readers| {
+            let read = &read;
+            let both = [0, 1].map(|name| readers.spawn(move || read(name)));
+            let begun = Instant::now();
+            let ring = kernel.capacity(maps::ENDPOINTS) / SLOTS;
+            for n in 2..SWAPS + 2 {
+                let which = n as usize % 2;
+                kernel.apply(&swap(which, n, n % ring * SLOTS, ports[which])).unwrap();
+            }
+            let took = begun.elapsed();
+            stop.store(true, Relaxed);
+            both.map(|reader| reader.join().unwrap().unwrap());
+            took
+        });
+        // The servers wait in accept(), each for one more.
+        served.store(true, Relaxed);
+        for listener in &listeners {
+            let at = listener.local_addr().unwrap();
+            in_netns(ns.as_fd(), || TcpStream::connect(at).map(drop)).unwrap();
         }
-        let begun = Instant::now();
-        let ring = kernel.capacity(maps::ENDPOINTS) / SLOTS;
-        for n in 2..SWAPS + 2 {
-            let which = n as usize % 2;
-            kernel.apply(&swap(which, n, n % ring * SLOTS, ports[which])).unwrap();
-        }
-        let took = begun.elapsed();
-        stop.store(true, Relaxed);
         took
     });
     let verdicts = kernel.verdicts().unwrap();
