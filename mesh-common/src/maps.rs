@@ -26,17 +26,17 @@ const fn spec(name: &'static str, key: usize, value: usize, capacity: u32) -> Sp
 /// Workloads of this node, by namespace cookie or cgroup id.
 pub const ENROLLED: Spec = spec("ENROLLED", size_of::<r::EnrolledKey>(), size_of::<r::Enrolled>(), 1024);
 /// Virtual addresses.
-pub const SERVICES: Spec = spec("SERVICES", size_of::<r::ServiceKey>(), size_of::<r::Service>(), 32_768);
+pub const SERVICES: Spec = spec("SERVICES", size_of::<r::ServiceKey>(), size_of::<r::Service>(), 16_384);
 /// Workloads' own addresses.
-pub const WORKLOADS: Spec = spec("WORKLOADS", size_of::<r::WorkloadKey>(), size_of::<r::Workload>(), 131_072);
+pub const WORKLOADS: Spec = spec("WORKLOADS", size_of::<r::WorkloadKey>(), size_of::<r::Workload>(), 65_536);
 /// Slots of alias tables, memory-mapped.
-pub const ENDPOINTS: Spec = spec("ENDPOINTS", 4, size_of::<r::Endpoint>(), 65_536);
+pub const ENDPOINTS: Spec = spec("ENDPOINTS", 4, size_of::<r::Endpoint>(), 32_768);
 /// Counters by endpoint id, memory-mapped.
-pub const LOAD: Spec = spec("LOAD", 4, size_of::<r::Load>(), 65_536);
+pub const LOAD: Spec = spec("LOAD", 4, size_of::<r::Load>(), 32_768);
 /// Counters by service id, memory-mapped.
-pub const SERVICE_LOAD: Spec = spec("SERVICE_LOAD", 4, size_of::<r::Load>(), 16_384);
+pub const SERVICE_LOAD: Spec = spec("SERVICE_LOAD", 4, size_of::<r::Load>(), 8_192);
 /// Who is calling.
-pub const FLOW_SRC: Spec = spec("FLOW_SRC", size_of::<r::FlowKey>(), size_of::<r::FlowSource>(), 65_536);
+pub const FLOW_SRC: Spec = spec("FLOW_SRC", size_of::<r::FlowKey>(), size_of::<r::FlowSource>(), 32_768);
 /// Capture record on a socket.
 pub const CAPTURED: Spec = spec("CAPTURED", 4, size_of::<r::Capture>(), 0);
 /// Capture record between SYN and acceptance.
@@ -52,7 +52,7 @@ pub const FLOW_START: Spec = spec("FLOW_START", 4, size_of::<r::Flow>(), 0);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
 /// Ended flows, a ring.
-pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 1 << 20);
+pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 1 << 19);
 /// Counts by verdict, per CPU.
 pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT);
 /// Word 0: epoch of the snapshot that the maps hold.

@@ -31,14 +31,19 @@ pub fn kind_of(url: &str) -> Option<Kind> {
 /// Decodes a resource; an error names what is wrong.
 pub fn decode(key: &Key, raw: &Raw) -> Result<Resource, String> {
     let bytes = raw.bytes.as_slice();
-    let resource = match key.0 {
+    let mut resource = match key.0 {
         Kind::Mesh => v1::Mesh::decode(bytes).map(Resource::Mesh),
         Kind::Service => v1::Service::decode(bytes).map(Resource::Service),
         Kind::Workload => v1::Workload::decode(bytes).map(Resource::Workload),
         Kind::HttpRoute => v1::HttpRoute::decode(bytes).map(Resource::HttpRoute),
         Kind::TrafficPolicy => v1::TrafficPolicy::decode(bytes).map(Resource::TrafficPolicy),
-    };
-    let resource = resource.map_err(|error| format!("it cannot be decoded: {error}"))?;
+    }
+    .map_err(|error| format!("it cannot be decoded: {error}"))?;
+    if let Resource::Workload(workload) = &mut resource {
+        // A decoded list has room for four, and most workloads serve one service at one address.
+        workload.services.shrink_to_fit();
+        workload.addresses.shrink_to_fit();
+    }
     if *resource.name() != *key.1 {
         return Err(format!("it says that its name is {}", resource.name()));
     }

@@ -7,7 +7,7 @@ mod netns;
 mod ready;
 
 pub use mapped::{Mapped, read_pod};
-pub use memory::trim;
+pub use memory::{limit_arenas, trim};
 pub use netns::{in_netns, netns_cookie};
 pub use ready::watch;
 
