@@ -192,7 +192,9 @@ fn a_million_swaps_under_readers_lead_nobody_astray() {
             }
             let took = begun.elapsed();
             stop.store(true, Relaxed);
-            both.map(|reader| reader.join().unwrap().unwrap());
+            for reader in both {
+                reader.join().unwrap().unwrap();
+            }
             took
         });
         // The servers wait in accept(), each for one more.
