@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::run::{cargo, output, run, say};
+use crate::run::{output, say};
 
 /// Longer files are two files.
 const LINES_MAX: usize = 500;
@@ -205,8 +205,8 @@ fn links(complaints: &mut Vec<String>) -> Result<()> {
 
 /// `docs/metrics.md` is what the agent says about its metrics.
 fn metrics(complaints: &mut Vec<String>) -> Result<()> {
-    crate::ebpf::build()?;
-    run("build mesh-agent", &mut cargo(&["build", "-p", "mesh-agent"]))?;
+    // As the test command builds it: another choice of packages would mean other features, and all anew.
+    crate::test::build(crate::test::Profile::Dev)?;
     let Some(says) = output(Command::new("target/debug/mesh-agent").arg("metrics-doc")) else {
         complaints.push("mesh-agent metrics-doc: fails".to_owned());
         return Ok(());
