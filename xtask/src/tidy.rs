@@ -185,7 +185,7 @@ fn readme(complaints: &mut Vec<String>) {
 /// Links in Markdown lead to files that are there.
 fn links(complaints: &mut Vec<String>) -> Result<()> {
     let mut pages = vec![PathBuf::from("README.md")];
-    for folder in ["docs", "docs/decisions"] {
+    for folder in ["docs", "docs/decisions", "benches"] {
         for entry in fs::read_dir(folder).into_iter().flatten() {
             pages.push(entry?.path());
         }
