@@ -20,7 +20,7 @@ use mesh_common::record::{
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, FLOW_START, SERVICES, WORKLOADS};
-use crate::socket::{add, agent_alive, count, drop_record, put_record, record};
+use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::totals;
 
 const ALLOW: i32 = 1;
@@ -98,22 +98,23 @@ fn connect(call: &Call) -> i32 {
 
 #[inline(always)]
 fn new_flow(me: &Enrolled, call: &Call) -> Flow {
+    let zero = zero();
     Flow {
         peer: call.dst,
         // SAFETY: no arguments.
         start_ns: unsafe { bpf_ktime_get_ns() },
         workload: me.workload,
-        service: 0,
-        endpoint: 0,
-        peer_workload: 0,
-        flags: 0,
-        protocol: 0,
+        service: zero,
+        endpoint: zero,
+        peer_workload: zero,
+        flags: zero,
+        protocol: zero,
         peer_port_be: call.port_be,
         verdict: 0,
         pad: 0,
         identity: me.identity,
-        at_fin_wait2: 0,
-        reserved: 0,
+        at_fin_wait2: zero,
+        reserved: zero,
     }
 }
 
@@ -210,27 +211,25 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
 }
 
 #[inline(always)]
-fn pick(entry: &Service, fallback: bool) -> Option<Endpoint> {
+fn pick(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
     let (first, len) =
         if fallback { (entry.fallback, entry.fallback_len) } else { (entry.table, entry.table_len) };
     // SAFETY: no arguments.
     let (slot, fraction) = decide::draw(unsafe { bpf_get_prandom_u32() }, len);
-    let drawn = read_slot(first + slot)?;
-    if !decide::belongs(&drawn, entry) {
-        return None;
+    let drawn = slot_of(entry, first + slot)?;
+    match decide::aliased(drawn, fraction) {
+        None => Some(drawn),
+        Some(alias) => slot_of(entry, first + alias),
     }
-    let Some(alias) = decide::aliased(&drawn, fraction) else {
-        return Some(drawn);
-    };
-    let other = read_slot(first + alias)?;
-    decide::belongs(&other, entry).then_some(other)
 }
 
+/// A slot, if it is still one of this entry's table. User space never writes a range that an entry points
+/// to, and rests a freed one for a second: what is found to belong stays for the run of the program.
 #[inline(always)]
-fn read_slot(index: u32) -> Option<Endpoint> {
-    let slot = ENDPOINTS.get_ptr(index)?;
-    // SAFETY: a live array; volatile, because user space writes it through its own mapping.
-    Some(unsafe { core::ptr::read_volatile(slot) })
+fn slot_of(entry: &Service, index: u32) -> Option<&'static Endpoint> {
+    // SAFETY: a live array.
+    let slot = unsafe { ENDPOINTS.get_ptr(index)?.as_ref() }?;
+    decide::belongs(slot, entry).then_some(slot)
 }
 
 /// Sends the connection to the agent's listener in this namespace, with a record of where it wanted to go.

@@ -16,7 +16,7 @@ use mesh_common::record::{Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, ro
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC, FLOW_START};
-use crate::socket::{add, count, load, put_record, record};
+use crate::socket::{add, copy_words, count, load, put_record, record, zero};
 use crate::totals;
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -154,21 +154,22 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         return;
     }
     taken(&key, capture.workload);
+    let zero = zero();
     let mut flow = Flow {
         peer: capture.addr,
         start_ns: 0,
-        workload: 0,
-        service: 0,
-        endpoint: 0,
-        peer_workload: 0,
+        workload: zero,
+        service: zero,
+        endpoint: zero,
+        peer_workload: zero,
         flags: flow::SHOW_PEER,
-        protocol: 0,
+        protocol: zero,
         peer_port_be: capture.port_be,
         verdict: 0,
         pad: 0,
-        identity: 0,
-        at_fin_wait2: 0,
-        reserved: 0,
+        identity: zero,
+        at_fin_wait2: zero,
+        reserved: zero,
     };
     if put_record(&FLOW_START, sk, &mut flow).is_none() {
         count(Verdict::RecordFull);
@@ -253,18 +254,22 @@ fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool, last: u32) {
             }
         }
     }
-    let event = FlowEvent {
-        flow: *flow,
-        // SAFETY: no arguments.
-        end_ns: unsafe { bpf_ktime_get_ns() },
-        sent,
-        received,
-        srtt_us: field!(ops, srtt_us) >> 3,
-        retransmits: field!(ops, total_retrans),
-    };
-    if FLOW_EVENTS.output::<FlowEvent>(&event, 0).is_err() {
+    let Some(mut record) = FLOW_EVENTS.reserve::<FlowEvent>(0) else {
         count(Verdict::EventLost);
+        return;
+    };
+    let event = record.as_mut_ptr();
+    let (srtt_us, retransmits) = (field!(ops, srtt_us) >> 3, field!(ops, total_retrans));
+    // SAFETY: room for one event in the ring, ours until it is submitted; every field is written.
+    unsafe {
+        copy_words(&raw mut (*event).flow, flow);
+        (*event).end_ns = bpf_ktime_get_ns();
+        (*event).sent = sent;
+        (*event).received = received;
+        (*event).srtt_us = srtt_us;
+        (*event).retransmits = retransmits;
     }
+    record.submit(0);
 }
 
 /// The two ends, from the one that opened the connection; `passive`: this is the other one.

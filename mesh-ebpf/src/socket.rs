@@ -28,13 +28,34 @@ pub fn put_record<T: Copy, const F: usize>(
     sk: *mut c_void,
     value: &mut T,
 ) -> Option<&'static mut T> {
-    // SAFETY: as in `record`; the initial value is read by the kernel during the call.
-    let slot = unsafe {
-        bpf_sk_storage_get(map.as_ptr(), sk, core::ptr::from_mut(value).cast(), CREATE).cast::<T>().as_mut()
-    }?;
     // A socket that connects a second time still has its first record.
-    *slot = *value;
-    Some(slot)
+    if let Some(old) = record(map, sk) {
+        copy_words(old, value);
+        return Some(old);
+    }
+    // SAFETY: as in `record`; the initial value is read by the kernel during the call.
+    unsafe {
+        bpf_sk_storage_get(map.as_ptr(), sk, core::ptr::from_mut(value).cast(), CREATE).cast::<T>().as_mut()
+    }
+}
+
+/// `*to = *from`, word by word: as an assignment it would be a call of a loop over bytes.
+#[inline(always)]
+pub fn copy_words<T: Copy>(to: *mut T, from: *const T) {
+    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    let mut word = 0;
+    while word < size_of::<T>() / 8 {
+        // SAFETY: inside both values, which are aligned to words; volatile, so that it stays a copy of words.
+        unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
+        word += 1;
+    }
+}
+
+/// A zero that the compiler does not know: neighbouring fields set to it stay stores, and do not become a
+/// call of a loop over bytes.
+#[inline(always)]
+pub fn zero() -> u32 {
+    core::hint::black_box(0)
 }
 
 /// Removes the record from `sk`, if there is one.
