@@ -64,10 +64,14 @@ impl Ground {
         for pod in &bare_servers {
             bulk_file(pod)?;
         }
+        for (number, pod) in (3..).zip(&bare_servers) {
+            mesh.apply(&Service::vip(pod.name(), number).tcp("tcp", 80).yaml());
+            mesh.apply(&endpoint(pod));
+        }
         let client = mesh.pod(1, "client").up();
         let outside = mesh.pod(1, "outside").outside().up();
         let bare = mesh.pod(1, "bare").beside().up();
-        for number in [1, 2] {
+        for number in 1..=4 {
             within(Duration::from_secs(20), "the services answer", || {
                 Load::to(at(vip4(number), 80)).count(20).run(&client).failed() == 0
             });
@@ -78,6 +82,16 @@ impl Ground {
     fn balanced(&self) -> u64 {
         self.mesh.node(1).verdict(Verdict::Balanced)
     }
+}
+
+/// A pod without an agent as an endpoint of the service of its name.
+fn endpoint(pod: &Pod) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: Workload\nmetadata: {{name: {0}, namespace: default}}\nspec:\n\
+         \x20 addresses: [{1}]\n  services: [{{service: {0}, portName: tcp, targetPort: 8080}}]\n",
+        pod.name(),
+        pod.ip()
+    )
 }
 
 fn bulk_file(pod: &Pod) -> Result<()> {
@@ -95,6 +109,9 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
         let vip = at(vip4(number), 80);
         traffic(&ground, options, report, place, [vip, bare])?;
         connects(&ground, options, report, place, [vip, bare])?;
+        // The same server for both: what the caller's side costs alone.
+        let place = format!("{place}, client alone");
+        connects(&ground, options, report, &place, [at(vip4(number + 2), 80), bare])?;
     }
     outsiders(&ground, options, report)?;
     program_time(&ground, report)
