@@ -26,6 +26,11 @@ const STATE_CB: u32 = 10;
 const STATE_CB_FLAG: i32 = 4;
 const AF_INET: u32 = 2;
 const ANY: u64 = 0;
+const NO_WAKEUP: u64 = 1;
+const FORCE_WAKEUP: u64 = 2;
+const AVAIL_DATA: u64 = 0;
+/// Records that wait before the agent is woken: an eighth of the smallest ring.
+const WAKE_BYTES: u64 = 1 << 16;
 
 macro_rules! field {
     ($ops:expr, $($f:tt)+) => {
@@ -269,7 +274,9 @@ fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool, last: u32) {
         (*event).srtt_us = srtt_us;
         (*event).retransmits = retransmits;
     }
-    record.submit(0);
+    // Waking the agent for each record would cost more than the record: it comes by itself every while.
+    let filled = FLOW_EVENTS.query(AVAIL_DATA);
+    record.submit(if filled >= WAKE_BYTES { FORCE_WAKEUP } else { NO_WAKEUP });
 }
 
 /// The two ends, from the one that opened the connection; `passive`: this is the other one.

@@ -1,6 +1,7 @@
 //! Ended flows from the ring, in batches.
 
 use std::io;
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use mesh_common::record::FlowEvent;
@@ -8,6 +9,9 @@ use tokio::io::unix::AsyncFd;
 
 /// How many records one batch holds at most: what is left stays in the ring.
 const BATCH: usize = 1024;
+
+/// How long records wait at most.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The reading end of `FLOW_EVENTS`. One at a time: two would share the records out.
 pub struct Events {
@@ -20,23 +24,31 @@ impl Events {
         Ok(Self { ring: crate::sys::watch(ring, tokio::io::Interest::READABLE)? })
     }
 
-    /// Waits for records and appends up to 1024 of them to `out`.
+    /// Waits for records and appends up to 1024 of them to `out`. The programs wake nobody before the ring is
+    /// a good part full, so this looks by itself every [`LOOK`] as well; `out` may stay empty.
     pub async fn next_batch(&mut self, out: &mut Vec<FlowEvent>) -> io::Result<()> {
-        let mut ready = self.ring.readable_mut().await?;
-        let ring = ready.get_inner_mut();
-        let mut taken = 0;
-        while taken < BATCH {
-            let Some(item) = ring.next() else { break };
-            if let Some(event) = decode(&item) {
-                out.push(event);
+        match tokio::time::timeout(LOOK, self.ring.readable_mut()).await {
+            Ok(ready) => {
+                let mut ready = ready?;
+                if drain(ready.get_inner_mut(), out) < BATCH {
+                    ready.clear_ready();
+                }
             }
-            taken += 1;
-        }
-        if taken < BATCH {
-            ready.clear_ready();
+            Err(_) => drop(drain(self.ring.get_mut(), out)),
         }
         Ok(())
     }
+}
+
+/// Moves up to [`BATCH`] records to `out`; how many.
+fn drain(ring: &mut RingBuf<MapData>, out: &mut Vec<FlowEvent>) -> usize {
+    let mut taken = 0;
+    while taken < BATCH {
+        let Some(item) = ring.next() else { break };
+        out.extend(decode(&item));
+        taken += 1;
+    }
+    taken
 }
 
 /// A record of the ring; `None` where it has another size (no program of this ABI writes such).
