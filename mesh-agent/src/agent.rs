@@ -30,6 +30,8 @@ use crate::{cgroups, session};
 
 /// Most workers that are started unasked.
 const WORKERS_MAX: usize = 16;
+/// How long the start waits for a first configuration.
+const FIRST_CONFIGURATION: Duration = Duration::from_secs(3);
 /// Threads for everything but requests.
 const CONTROL_THREADS: usize = 2;
 
@@ -111,14 +113,15 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     let enrolments = Enrolments::new(settings, Box::new(data), config.clone(), session_handle);
     let (restored, is_restored) = tokio::sync::oneshot::channel();
     tokio::spawn(session.run(is_restored));
+    let xds = Arc::new(xds::XdsStats::default());
+    let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
+    tokio::spawn(client.run());
+    first_configuration(&config).await;
     enrolments.restore().await;
     config.begin().await;
     drop(restored);
 
-    let xds = Arc::new(xds::XdsStats::default());
-    let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
     tokio::spawn(enrolments.clone().follow(verdicts));
-    tokio::spawn(client.run());
     let admin = Admin {
         node: args.node.clone(),
         enrolments: enrolments.clone(),
@@ -141,6 +144,19 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     proxy.drain(Duration::from_secs(args.drain_seconds)).await;
     config.save().await;
     Ok(())
+}
+
+/// Waits for something to serve: an agent without a snapshot on disk that takes its listeners at once would
+/// refuse what the kernel path still carries. Not for ever: the control plane may be away.
+async fn first_configuration(config: &config::Handle) {
+    let served = async {
+        while !config.served() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(FIRST_CONFIGURATION, served).await.is_err() {
+        tracing::warn!("no configuration on disk, and none from the control plane yet: serving without");
+    }
 }
 
 fn default_workers() -> usize {

@@ -160,7 +160,12 @@ impl<'s> Intents<'s> {
                 && old.lease.as_ref() == Some(lease)
             {
                 let revision = self.store.revision()?;
-                return Ok(Written { resource: old.resource.clone(), created: false, changed: false, revision });
+                return Ok(Written {
+                    resource: old.resource.clone(),
+                    created: false,
+                    changed: false,
+                    revision,
+                });
             }
             let record = Record { owner: author.owner.clone(), resource: new, lease: Some(lease.clone()) };
             let txn = Txn::default()
