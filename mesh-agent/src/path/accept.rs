@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use mesh_common::decide::HEARTBEAT_NS;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -20,11 +21,14 @@ use super::member::{Admitted, Member};
 use super::stats::{Direction, one};
 use super::transport::Stream;
 use super::worker::Worker;
+use crate::sys::monotonic_ns;
 
 /// Connections accepted of one listener before other tasks run.
 const SHARE: usize = 16;
 /// How many more connections than the least busy worker a home keeps.
 const AHEAD: u64 = 2;
+/// Heartbeats that a worker may miss and still be given connections.
+const MISSED: u64 = 3;
 /// Pause after an `accept` that failed, mostly for lack of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -135,10 +139,18 @@ fn place(worker: &Rc<Worker>, member: &Arc<Member>, socket: TcpStream, direction
     }
 }
 
-/// The least busy colleague, if this worker (the new connection included) is ahead of it.
+/// The least busy colleague, if this worker (the new connection included) is ahead of it. A colleague that has
+/// missed its heartbeats is busy with something that may never end: it gets nothing, however little it has.
 fn less_busy(worker: &Worker) -> Option<usize> {
-    let open = |i: usize| worker.common.seats[i].shared.counters.open.load(Relaxed);
-    let least = (0..worker.common.seats.len()).min_by_key(|&i| open(i))?;
+    let seats = &worker.common.seats;
+    let open = |i: usize| seats[i].shared.counters.open.load(Relaxed);
+    let least = (0..seats.len()).min_by_key(|&i| open(i))?;
+    if open(worker.index as usize) < open(least) + AHEAD {
+        return None;
+    }
+    let now = monotonic_ns();
+    let prompt = |i: usize| now.saturating_sub(seats[i].shared.beat_ns.load(Relaxed)) < MISSED * HEARTBEAT_NS;
+    let least = (0..seats.len()).filter(|&i| prompt(i)).min_by_key(|&i| open(i))?;
     (open(worker.index as usize) >= open(least) + AHEAD).then_some(least)
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
@@ -35,6 +35,7 @@ use super::sockets::Sockets;
 use super::stats::{Counters, Requests};
 use super::transport::Plain;
 use super::{Limits, intercept};
+use crate::sys::monotonic_ns;
 
 /// Commands that may wait for a worker.
 pub const COMMANDS: usize = 1024;
@@ -60,6 +61,8 @@ pub struct Shared {
     pub counters: Counters,
     /// Requests.
     pub requests: Requests,
+    /// `CLOCK_MONOTONIC` nanoseconds of its last heartbeat.
+    pub beat_ns: AtomicU64,
 }
 
 /// A worker as its colleagues and the [`super::Proxy`] see it.
@@ -247,6 +250,7 @@ async fn beat(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.sockets.beat(worker.index);
+        worker.shared.beat_ns.store(monotonic_ns(), Relaxed);
         worker.clock.tick(Instant::now());
         let now = worker.clock.now();
         if now >= looked + LOOK_MS {
