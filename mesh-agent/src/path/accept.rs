@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use mesh_common::decide::HEARTBEAT_NS;
+use mesh_common::decide::alive;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -27,8 +27,6 @@ use crate::sys::monotonic_ns;
 const SHARE: usize = 16;
 /// How many more connections than the least busy worker a home keeps.
 const AHEAD: u64 = 2;
-/// Heartbeats that a worker may miss and still be given connections.
-const MISSED: u64 = 3;
 /// Pause after an `accept` that failed, mostly for lack of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -139,8 +137,8 @@ fn place(worker: &Rc<Worker>, member: &Arc<Member>, socket: TcpStream, direction
     }
 }
 
-/// The least busy colleague, if this worker (the new connection included) is ahead of it. A colleague that has
-/// missed its heartbeats is busy with something that may never end: it gets nothing, however little it has.
+/// The least busy colleague, if this worker (the new connection included) is ahead of it. A colleague that
+/// hangs, by the kernel's own rule, gets nothing, however little it has.
 fn less_busy(worker: &Worker) -> Option<usize> {
     let seats = &worker.common.seats;
     let open = |i: usize| seats[i].shared.counters.open.load(Relaxed);
@@ -149,8 +147,8 @@ fn less_busy(worker: &Worker) -> Option<usize> {
         return None;
     }
     let now = monotonic_ns();
-    let prompt = |i: usize| now.saturating_sub(seats[i].shared.beat_ns.load(Relaxed)) < MISSED * HEARTBEAT_NS;
-    let least = (0..seats.len()).filter(|&i| prompt(i)).min_by_key(|&i| open(i))?;
+    let lives = |i: usize| alive(seats[i].shared.beat_ns.load(Relaxed), now);
+    let least = (0..seats.len()).filter(|&i| lives(i)).min_by_key(|&i| open(i))?;
     (open(worker.index as usize) >= open(least) + AHEAD).then_some(least)
 }
 
