@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use super::member::Member;
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets};
+use crate::sys::monotonic_ns;
 
 /// A workload that the proxy is to serve, with its listeners (made in its network namespace).
 #[derive(Debug)]
@@ -97,7 +99,9 @@ impl Proxy {
         for _ in 0..workers {
             let (command, commands_in) = mpsc::channel(COMMANDS);
             let (jobs, jobs_in) = mpsc::channel(HANDED);
-            seats.push(Seat { jobs, shared: Arc::new(Shared::default()) });
+            // As if it had beaten: until its thread runs, what it is given waits for it.
+            let shared = Shared { beat_ns: AtomicU64::new(monotonic_ns()), ..Shared::default() };
+            seats.push(Seat { jobs, shared: Arc::new(shared) });
             commands.push(command);
             inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
         }

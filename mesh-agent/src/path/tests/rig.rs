@@ -234,7 +234,12 @@ pub fn ok(body: &str) -> String {
 
 /// An address where nobody listens.
 pub fn nobody() -> SocketAddr {
-    listener().local_addr().unwrap()
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Bound as long as the process lives, and never listening: no other test is given the port.
+    std::mem::forget(socket);
+    address
 }
 
 /// One end of a connection, for tests: blocking, with a time limit.
