@@ -400,6 +400,20 @@ pub struct Totals {
 }
 const _: () = assert!(size_of::<Totals>() == 48);
 
+/// Counters of several CPUs, or of several keys, are added up.
+impl core::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        // Taken apart, so that a counter that is added here is not forgotten.
+        let Self { opened, closed, failed, refused, sent, received } = other;
+        self.opened += opened;
+        self.closed += closed;
+        self.failed += failed;
+        self.refused += refused;
+        self.sent += sent;
+        self.received += received;
+    }
+}
+
 /// A record of `FLOW_EVENTS`: a connection that has ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

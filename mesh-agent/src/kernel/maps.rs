@@ -243,12 +243,7 @@ impl Kernel {
             let key = key.map_err(|e| KernelError::new("map FLOW_TOTALS, walk", e))?;
             let mut sum = Totals::default();
             for t in totals.get(&key, 0).map_err(|e| KernelError::new("map FLOW_TOTALS, read", e))?.iter() {
-                sum.opened += t.opened;
-                sum.closed += t.closed;
-                sum.failed += t.failed;
-                sum.refused += t.refused;
-                sum.sent += t.sent;
-                sum.received += t.received;
+                sum += *t;
             }
             out.push((key, sum));
         }

@@ -148,13 +148,7 @@ pub fn totals(all: &[(TotalsKey, Totals)], names: &Names, snapshot: &Snapshot) -
     for (key, t) in all {
         let from = source(names, snapshot, key.kind, key.source);
         let to = destination(names, snapshot, key.kind, key.dest);
-        let sum = sums.entry((from, to, key.protocol, key.verdict)).or_default();
-        sum.opened += t.opened;
-        sum.closed += t.closed;
-        sum.failed += t.failed;
-        sum.refused += t.refused;
-        sum.sent += t.sent;
-        sum.received += t.received;
+        *sums.entry((from, to, key.protocol, key.verdict)).or_default() += *t;
     }
     let read: [(&'static m::Metric, Field); 6] = [
         (&m::FLOW_OPENED, |t| t.opened),
