@@ -77,7 +77,7 @@ fn enrol(kernel: &Kernel, cookie: u64) {
         addr6: UNSPECIFIED,
         workload: 1,
         identity: 1,
-        mesh_ns: 1,
+        scope: 0,
         policy_set: 0,
         listener_slot: 0,
         heartbeat_slot: 0,

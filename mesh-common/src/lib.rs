@@ -15,6 +15,7 @@
 
 pub mod addr;
 pub mod decide;
+pub mod flows;
 pub mod maps;
 #[cfg(feature = "pod")]
 mod pod;

@@ -47,8 +47,10 @@ pub const BUDGET: Spec = spec("BUDGET", 4, 8, 4096);
 pub const LISTENERS: Spec = spec("LISTENERS", 4, 8, 4096);
 /// A word per worker, memory-mapped.
 pub const HEARTBEAT: Spec = spec("HEARTBEAT", 4, 8, 512);
-/// A socket's flow.
-pub const FLOW_START: Spec = spec("FLOW_START", 4, size_of::<r::Flow>(), 0);
+/// Flows under way, by the low bits of their socket's cookie (see [`crate::flows`]). Not to be resized.
+pub const FLOWS: Spec = spec("FLOWS", 4, size_of::<r::Flow>(), 16_384);
+/// Flows whose home was taken, by socket cookie.
+pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 65_536);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
 /// Ended flows, a ring.
@@ -59,7 +61,7 @@ pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT
 pub const EPOCH: Spec = spec("EPOCH", 4, 8, 1);
 
 /// All of them.
-pub const ALL: [Spec; 17] = [
+pub const ALL: [Spec; 18] = [
     ENROLLED,
     SERVICES,
     WORKLOADS,
@@ -72,7 +74,8 @@ pub const ALL: [Spec; 17] = [
     BUDGET,
     LISTENERS,
     HEARTBEAT,
-    FLOW_START,
+    FLOWS,
+    FLOWS_ABROAD,
     FLOW_TOTALS,
     FLOW_EVENTS,
     VERDICTS,

@@ -33,8 +33,9 @@ pub struct Enrolled {
     pub workload: u32,
     /// Node-local identity id.
     pub identity: u32,
-    /// Node-local id of the workload's mesh namespace: the scope that is looked up first.
-    pub mesh_ns: u32,
+    /// The scope that is looked up first: node-local id of the workload's mesh namespace; 0: no service is
+    /// scoped to it.
+    pub scope: u32,
     /// Policy set of the workload; 0: none.
     pub policy_set: u32,
     /// Slot of the IPv4 outbound listener in `LISTENERS`; IPv6 and inbound follow, see [`listener`].
@@ -112,6 +113,8 @@ pub mod flags {
     pub const LOCAL: u32 = 4;
     /// Inbound connections of this port need the proxy.
     pub const INBOUND_PROXY: u32 = 8;
+    /// The workload lives on this node and this port of it asks who is calling: leave a flow source.
+    pub const ASKS: u32 = 16;
 }
 
 /// Application protocols as small numbers, for labels.
@@ -272,12 +275,17 @@ pub struct Capture {
     pub endpoint: u32,
     /// What this record is: [`role`].
     pub role: u32,
+    /// Identity of the source; on the agent's own sockets only.
+    pub identity: u32,
     /// Original destination port; for [`role::DIAL`] the real client's.
     pub port_be: u16,
-    /// 0.
-    pub pad: [u16; 3],
+    /// 1: the destination of this leg lives on this node.
+    pub local: u16,
 }
 const _: () = assert!(size_of::<Capture>() == 48);
+
+/// Word of `BUDGET` that no workload has: how many records of dials wait on this node.
+pub const BUDGET_DIALS: u32 = 0;
 
 /// What a [`Capture`] on a socket says.
 pub mod role {
@@ -298,11 +306,13 @@ pub mod role {
     pub const LOST: u32 = 7;
 }
 
-/// Value of `FLOW_START`: what is known of a socket while it lives. This layout only grows: it holds the
-/// "+1" of `LOAD`.
+/// Value of `FLOWS`: what is known of a connection while it lives. This layout only grows: it holds the "+1"
+/// of `LOAD`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
+    /// Who lives in this slot, see [`crate::flows`].
+    pub home: u64,
     /// What `getpeername` shows where [`flow::SHOW_PEER`] is set.
     pub peer: Addr,
     /// `CLOCK_MONOTONIC` nanoseconds of `connect()`.
@@ -317,20 +327,16 @@ pub struct Flow {
     pub peer_workload: u32,
     /// [`flow`].
     pub flags: u32,
-    /// Application protocol ([`app`]).
-    pub protocol: u32,
-    /// Port of `peer`.
-    pub peer_port_be: u16,
-    /// [`crate::verdict::Verdict`].
-    pub verdict: u8,
-    /// 0.
-    pub pad: u8,
     /// Identity of the source.
     pub identity: u32,
     /// Low word of `bytes_received` when the socket entered FIN_WAIT2; see [`crate::decide::received`].
     pub at_fin_wait2: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Port of `peer`.
+    pub peer_port_be: u16,
+    /// [`crate::verdict::Verdict`].
+    pub verdict: u8,
+    /// Application protocol ([`app`]).
+    pub protocol: u8,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
 
@@ -344,14 +350,16 @@ pub mod flow {
     pub const ESTABLISHED: u32 = 4;
     /// Opened by the agent: counts in `LOAD` alone.
     pub const LEG: u32 = 8;
-    /// The destination lives on this node: put a flow source.
-    pub const LOCAL: u32 = 16;
+    /// The destination lives on this node and asks who is calling: put a flow source.
+    pub const PROVE: u32 = 16;
     /// A flow source was put.
     pub const SOURCED: u32 = 32;
     /// A capture record waits in `CAPTURE_SYN`; `BUDGET` holds one for it.
     pub const PENDING: u32 = 64;
     /// Goes to the agent's listener.
     pub const CAPTURED: u32 = 128;
+    /// Its SYN has left, or it was accepted: its end will be seen.
+    pub const BEGUN: u32 = 256;
 }
 
 /// Key of `FLOW_TOTALS`.

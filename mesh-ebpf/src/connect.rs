@@ -1,7 +1,7 @@
 //! `connect()` of an enrolled workload: which endpoint, or the agent, or a refusal.
 //!
 //! look up: own namespace → enrolled? → service by address and port, else workload by address → way →
-//! rewrite the destination, put the flow's record on the socket.
+//! rewrite the destination, note the flow by the socket's cookie.
 //!
 //! Every path ends in [`finish`], the one table from verdict to fate.
 
@@ -19,7 +19,8 @@ use mesh_common::record::{
 };
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, FLOW_START, SERVICES, WORKLOADS};
+use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
+use crate::flows;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::totals;
 
@@ -86,20 +87,35 @@ fn connect(call: &Call) -> i32 {
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
         return ALLOW;
     }
-    if let Some(own) = record(&CAPTURED, sk.cast())
-        && (own.role == role::LEG || own.role == role::DIAL)
-    {
-        return ALLOW;
-    }
+    let own = record(&CAPTURED, sk.cast());
     let mut flow = new_flow(me, call);
+    if let Some(own) = own {
+        if own.role == role::LEG || own.role == role::DIAL {
+            leg(own, &mut flow);
+            return note(call, &flow);
+        }
+        // Left over where the same socket was captured at an earlier attempt.
+        drop_record(&CAPTURED, sk.cast());
+    }
     let verdict = decide_and_rewrite(call, me, &mut flow);
-    finish(sk.cast(), &mut flow, verdict)
+    finish(call, &mut flow, verdict)
+}
+
+/// The agent's own connection: counts for its endpoint, as nothing else.
+#[inline(always)]
+fn leg(own: &Capture, flow: &mut Flow) {
+    flow.workload = own.workload;
+    flow.identity = own.identity;
+    flow.service = own.service;
+    flow.endpoint = own.endpoint;
+    flow.flags = flow::LEG | if own.local != 0 { flow::PROVE } else { 0 };
 }
 
 #[inline(always)]
 fn new_flow(me: &Enrolled, call: &Call) -> Flow {
     let zero = zero();
     Flow {
+        home: 0,
         peer: call.dst,
         // SAFETY: no arguments.
         start_ns: unsafe { bpf_ktime_get_ns() },
@@ -108,21 +124,19 @@ fn new_flow(me: &Enrolled, call: &Call) -> Flow {
         endpoint: zero,
         peer_workload: zero,
         flags: zero,
-        protocol: zero,
-        peer_port_be: call.port_be,
-        verdict: 0,
-        pad: 0,
         identity: me.identity,
         at_fin_wait2: zero,
-        reserved: zero,
+        peer_port_be: call.port_be,
+        verdict: 0,
+        protocol: 0,
     }
 }
 
 #[inline(always)]
 fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
-    if let Some(entry) = find_service(call, me.mesh_ns) {
+    if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
-        flow.protocol = entry.protocol;
+        flow.protocol = entry.protocol as u8;
         return match decide::way(
             entry.flags,
             entry.table_len,
@@ -139,10 +153,8 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         flow.service = peer.service;
         flow.endpoint = peer.endpoint;
         flow.peer_workload = peer.workload;
-        flow.protocol = peer.protocol;
-        if peer.flags & flags::LOCAL != 0 {
-            flow.flags |= flow::LOCAL;
-        }
+        flow.protocol = peer.protocol as u8;
+        flow.flags |= proof(peer.flags);
         return match decide::way_direct(peer.flags, alive(call, me, peer.flags)) {
             Way::Kernel => Verdict::Direct,
             Way::Bypass => Verdict::Bypassed,
@@ -151,6 +163,12 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         };
     }
     Verdict::Outside
+}
+
+/// Does the destination want to know who is calling?
+#[inline(always)]
+fn proof(entry_flags: u32) -> u32 {
+    if entry_flags & flags::ASKS != 0 { flow::PROVE } else { 0 }
 }
 
 /// Asked only where the answer matters: it costs a socket look-up and a clock.
@@ -162,14 +180,15 @@ fn alive(call: &Call, me: &Enrolled, entry_flags: u32) -> bool {
 }
 
 #[inline(always)]
-fn find_service(call: &Call, mesh_ns: u32) -> Option<Service> {
-    let mut key =
-        ServiceKey { addr: call.dst, scope: mesh_ns, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
-    // SAFETY: copied out; slots are checked against the copy's generation.
-    if let Some(entry) = unsafe { SERVICES.get(&key) } {
-        return Some(*entry);
+fn find_service(call: &Call, scope: u32) -> Option<Service> {
+    let mut key = ServiceKey { addr: call.dst, scope, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
+    if scope != 0 {
+        // SAFETY: copied out; slots are checked against the copy's generation.
+        if let Some(entry) = unsafe { SERVICES.get(&key) } {
+            return Some(*entry);
+        }
+        key.scope = 0;
     }
-    key.scope = 0;
     // SAFETY: as above.
     unsafe { SERVICES.get(&key) }.copied()
 }
@@ -192,7 +211,7 @@ fn find_workload(call: &Call) -> Option<Workload> {
 fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
     let picked = match pick(entry, fallback) {
         Some(picked) => Some(picked),
-        None => match find_service(call, me.mesh_ns) {
+        None => match find_service(call, me.scope) {
             Some(again) if again.table_len != 0 || again.fallback_len != 0 => pick(&again, fallback),
             _ => return Verdict::NoEndpoint,
         },
@@ -202,10 +221,7 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
     };
     flow.endpoint = endpoint.endpoint;
     flow.peer_workload = endpoint.workload;
-    flow.flags |= flow::SHOW_PEER;
-    if endpoint.flags & flags::LOCAL != 0 {
-        flow.flags |= flow::LOCAL;
-    }
+    flow.flags |= flow::SHOW_PEER | proof(endpoint.flags);
     redirect(call, &endpoint.addr, endpoint.port_be);
     if fallback { Verdict::Bypassed } else { Verdict::Balanced }
 }
@@ -249,8 +265,9 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         service: flow.service,
         endpoint: flow.endpoint,
         role: role::CLIENT,
+        identity: me.identity,
         port_be: call.port_be,
-        pad: [0; 3],
+        local: 0,
     };
     // SAFETY: the context is valid and `sk` was checked by the caller.
     let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };
@@ -261,7 +278,7 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
     flow.flags |= flow::SHOW_PEER | flow::CAPTURED;
     // The client's connection to the agent is not load of any endpoint; the agent's own leg is.
     flow.endpoint = 0;
-    flow.flags &= !flow::LOCAL;
+    flow.flags &= !flow::PROVE;
     if !call.v6 || addr::is_v4(&call.dst) {
         redirect(call, &addr::LOOPBACK4, me.port4_be);
     } else {
@@ -335,7 +352,7 @@ pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
 
 /// Counts the verdict and turns it into what `connect()` does.
 #[inline(always)]
-fn finish(sk: *mut core::ffi::c_void, flow: &mut Flow, verdict: Verdict) -> i32 {
+fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
     flow.verdict = verdict as u8;
     count(verdict);
     if let Some(errno) = verdict.errno() {
@@ -347,11 +364,13 @@ fn finish(sk: *mut core::ffi::c_void, flow: &mut Flow, verdict: Verdict) -> i32 
         unsafe { bpf_set_retval(-errno) };
         return DENY;
     }
-    if verdict != Verdict::Captured {
-        // Left over where the same socket was captured at an earlier attempt.
-        drop_record(&CAPTURED, sk);
-    }
-    if put_record(&FLOW_START, sk, flow).is_none() {
+    note(call, flow)
+}
+
+/// Lets the connection go, known by its socket from now on.
+#[inline(always)]
+fn note(call: &Call, flow: &Flow) -> i32 {
+    if !flows::note(flows::cookie(call.ctx.cast()), flow) {
         // Still balanced, but nobody counts it and getpeername() shows the endpoint: say so.
         count(Verdict::RecordFull);
     }

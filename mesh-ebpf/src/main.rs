@@ -4,7 +4,9 @@
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
 //! - [`names`]: what `getpeername()` and `accept()` show.
 //! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
+//! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
+//! - [`flows`]: what is known of a connection while it lives.
 //! - [`maps`], [`socket`], [`totals`]: what they share.
 //!
 //! Invariants: no L7, no policy language, no loop without a constant bound; every refusal has an errno and
@@ -16,8 +18,10 @@
 #![allow(internal_features)]
 
 mod connect;
+mod flows;
 mod maps;
 mod names;
+mod release;
 mod sk_lookup;
 mod sock_ops;
 mod socket;

@@ -43,6 +43,12 @@ pub static FLOW_TOTALS: PerCpuHashMap<TotalsKey, Totals> =
     PerCpuHashMap::with_max_entries(m::FLOW_TOTALS.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(m::FLOW_EVENTS.capacity, 0);
+/// Memory-mapped, so that a slot is a cache line: other arrays begin in the middle of one.
+#[map]
+pub static FLOWS: Array<Flow> = Array::with_max_entries(m::FLOWS.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static FLOWS_ABROAD: HashMap<u64, Flow> =
+    HashMap::with_max_entries(m::FLOWS_ABROAD.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
 #[map]
@@ -87,5 +93,3 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
 /// Accepted sockets inherit the record of the agent's listener: that is how they are known.
 #[btf_map]
 pub static CAPTURED: SkStorage<Capture, { NO_PREALLOC | CLONE }> = SkStorage::new();
-#[btf_map]
-pub static FLOW_START: SkStorage<Flow, NO_PREALLOC> = SkStorage::new();

@@ -7,8 +7,7 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr;
 use mesh_common::record::{Flow, flow};
 
-use crate::maps::FLOW_START;
-use crate::socket::record;
+use crate::flows;
 
 const ALLOW: i32 = 1;
 
@@ -36,11 +35,6 @@ pub fn mesh_peer6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn shown(ctx: *mut bpf_sock_addr) -> Option<&'static Flow> {
-    // SAFETY: the context is valid; the hooks are called with a socket.
-    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
-    if sk.is_null() {
-        return None;
-    }
-    let flow = record(&FLOW_START, sk.cast())?;
+    let flow = flows::find(flows::cookie(ctx.cast()))?;
     (flow.flags & flow::SHOW_PEER != 0).then_some(flow)
 }

@@ -12,11 +12,12 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, tcp};
-use mesh_common::record::{Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
+use mesh_common::record::{BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC, FLOW_START};
-use crate::socket::{add, copy_words, count, load, put_record, record, zero};
+use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
+use crate::flows;
+use crate::socket::{add, copy_words, count, load, record, zero};
 use crate::totals;
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -53,20 +54,19 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     match op {
         TCP_CONNECT_CB => begun(ops, sk),
-        ACTIVE_ESTABLISHED_CB => established(sk),
+        ACTIVE_ESTABLISHED_CB => established(ops),
         PASSIVE_ESTABLISHED_CB => accepted(ops, sk),
-        _ => state_changed(ops, sk),
+        _ => state_changed(ops),
     }
     1
 }
 
 #[inline(always)]
 fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
-    let Some(flow) = record(&FLOW_START, sk) else {
+    let Some(flow) = flows::find(flows::cookie(ops.cast())) else {
         return;
     };
-    // Events of one connection never run at once: the socket is locked.
-    flow.flags &= !(flow::ESTABLISHED | flow::PENDING | flow::SOURCED | flow::COUNTED);
+    flow.flags |= flow::BEGUN;
     let leg = flow.flags & flow::LEG != 0;
     if flow.endpoint != 0 {
         flow.flags |= flow::COUNTED;
@@ -78,7 +78,7 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
             }
         });
     }
-    if flow.flags & flow::LOCAL != 0 {
+    if flow.flags & flow::PROVE != 0 {
         let value =
             FlowSource { workload: flow.workload, identity: flow.identity, authorised: u32::from(leg) };
         if FLOW_SRC.insert(&ends(ops, false), &value, ANY).is_ok() {
@@ -113,14 +113,34 @@ fn hand_over(ops: *mut bpf_sock_ops, sk: *mut c_void, flow: &mut Flow) {
     if capture.role == role::DIAL {
         capture.role = role::DIALLED;
     }
-    if let Some(pending) = BUDGET.get_ptr_mut(value.workload) {
-        add(pending, 1);
+    waits(value.workload, value.role == role::DIAL, 1);
+}
+
+/// Counts a record that waits, for its workload and, if it is a dial's, for the node; `u64::MAX`: one less.
+#[inline(always)]
+fn waits(workload: u32, dial: bool, n: u64) {
+    if let Some(pending) = BUDGET.get_ptr_mut(workload) {
+        add(pending, n);
+    }
+    if dial && let Some(dials) = BUDGET.get_ptr_mut(BUDGET_DIALS) {
+        add(dials, n);
     }
 }
 
+/// Does any record of a dial wait on this node? Without one an accepted connection needs no look-up.
 #[inline(always)]
-fn established(sk: *mut c_void) {
-    let Some(flow) = record(&FLOW_START, sk) else {
+fn dials() -> bool {
+    // SAFETY: an aligned word of a live array.
+    BUDGET.get_ptr(BUDGET_DIALS).is_some_and(|n| unsafe { core::ptr::read_volatile(n) } != 0)
+}
+
+#[inline(always)]
+fn established(ops: *mut bpf_sock_ops) {
+    // Set in `begun`, on tracked sockets alone.
+    if field!(ops, bpf_sock_ops_cb_flags) & STATE_CB_FLAG as u32 == 0 {
+        return;
+    }
+    let Some(flow) = flows::find(flows::cookie(ops.cast())) else {
         return;
     };
     flow.flags |= flow::ESTABLISHED;
@@ -136,17 +156,21 @@ fn established(sk: *mut c_void) {
 /// the agent dialled (a record waits for it), or by anybody else (nothing waits).
 #[inline(always)]
 fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
+    let own = record(&CAPTURED, sk);
+    if own.is_none() && !dials() {
+        return;
+    }
     let key = syn_key(ops, true);
     // SAFETY: copied out before it is removed.
     let waiting = unsafe { CAPTURE_SYN.get(&key) }.copied();
-    if let Some(own) = record(&CAPTURED, sk)
+    if let Some(own) = own
         && own.role == role::LISTENER
     {
         match waiting {
             Some(mut capture) => {
                 capture.role = role::ACCEPTED;
                 *own = capture;
-                taken(&key, capture.workload);
+                taken(&key, capture.workload, false);
             }
             None => own.role = role::LOST,
         }
@@ -158,41 +182,42 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     if capture.role != role::DIAL {
         return;
     }
-    taken(&key, capture.workload);
+    taken(&key, capture.workload, true);
     let zero = zero();
-    let mut flow = Flow {
+    let flow = Flow {
+        home: 0,
         peer: capture.addr,
         start_ns: 0,
         workload: zero,
         service: zero,
         endpoint: zero,
         peer_workload: zero,
-        flags: flow::SHOW_PEER,
-        protocol: zero,
-        peer_port_be: capture.port_be,
-        verdict: 0,
-        pad: 0,
+        flags: flow::SHOW_PEER | flow::BEGUN,
         identity: zero,
         at_fin_wait2: zero,
-        reserved: zero,
+        peer_port_be: capture.port_be,
+        verdict: 0,
+        protocol: 0,
     };
-    if put_record(&FLOW_START, sk, &mut flow).is_none() {
+    if !flows::note(flows::cookie(ops.cast()), &flow) {
         count(Verdict::RecordFull);
+        return;
     }
+    // SAFETY: a valid context.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
 }
+
 
 /// Removes a waiting record. Whoever removes it gives the budget back: exactly one does.
 #[inline(always)]
-fn taken(key: &SynKey, workload: u32) {
-    if CAPTURE_SYN.remove(key).is_ok()
-        && let Some(pending) = BUDGET.get_ptr_mut(workload)
-    {
-        add(pending, u64::MAX);
+fn taken(key: &SynKey, workload: u32, dial: bool) {
+    if CAPTURE_SYN.remove(key).is_ok() {
+        waits(workload, dial, u64::MAX);
     }
 }
 
 #[inline(always)]
-fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
+fn state_changed(ops: *mut bpf_sock_ops) {
     // SAFETY: a valid context; for this operation the arguments are the old state and the new one.
     let (old, new) = unsafe {
         (
@@ -203,7 +228,8 @@ fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     if new != tcp::CLOSE && new != tcp::FIN_WAIT2 {
         return;
     }
-    let Some(flow) = record(&FLOW_START, sk) else {
+    let cookie = flows::cookie(ops.cast());
+    let Some(flow) = flows::find(cookie) else {
         return;
     };
     if new == tcp::FIN_WAIT2 {
@@ -228,12 +254,13 @@ fn state_changed(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         let _ = FLOW_SRC.remove(&ends(ops, false));
     }
     if flow.flags & flow::PENDING != 0 {
-        taken(&syn_key(ops, false), flow.workload);
+        taken(&syn_key(ops, false), flow.workload, flow.flags & flow::LEG != 0);
     }
-    flow.flags &= !(flow::COUNTED | flow::SOURCED | flow::PENDING);
-    if flow.flags & flow::LEG == 0 {
+    // The agent's legs count in `LOAD` alone, and an accepted socket's record has no source.
+    if flow.flags & flow::LEG == 0 && flow.workload != 0 {
         ended(ops, flow, established, old);
     }
+    flows::forget(cookie);
 }
 
 #[inline(always)]

@@ -24,7 +24,7 @@ pub fn of(flow: &Flow) -> Option<*mut Totals> {
         source: flow.workload,
         dest,
         kind,
-        protocol: flow.protocol as u8,
+        protocol: flow.protocol,
         verdict: flow.verdict,
         pad: 0,
     };

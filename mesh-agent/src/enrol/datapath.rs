@@ -75,7 +75,7 @@ impl Live {
             addr6: addr6.map_or(UNSPECIFIED, |ip| from_ip(ip.into())),
             workload: numbers.workload,
             identity: numbers.identity,
-            mesh_ns: numbers.mesh_ns,
+            scope: 0,
             policy_set: 0,
             listener_slot: slot,
             heartbeat_slot: self.proxy.home(numbers.workload),

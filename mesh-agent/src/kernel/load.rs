@@ -28,7 +28,10 @@ pub struct LoadOptions {
 }
 
 /// Programs on a cgroup: (name in the object, where).
-const CGROUP_PROGRAMS: [(&str, AttachType); 5] = [
+///
+/// In this order: what takes notes back is there before what makes them.
+const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+    ("mesh_release", AttachType::SockRelease),
     ("mesh_sock_ops", AttachType::SockOps),
     ("mesh_peer4", AttachType::GetPeerName4),
     ("mesh_peer6", AttachType::GetPeerName6),
@@ -140,6 +143,7 @@ fn program_fd(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, LoadError> {
         .ok_or_else(|| LoadError::Object(format!("program {name} is not in the object")))?;
     match program {
         Program::SockOps(p) => p.load(),
+        Program::CgroupSock(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
         Program::SkLookup(p) => p.load(),
         _ => return Err(LoadError::Object(format!("program {name} has an unexpected type"))),

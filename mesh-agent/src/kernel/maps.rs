@@ -37,7 +37,6 @@ pub struct Kernel {
     service_load: Mapped<Load>,
     heartbeat: Mapped<u64>,
     pub(super) captured: OwnedFd,
-    pub(super) flow_start: OwnedFd,
     inbound_program: OwnedFd,
     inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
     pins: PathBuf,
@@ -59,7 +58,6 @@ impl Kernel {
             Ok(map)
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
-        let flow_start = descriptor(names::FLOW_START, &take(names::FLOW_START)?)?;
         Ok(Self {
             enrolled: Mutex::new(typed(names::ENROLLED, take(names::ENROLLED)?)?),
             services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
@@ -73,7 +71,6 @@ impl Kernel {
             service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
-            flow_start,
             inbound_program,
             inbound_links: Mutex::new(StdHashMap::new()),
             pins,

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use mesh_common::addr;
-use mesh_common::record::{Capture, Flow, flow, role};
+use mesh_common::record::{Capture, role};
 
 use super::maps::Kernel;
-use crate::sys::{bpf, monotonic_ns};
+use crate::sys::bpf;
 
 /// A connection that the agent is about to open for a workload.
 #[derive(Clone, Copy, Debug)]
@@ -47,28 +47,11 @@ impl Kernel {
             service: leg.service,
             endpoint: leg.endpoint,
             role,
-            port_be,
-            pad: [0; 3],
-        };
-        bpf::storage_put(self.captured.as_fd(), socket, &capture)?;
-        let local = if leg.local { flow::LOCAL } else { 0 };
-        let flow = Flow {
-            peer: addr::UNSPECIFIED,
-            start_ns: monotonic_ns(),
-            workload: leg.workload,
-            service: leg.service,
-            endpoint: leg.endpoint,
-            peer_workload: 0,
-            flags: flow::LEG | local,
-            protocol: 0,
-            peer_port_be: 0,
-            verdict: 0,
-            pad: 0,
             identity: leg.identity,
-            at_fin_wait2: 0,
-            reserved: 0,
+            port_be,
+            local: u16::from(leg.local),
         };
-        bpf::storage_put(self.flow_start.as_fd(), socket, &flow)
+        bpf::storage_put(self.captured.as_fd(), socket, &capture)
     }
 
     /// After `connect()` of a leg that shows a client: was its record left for the application's side? Where
@@ -86,8 +69,9 @@ impl Kernel {
             service: 0,
             endpoint: 0,
             role: role::LISTENER,
+            identity: 0,
             port_be: 0,
-            pad: [0; 3],
+            local: 0,
         };
         bpf::storage_put(self.captured.as_fd(), socket, &capture)
     }

@@ -274,7 +274,8 @@ mod tests {
             endpoint,
             role: role::ACCEPTED,
             port_be: wanted.1.to_be(),
-            pad: [0; 3],
+            identity: 0,
+            local: 0,
         };
         let way = way_out(&snapshot, &record, || 0);
         assert_eq!(way.map(|w| (w.to, w.spoken)), want, "{wanted:?} {service_id} {endpoint}");

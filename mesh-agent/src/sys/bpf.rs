@@ -28,6 +28,8 @@ pub const BEFORE: u32 = 1 << 3;
 pub enum AttachType {
     /// TCP events.
     SockOps = 3,
+    /// A socket's last descriptor is closed.
+    SockRelease = 34,
     /// `connect()`, IPv4.
     Connect4 = 10,
     /// `connect()`, IPv6.

@@ -47,7 +47,7 @@ pub(super) struct Content {
 impl Content {
     /// The entry of `service` under a virtual address of this family.
     pub fn of(service: &Service, v6: bool, snapshot: &Snapshot) -> Self {
-        let table = choices(service.serving(), v6);
+        let table = choices(service, v6);
         let mut content = Self {
             service: service.id,
             table,
@@ -73,7 +73,9 @@ impl Content {
         // Nothing that a connection could be let go to, but the proxy may have something: another rule of
         // the route, or the other family. The slots say so; without BYPASS nobody is sent to them.
         let reachable = service.backends.iter().filter_map(|id| snapshot.services.get(id));
-        let any = reachable.flat_map(|s| s.serving()).find_map(|e| choice(e, v6).or_else(|| choice(e, !v6)));
+        let any = reachable
+            .flat_map(|s| s.serving().iter().map(|e| (e, s.inbound_proxy)))
+            .find_map(|(e, asks)| choice(e, v6, asks).or_else(|| choice(e, !v6, asks)));
         content.fallback = Fallback::Own(any.into_iter().collect());
         content
     }
@@ -152,9 +154,14 @@ impl Content {
     }
 }
 
-fn choice(e: &Endpoint, v6: bool) -> Option<Choice> {
+/// `asks`: its port wants to know who is calling.
+fn choice(e: &Endpoint, v6: bool, asks: bool) -> Option<Choice> {
     let ip = if v6 { e.v6.map(IpAddr::V6) } else { e.v4.map(IpAddr::V4) };
-    let flags = if e.local { flags::LOCAL } else { 0 };
+    let flags = match (e.local, asks) {
+        (true, true) => flags::LOCAL | flags::ASKS,
+        (true, false) => flags::LOCAL,
+        (false, _) => 0,
+    };
     (e.weight > 0).then_some(()).and(ip).map(|ip| Choice {
         addr: addr::from_ip(ip),
         port: e.port,
@@ -165,8 +172,8 @@ fn choice(e: &Endpoint, v6: bool) -> Option<Choice> {
     })
 }
 
-fn choices(serving: &[Endpoint], v6: bool) -> Vec<Choice> {
-    serving.iter().filter_map(|e| choice(e, v6)).collect()
+fn choices(service: &Service, v6: bool) -> Vec<Choice> {
+    service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy)).collect()
 }
 
 /// The endpoints of several services, each service's weight shared out among its endpoints by theirs. A
@@ -175,7 +182,7 @@ fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot) -> Vec
     let mut all = Vec::new();
     for &(id, weight) in backends {
         let Some(service) = snapshot.services.get(&id) else { continue };
-        let mut own = choices(service.serving(), v6);
+        let mut own = choices(service, v6);
         let sum: u128 = own.iter().map(|c| u128::from(c.weight)).sum();
         if weight == 0 || sum == 0 {
             continue;

@@ -102,7 +102,7 @@ fn value(workload: &Workload, port: u16, slots: Option<LocalSlots>) -> record::W
         value.inbound_slot = slots.listener_slot + listener::IN;
         value.heartbeat_slot = slots.heartbeat_slot;
         if served.inbound_proxy {
-            value.flags |= flags::INBOUND_PROXY;
+            value.flags |= flags::INBOUND_PROXY | flags::ASKS;
         }
     }
     value

@@ -124,7 +124,8 @@ impl Rig {
             endpoint,
             role: role::ACCEPTED,
             port_be: port.to_be(),
-            pad: [0; 3],
+            identity: 0,
+            local: 0,
         });
     }
 

@@ -24,7 +24,18 @@ use crate::{
     stats::abba,
 };
 
+const GROUP: &str = "l4";
 const PEER: &str = "no-mesh";
+/// The situations, and where the server is: 1 this node, 2 the other.
+const PLACES: [(&str, u8); 2] = [("same-node", 1), ("across-nodes", 2)];
+/// What wrk measures: path and arguments.
+const TRAFFIC: [(&str, &str, &[&str]); 3] = [
+    ("requests", "/", &["-t1", "-c16"]),
+    ("bulk", "/files/bulk", &["-t1", "-c4"]),
+    ("short", "/", &["-t1", "-c8", "-H", "Connection: close"]),
+];
+const OUTSIDE: &str = "outside-the-mesh";
+const PROGRAM: &str = "program";
 const BULK: usize = 1 << 20;
 /// Short legs and many rounds: what else the machine does falls on both sides alike.
 const CONNECTS: u64 = 2_000;
@@ -79,6 +90,11 @@ impl Ground {
         Ok(Self { mesh, client, outside, bare, bare_servers, _servers: servers, _bare_nginx: bare_nginx })
     }
 
+    /// Beside our programs, on this node.
+    fn bare_server(&self, node: u8) -> SocketAddr {
+        at(self.bare_servers[usize::from(node) - 1].ip(), 8080)
+    }
+
     fn balanced(&self) -> u64 {
         self.mesh.node(1).verdict(Verdict::Balanced)
     }
@@ -98,52 +114,60 @@ fn bulk_file(pod: &Pod) -> Result<()> {
     Ok(std::fs::write(pod.work().join("files/bulk"), vec![b'x'; BULK])?)
 }
 
-/// All cases.
+/// The situations of connect(): with the server in the mesh, and with the same server for both, which is
+/// what the caller's side costs alone.
+fn connect_places() -> impl Iterator<Item = (String, u8, u8)> {
+    let alone = PLACES.map(|(place, node)| (format!("{place}, client alone"), node, node + 2));
+    PLACES.map(|(place, node)| (place.to_owned(), node, node)).into_iter().chain(alone)
+}
+
+/// The cases that were asked for.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
-    if !"l4".contains(&options.only) && !options.only.starts_with("l4") {
+    let traffic_of = |place| TRAFFIC.iter().filter(move |kind| options.wants(GROUP, place, kind.0));
+    let connects_of: Vec<_> =
+        connect_places().filter(|(place, ..)| options.wants(GROUP, place, "connect")).collect();
+    let outside = options.wants(GROUP, OUTSIDE, "connect");
+    let program = options.wants(GROUP, PROGRAM, "run");
+    let any_traffic = PLACES.iter().any(|(place, _)| traffic_of(place).next().is_some());
+    if !any_traffic && connects_of.is_empty() && !outside && !program {
         return Ok(());
     }
     let ground = Ground::new()?;
-    for (place, number) in [("same-node", 1), ("across-nodes", 2)] {
-        let bare = at(ground.bare_servers[usize::from(number) - 1].ip(), 8080);
-        let vip = at(vip4(number), 80);
-        traffic(&ground, options, report, place, [vip, bare])?;
-        connects(&ground, options, report, place, [vip, bare])?;
-        // The same server for both: what the caller's side costs alone.
-        let place = format!("{place}, client alone");
-        connects(&ground, options, report, &place, [at(vip4(number + 2), 80), bare])?;
+    for (place, node) in PLACES {
+        for kind in traffic_of(place) {
+            traffic(&ground, options, report, place, kind, [at(vip4(node), 80), ground.bare_server(node)])?;
+        }
     }
-    outsiders(&ground, options, report)?;
-    program_time(&ground, report)
+    for (place, node, vip) in connects_of {
+        connects(&ground, options, report, &place, [at(vip4(vip), 80), ground.bare_server(node)])?;
+    }
+    if outside {
+        outsiders(&ground, options, report)?;
+    }
+    if program { program_time(&ground, report) } else { Ok(()) }
 }
 
-/// Requests, bulk and short connections, by wrk.
+/// Requests, bulk or short connections, by wrk.
 fn traffic(
     ground: &Ground,
     options: &Options,
     report: &mut Report,
     place: &str,
+    (metric, path, args): &(&str, &str, &[&str]),
     to: [SocketAddr; 2],
 ) -> Result<()> {
-    let kinds: [(&str, &str, &[&str]); 3] = [
-        ("requests", "/", &["-t1", "-c16"]),
-        ("bulk", "/files/bulk", &["-t1", "-c4"]),
-        ("short", "/", &["-t1", "-c8", "-H", "Connection: close"]),
-    ];
-    for (metric, path, args) in kinds {
-        let mut balanced = [0; 2];
-        let pairs = abba(options.rounds, |ours| {
-            let (pod, to) = if ours { (&ground.client, to[0]) } else { (&ground.bare, to[1]) };
-            let before = ground.balanced();
-            let rate = wrk(pod, args, &format!("http://{to}{path}"))?;
-            balanced[usize::from(ours)] += ground.balanced() - before;
-            Ok(rate)
-        })?;
-        prove(balanced)?;
-        let unit = "requests/s";
-        let goal = if metric == "short" { Goal::None } else { Goal::RatioAtLeast(0.98) };
-        report.pairs(&Case { place, metric, unit, goal, proof: &proof(balanced) }, PEER, &pairs);
-    }
+    let mut balanced = [0; 2];
+    let pairs = abba(options.rounds, |ours| {
+        let (pod, to) = if ours { (&ground.client, to[0]) } else { (&ground.bare, to[1]) };
+        let before = ground.balanced();
+        let rate = wrk(pod, args, &format!("http://{to}{path}"))?;
+        balanced[usize::from(ours)] += ground.balanced() - before;
+        Ok(rate)
+    })?;
+    prove(balanced)?;
+    let unit = "requests/s";
+    let goal = if *metric == "short" { Goal::None } else { Goal::RatioAtLeast(0.98) };
+    report.pairs(&Case { place, metric, unit, goal, proof: &proof(balanced) }, PEER, &pairs);
     Ok(())
 }
 
@@ -171,7 +195,7 @@ fn connects(
 
 /// What connect() costs a process that is not in the mesh, on a node that is.
 fn outsiders(ground: &Ground, options: &Options, report: &mut Report) -> Result<()> {
-    let to = at(ground.bare_servers[0].ip(), 8080);
+    let to = ground.bare_server(1);
     let before = ground.balanced();
     let pairs = abba(options.rounds * CONNECT_ROUNDS, |ours| {
         connect_median(if ours { &ground.outside } else { &ground.bare }, to)
@@ -179,11 +203,7 @@ fn outsiders(ground: &Ground, options: &Options, report: &mut Report) -> Result<
     let balanced = ground.balanced() - before;
     ensure!(balanced == 0, "an outsider's connections were balanced");
     let (goal, proof) = (Goal::DifferenceAtMost(300.0), &proof([0, 0]));
-    report.pairs(
-        &Case { place: "outside-the-mesh", metric: "connect", unit: "ns", goal, proof },
-        PEER,
-        &pairs,
-    );
+    report.pairs(&Case { place: OUTSIDE, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
     Ok(())
 }
 
@@ -205,7 +225,7 @@ fn program_time(ground: &Ground, report: &mut Report) -> Result<()> {
             let name = after["name"].as_str().unwrap_or("?").to_owned();
             let each = ns as f64 / runs as f64;
             let proof = Proof::from([("runs".to_owned(), runs)]);
-            let case = format!("program {name}");
+            let case = format!("{PROGRAM} {name}");
             let what = Case { place: &case, metric: "run", unit: "ns", goal: Goal::None, proof: &proof };
             report.alone(&what, &[each], each);
         }

@@ -1,5 +1,7 @@
 //! `cargo xtask bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
 //!
+//! `WORD` is a part of a case's name, which is "group place metric": `l4`, `same-node connect`, `program`.
+//!
 //! Always against a peer in the same run; a goal that is not met is printed as such and fails the run only
 //! with `--gate`. A case that could not be measured is an error, never a blank.
 //!
@@ -21,8 +23,15 @@ use report::Report;
 pub struct Options {
     /// Rounds of ABBA a case.
     pub rounds: usize,
-    /// Cases whose group contains this.
+    /// Cases whose name contains this.
     pub only: String,
+}
+
+impl Options {
+    /// Was this case asked for?
+    pub fn wants(&self, group: &str, place: &str, metric: &str) -> bool {
+        format!("{group} {place} {metric}").contains(&self.only)
+    }
 }
 
 fn main() -> ExitCode {

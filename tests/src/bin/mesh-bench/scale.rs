@@ -34,7 +34,7 @@ const CHANGE_MAX: Duration = Duration::from_secs(5);
 
 /// Both cases.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
-    if !"scale".contains(&options.only) {
+    if !options.wants("scale", "", "") {
         return Ok(());
     }
     let memory = MemoryCgroup::new()?;
