@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
-    Endpoint, Enrolled, EnrolledKey, Load, Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Endpoint, Enrolled, EnrolledKey, Flow, Load, Service, ServiceKey, Totals, TotalsKey, Workload,
+    WorkloadKey,
 };
 use mesh_core::plan::MapOp;
 use parking_lot::Mutex;
@@ -22,6 +24,15 @@ use crate::sys::{Mapped, monotonic_ns};
 
 /// Entries of `SERVICES` and of `WORKLOADS`.
 pub type Held = (Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>);
+
+/// Flows under way, see [`flows`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowsHeld {
+    /// In the slot of their cookie.
+    pub home: u32,
+    /// In the hash, because their slot was taken.
+    pub abroad: u32,
+}
 
 /// The programs and maps of this node. `Send`, `Sync`; share it.
 pub struct Kernel {
@@ -36,6 +47,7 @@ pub struct Kernel {
     load: Mapped<Load>,
     service_load: Mapped<Load>,
     heartbeat: Mapped<u64>,
+    flows: Mapped<Flow>,
     pub(super) captured: OwnedFd,
     inbound_program: OwnedFd,
     inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
@@ -69,6 +81,7 @@ impl Kernel {
             endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
             load: mapped(names::LOAD, &take(names::LOAD)?)?,
             service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
+            flows: mapped(names::FLOWS, &take(names::FLOWS)?)?,
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
             inbound_program,
@@ -230,6 +243,16 @@ impl Kernel {
             .map(|i| verdicts.get(&i, 0).map(|cpus| cpus.iter().sum()))
             .collect::<Result<_, _>>()
             .map_err(|e| KernelError::new("map VERDICTS, read", e))
+    }
+
+    /// How many flows are under way, and where they live.
+    pub fn flows(&self) -> FlowsHeld {
+        let mut held = FlowsHeld::default();
+        for word in (0..self.flows.len()).filter_map(|slot| self.flows.get(slot)).map(|flow| flow.home) {
+            held.home += u32::from(!flows::lives(word, 0));
+            held.abroad += flows::abroad(word) as u32;
+        }
+        held
     }
 
     /// Exact counters of all flows, merged over the CPUs.

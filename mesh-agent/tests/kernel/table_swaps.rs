@@ -3,90 +3,25 @@
 //! Two services take turns in the same ring of slots: the range that one leaves is soon the other's. A
 //! reader that holds an old entry must see by the generation that the slots are no longer its own. Ranges
 //! come back here after one round of the ring, a fraction of the planner's grace period.
-//!
-//! Needs root and BPF.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use mesh_agent::kernel::{Kernel, LoadOptions, cleanup};
 use mesh_agent::sys::{in_netns, netns_cookie};
-use mesh_common::addr::{UNSPECIFIED, from_ip};
+use mesh_common::addr::from_ip;
 use mesh_common::maps;
-use mesh_common::record::{Endpoint, Enrolled, EnrolledKey, KIND_NETNS, PROTO_TCP, Service, ServiceKey};
+use mesh_common::record::{Endpoint, PROTO_TCP, Service, ServiceKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::MapOp;
 
+use crate::place::{OWN, Place};
+
 const SWAPS: u32 = 1_000_000;
 const SLOTS: u32 = 3;
-const OWN: &str = "10.9.9.9";
 const VIPS: [&str; 2] = ["240.9.0.1", "240.9.0.2"];
-
-/// A namespace, a cgroup and a bpffs of the test's own; gone at the end, also after a panic.
-struct Place {
-    name: String,
-    cgroup: PathBuf,
-    bpffs: PathBuf,
-}
-
-impl Place {
-    fn new() -> Self {
-        let name = format!("nm-swap-{}", std::process::id());
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let root =
-            mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2 is mounted");
-        let cgroup = Path::new(root.split(' ').nth(1).unwrap()).join(&name);
-        let place = Self { bpffs: std::env::temp_dir().join(&name).join("nodemesh"), cgroup, name };
-        fs::create_dir(&place.cgroup).expect("this test needs root");
-        fs::write(place.cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        place.ip(&["netns", "add", &place.name]);
-        place.ip(&["-n", &place.name, "link", "set", "lo", "up"]);
-        place.ip(&["-n", &place.name, "addr", "add", &format!("{OWN}/32"), "dev", "lo"]);
-        place
-    }
-
-    fn ip(&self, args: &[&str]) {
-        let done = Command::new("ip").args(args).status().expect("iproute2 is installed");
-        assert!(done.success(), "ip {args:?} in {}", self.name);
-    }
-
-    fn netns(&self) -> fs::File {
-        fs::File::open(format!("/run/netns/{}", self.name)).unwrap()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = cleanup(&self.bpffs);
-        let _ = fs::remove_dir_all(self.bpffs.parent().unwrap());
-        let _ = fs::write(self.cgroup.parent().unwrap().join("cgroup.procs"), std::process::id().to_string());
-        let _ = fs::remove_dir(&self.cgroup);
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-    }
-}
-
-fn enrol(kernel: &Kernel, cookie: u64) {
-    let value = Enrolled {
-        addr4: from_ip(OWN.parse().unwrap()),
-        addr6: UNSPECIFIED,
-        workload: 1,
-        identity: 1,
-        scope: 0,
-        policy_set: 0,
-        listener_slot: 0,
-        heartbeat_slot: 0,
-        budget_pending: 16,
-        port4_be: 0,
-        port6_be: 0,
-    };
-    kernel.enrol(EnrolledKey { kind: KIND_NETNS, id: cookie }, &value).unwrap();
-}
 
 /// The operations of one swap: a new range for a service, then the entry that points to it.
 fn swap(which: usize, generation: u32, first: u32, port: u16) -> [MapOp; 2] {
@@ -148,14 +83,13 @@ fn ask(vip: &str) -> io::Result<u8> {
 #[test]
 fn a_million_swaps_under_readers_lead_nobody_astray() {
     let place = Place::new();
-    let options = LoadOptions { bpffs: place.bpffs.clone(), cgroup: place.cgroup.clone(), sizes: vec![] };
-    let kernel = Kernel::load(&options).unwrap();
+    let kernel = place.kernel();
     let ns = place.netns();
     let listeners: [TcpListener; 2] = std::array::from_fn(|_| {
         in_netns(ns.as_fd(), || TcpListener::bind((OWN, 0))).expect("listen in the namespace")
     });
     let ports: [u16; 2] = std::array::from_fn(|i| listeners[i].local_addr().unwrap().port());
-    enrol(&kernel, netns_cookie(listeners[0].as_fd()).unwrap());
+    place.enrol(&kernel, netns_cookie(listeners[0].as_fd()).unwrap());
     for (which, port) in ports.into_iter().enumerate() {
         kernel.apply(&swap(which, 1, which as u32 * SLOTS, port)).unwrap();
     }

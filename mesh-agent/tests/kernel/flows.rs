@@ -1,0 +1,145 @@
+//! What the programs know of connections: nothing is left when they end, wherever it lived.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use mesh_agent::kernel::Kernel;
+use mesh_agent::sys::{in_netns, netns_cookie};
+use mesh_common::addr::from_ip;
+use mesh_common::flows;
+use mesh_common::maps::FLOWS;
+use mesh_common::record::{Endpoint, PROTO_TCP, Service, ServiceKey};
+use mesh_common::verdict::Verdict;
+use mesh_core::plan::MapOp;
+use rustix::net::sockopt::{set_socket_linger, socket_cookie};
+
+use crate::place::{OWN, Place};
+
+const VIP: &str = "240.9.0.1";
+const ENDPOINT: u32 = 7;
+
+/// A service of one endpoint.
+fn lead(kernel: &Kernel, vip: &str, to: SocketAddr) {
+    let slot = Endpoint {
+        addr: from_ip(to.ip()),
+        service: 1,
+        generation: 1,
+        endpoint: ENDPOINT,
+        workload: 2,
+        flags: 0,
+        threshold: u32::MAX,
+        alias: 0,
+        port_be: to.port().to_be(),
+        pad: 0,
+        reserved: [0; 4],
+    };
+    let key = ServiceKey {
+        addr: from_ip(vip.parse().unwrap()),
+        scope: 0,
+        port_be: 80u16.to_be(),
+        proto: PROTO_TCP,
+        network: 0,
+    };
+    let value = Service {
+        service: 1,
+        generation: 1,
+        table: 0,
+        table_len: 1,
+        fallback: 0,
+        fallback_len: 0,
+        flags: 0,
+        protocol: 0,
+    };
+    kernel
+        .apply(&[MapOp::PutSlots { first: 0, slots: vec![slot] }, MapOp::PutService { key, value }])
+        .unwrap();
+}
+
+fn vip() -> SocketAddr {
+    SocketAddr::new(VIP.parse().unwrap(), 80)
+}
+
+/// Connects, on one CPU: cookies are given out by it in sequence.
+fn connect() -> TcpStream {
+    let stream = TcpStream::connect(vip()).unwrap();
+    set_socket_linger(&stream, Some(std::time::Duration::ZERO)).unwrap();
+    stream
+}
+
+/// Uses cookies up until the next ones share their homes with those that `first` began.
+fn come_round(first: u64) {
+    let wanted = flows::home(first);
+    loop {
+        let socket = std::net::UdpSocket::bind((OWN, 0)).unwrap();
+        if flows::home(socket_cookie(&socket).unwrap() + 1) == wanted {
+            return;
+        }
+    }
+}
+
+#[test]
+fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
+    const HELD: usize = 40;
+    let place = Place::new();
+    let kernel = place.kernel();
+    let ns = place.netns();
+    in_netns(ns.as_fd(), || {
+        let mut one = rustix::thread::CpuSet::new();
+        one.set(0);
+        rustix::thread::sched_setaffinity(None, &one)?;
+        let listener = TcpListener::bind((OWN, 0))?;
+        place.enrol(&kernel, netns_cookie(listener.as_fd())?);
+        lead(&kernel, VIP, listener.local_addr()?);
+
+        let mut held = vec![connect()];
+        let first = socket_cookie(&held[0])?;
+        held.extend((1..HELD).map(|_| connect()));
+        come_round(first);
+        held.extend((0..HELD).map(|_| connect()));
+
+        let known = kernel.flows();
+        assert_eq!(known.home + known.abroad, 2 * HELD as u32, "{known:?}");
+        assert!(known.abroad > HELD as u32 / 2, "only {known:?}: the homes were not taken");
+        assert_eq!(kernel.load_of(ENDPOINT).live, 2 * HELD as u64);
+        for stream in &held {
+            assert_eq!(stream.peer_addr()?, vip(), "shown by getpeername()");
+        }
+        // Those at home leave first, then those abroad, then one of each by turns.
+        held.drain(..HELD / 2);
+        held.drain(held.len() - HELD / 2..);
+        let known = kernel.flows();
+        assert_eq!(known.home + known.abroad, HELD as u32, "{known:?}");
+        while !held.is_empty() {
+            held.swap_remove(held.len() / 2);
+        }
+        let known = kernel.flows();
+        assert_eq!((known.home, known.abroad), (0, 0), "left: {known:?} of {} homes", FLOWS.capacity);
+        assert_eq!(kernel.load_of(ENDPOINT).live, 0);
+        assert_eq!(kernel.verdicts().unwrap()[Verdict::RecordFull as usize], 0);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_connect_that_never_left_leaves_nothing() {
+    let place = Place::new();
+    let kernel = place.kernel();
+    let ns = place.netns();
+    in_netns(ns.as_fd(), || {
+        let listener = TcpListener::bind((OWN, 0))?;
+        place.enrol(&kernel, netns_cookie(listener.as_fd())?);
+        // The namespace has no route there.
+        lead(&kernel, VIP, "203.0.113.1:80".parse().unwrap());
+        for _ in 0..100 {
+            let error = TcpStream::connect(vip()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{error}");
+        }
+        let known = kernel.flows();
+        assert_eq!((known.home, known.abroad), (0, 0), "left: {known:?}");
+        assert_eq!(kernel.load_of(ENDPOINT).live, 0);
+        assert_eq!(kernel.verdicts().unwrap()[Verdict::Balanced as usize], 100);
+        Ok(())
+    })
+    .unwrap();
+}

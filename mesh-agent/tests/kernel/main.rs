@@ -1,0 +1,5 @@
+//! The programs in a real kernel, driven through the agent's own `kernel` module. Needs root and BPF.
+
+mod flows;
+mod place;
+mod table_swaps;
