@@ -87,18 +87,19 @@ fn connect(call: &Call) -> i32 {
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
         return ALLOW;
     }
+    let place = flows::approach(flows::cookie(call.ctx.cast()));
     let own = record(&CAPTURED, sk.cast());
     let mut flow = new_flow(me, call);
     if let Some(own) = own {
         if own.role == role::LEG || own.role == role::DIAL {
             leg(own, &mut flow);
-            return note(call, &flow);
+            return note(place, &flow);
         }
         // Left over where the same socket was captured at an earlier attempt.
         drop_record(&CAPTURED, sk.cast());
     }
     let verdict = decide_and_rewrite(call, me, &mut flow);
-    finish(call, &mut flow, verdict)
+    finish(place, &mut flow, verdict)
 }
 
 /// The agent's own connection: counts for its endpoint, as nothing else.
@@ -352,7 +353,7 @@ pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
 
 /// Counts the verdict and turns it into what `connect()` does.
 #[inline(always)]
-fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
+fn finish(place: flows::Place, flow: &mut Flow, verdict: Verdict) -> i32 {
     flow.verdict = verdict as u8;
     count(verdict);
     if let Some(errno) = verdict.errno() {
@@ -364,13 +365,13 @@ fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
         unsafe { bpf_set_retval(-errno) };
         return DENY;
     }
-    note(call, flow)
+    note(place, flow)
 }
 
 /// Lets the connection go, known by its socket from now on.
 #[inline(always)]
-fn note(call: &Call, flow: &Flow) -> i32 {
-    if !flows::note(flows::cookie(call.ctx.cast()), flow) {
+fn note(place: flows::Place, flow: &Flow) -> i32 {
+    if !flows::note(place, flow) {
         // Still balanced, but nobody counts it and getpeername() shows the endpoint: say so.
         count(Verdict::RecordFull);
     }

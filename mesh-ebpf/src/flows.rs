@@ -43,16 +43,30 @@ pub fn find(cookie: u64) -> Option<&'static mut Flow> {
     unsafe { FLOWS_ABROAD.get_ptr_mut(&cookie)?.as_mut() }
 }
 
+/// A socket's home, read before it is needed: it is hardly ever in the cache, and what comes next need not
+/// wait for it.
+#[derive(Clone, Copy)]
+pub struct Place {
+    cookie: u64,
+    word: u64,
+}
+
+/// Reads a socket's home.
+#[inline(always)]
+pub fn approach(cookie: u64) -> Place {
+    Place { cookie, word: FLOWS.get_ptr(home(cookie)).map_or(0, |slot| word_of(slot)) }
+}
+
 /// Notes a flow, over an older one of the same socket. `false`: no room.
 #[inline(always)]
-pub fn note(cookie: u64, flow: &Flow) -> bool {
+pub fn note(place: Place, flow: &Flow) -> bool {
+    let Place { cookie, word } = place;
     let Some(slot) = FLOWS.get_ptr_mut(home(cookie)) else { return false };
-    let word = word_of(slot);
     if lives(word, cookie) || (word & COOKIE == 0 && claim(slot, word, cookie)) {
         copy_body(slot, flow);
         return true;
     }
-    if abroad(word) == MOST_ABROAD {
+    if abroad(word_of(slot)) == MOST_ABROAD {
         return false;
     }
     let known = FLOWS_ABROAD.get_ptr(&cookie).is_some();

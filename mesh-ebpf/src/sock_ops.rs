@@ -199,7 +199,7 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         verdict: 0,
         protocol: 0,
     };
-    if !flows::note(flows::cookie(ops.cast()), &flow) {
+    if !flows::note(flows::approach(flows::cookie(ops.cast())), &flow) {
         count(Verdict::RecordFull);
         return;
     }

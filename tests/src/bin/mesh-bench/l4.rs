@@ -1,9 +1,10 @@
 //! Kernel path against no mesh: requests, bulk, short connections, connect() itself; same node and across.
 //!
-//! "No mesh" is a pair of pods whose cgroups hang beside the nodes' subtrees: no program of ours sees them.
-//! "Kernel path" is an enrolled client that dials a VIP, to an enrolled server. "Outside" is a client under
-//! our programs that is not enrolled. The proof of each case is how much the kernel's own counter of
-//! balanced connections grew during ours, and during the peer's.
+//! Servers run on one CPU, clients on the other, all with reno. "No mesh" is a pair of pods whose cgroups
+//! hang beside the nodes' subtrees: no program of ours sees them. "Kernel path" is an enrolled client that
+//! dials a VIP, to an enrolled server. "Outside" is a client under our programs that is not enrolled. The
+//! proof of each case is how much the kernel's own counter of balanced connections grew during ours, and
+//! during the peer's.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -41,6 +42,8 @@ const BULK: usize = 1 << 20;
 const CONNECTS: u64 = 2_000;
 const CONNECT_ROUNDS: usize = 5;
 const LEG: &str = "1s";
+const SERVER_CPU: usize = 1;
+const CLIENT_CPU: usize = 0;
 
 /// Clients and servers of all kinds.
 struct Ground {
@@ -57,20 +60,37 @@ struct Ground {
     _bare_nginx: Vec<Nginx>,
 }
 
+/// Where what is started from now on runs. Servers on one CPU and clients on the other: what the scheduler
+/// makes of two busy processes would be most of the spread.
+fn pin(cpu: usize) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu % std::thread::available_parallelism()?.get());
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// One congestion control for all, and none that paces: veth has nothing to pace for. Any namespace may have
+/// reno; others must be allowed by the host.
+fn reno(pod: &Pod) -> Result<()> {
+    pod.netns().sysctl("net/ipv4/tcp_congestion_control", "reno")
+}
+
 impl Ground {
     fn new() -> Result<Self> {
         let mesh = Mesh::builder().nodes(2).up();
+        pin(SERVER_CPU)?;
         mesh.apply(&Service::vip("near", 1).tcp("tcp", 80).yaml());
         mesh.apply(&Service::vip("far", 2).tcp("tcp", 80).yaml());
         let mut servers = Vec::new();
         for (node, name) in [(1, "near"), (2, "far")] {
             let mut pod = mesh.pod(node, &format!("{name}-a")).serves(name, "tcp", 8080).outside().up();
+            reno(&pod)?;
             let server = nginx(&pod, &[8080]);
             bulk_file(&pod)?;
             pod.enrol();
             servers.push((pod, server));
         }
         let bare_servers = [1, 2].map(|node| mesh.pod(node, &format!("bare-{node}")).beside().up());
+        bare_servers.iter().try_for_each(reno)?;
         let bare_nginx = bare_servers.iter().map(|pod| nginx(pod, &[8080])).collect();
         for pod in &bare_servers {
             bulk_file(pod)?;
@@ -82,6 +102,8 @@ impl Ground {
         let client = mesh.pod(1, "client").up();
         let outside = mesh.pod(1, "outside").outside().up();
         let bare = mesh.pod(1, "bare").beside().up();
+        [&client, &outside, &bare].into_iter().try_for_each(reno)?;
+        pin(CLIENT_CPU)?;
         for number in 1..=4 {
             within(Duration::from_secs(20), "the services answer", || {
                 Load::to(at(vip4(number), 80)).count(20).run(&client).failed() == 0
