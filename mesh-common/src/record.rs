@@ -144,7 +144,7 @@ const _: () = assert!(size_of::<WorkloadKey>() == 20);
 
 /// Value of `WORKLOADS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Workload {
     /// Node-local workload id.
     pub workload: u32,

@@ -17,7 +17,7 @@ const ROUNDS: u32 = 10_000;
 
 fn service(i: u32) -> Resource {
     let protocol = if i.is_multiple_of(2) { Protocol::Http } else { Protocol::Tcp };
-    Resource::Service(v1::Service {
+    Resource::from(v1::Service {
         namespace: "shop".into(),
         name: format!("service-{i}"),
         vips: vec![format!("240.240.{}.{}", i / 250, i % 250 + 1), format!("fd00:6e6d::{i:x}")],
@@ -27,7 +27,7 @@ fn service(i: u32) -> Resource {
 
 fn workload(i: u32, weight: u32) -> Resource {
     let (service, host) = (i / ENDPOINTS, i % 62_500);
-    Resource::Workload(v1::Workload {
+    Resource::from(v1::Workload {
         namespace: "shop".into(),
         name: format!("workload-{i}"),
         service_account: format!("account-{service}"),

@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
-use crate::model::{Batch, Model, Name, Touched, join, parents};
+use crate::model::{Batch, Interned, Model, Name, Touched, join, parents};
 use crate::route::RouteSpec;
 use crate::snapshot::{Revision, ServiceId, Snapshot, WorkloadId};
 
@@ -108,6 +108,7 @@ pub struct Compiler {
     /// Service port → those whose connections may end there.
     senders: HashMap<ServiceId, BTreeSet<ServiceId>>,
     problems: Problems,
+    interned: Interned,
     /// The snapshot in the making.
     next: Snapshot,
     current: Arc<Snapshot>,
@@ -136,6 +137,7 @@ impl Compiler {
             workloads: HashMap::new(),
             senders: HashMap::new(),
             problems: Problems::default(),
+            interned: Interned::default(),
             current: Arc::new(next.clone()),
             next,
         }
@@ -153,8 +155,8 @@ impl Compiler {
     pub fn apply(&mut self, batch: Batch, revision: Revision) -> Outcome {
         let touched = self.model.apply(batch);
         let mut work = Work::default();
-        let domain = self.model.mesh().trust_domain.as_str();
-        let domain = if domain.is_empty() { TRUST_DOMAIN } else { domain };
+        let mesh = self.model.mesh();
+        let domain = if mesh.trust_domain.is_empty() { TRUST_DOMAIN } else { &mesh.trust_domain };
         let renamed = *self.next.trust_domain != *domain;
         if renamed {
             self.next.trust_domain = domain.into();
@@ -180,7 +182,7 @@ impl Compiler {
         let mut services = attached;
         for name in &routes {
             self.compile_route(name);
-            services.extend(parents(self.model.route(name).map(AsRef::as_ref)));
+            services.extend(parents(self.model.route(name).as_ref()));
         }
         services.extend(changed);
         if mesh {
@@ -240,9 +242,11 @@ impl Compiler {
         }
     }
 
-    /// Frees the numbers of names that have ended and on which `live` counts nothing. For now and then.
+    /// Frees the numbers of names that have ended and on which `live` counts nothing, and strings that
+    /// nothing has any more. For now and then.
     pub fn release_ids(&mut self, live: impl Fn(IdKind, u32) -> u64) {
         self.ids.release(live);
+        self.interned.sweep();
     }
 
     /// Ends every name that nothing here has: what an agent before this one knew and the control plane,
@@ -251,9 +255,9 @@ impl Compiler {
         let ports = self.ports.iter().flat_map(|(name, ports)| {
             ports.iter().map(move |port| (IdKind::Service, format!("{name}:{}", port.number)))
         });
-        let members = self.workloads.values().flat_map(|held| &held.members);
+        let members = self.workloads.values().flat_map(|held| &*held.members);
         let known: BTreeSet<(IdKind, String)> = ports
-            .chain(members.map(|m| (IdKind::Endpoint, m.name.clone())))
+            .chain(members.map(|m| (IdKind::Endpoint, m.name.to_string())))
             .chain(self.holds.keys().map(|(kind, name)| (*kind, name.to_string())))
             .collect();
         for kind in IdKind::ALL {

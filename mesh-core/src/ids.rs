@@ -11,6 +11,8 @@ use std::collections::{HashMap, VecDeque};
 use mesh_common::maps;
 use serde::{Deserialize, Serialize};
 
+use crate::model::Name;
+
 /// So many freed numbers wait for each other while fresh ones are left.
 pub const REST: usize = 64;
 
@@ -74,13 +76,32 @@ impl Default for IdLimits {
 /// The numbers of one kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ids {
-    names: HashMap<String, Number>,
+    #[serde(with = "names")]
+    names: HashMap<Name, Number>,
     /// Names that have ended and whose counters may not be zero yet.
     ended: VecDeque<String>,
     /// In the order in which they became free.
     free: VecDeque<u32>,
     /// Highest number given so far.
     last: u32,
+}
+
+/// Names on disk: serde knows no shared strings.
+mod names {
+    use std::collections::HashMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Name, Number};
+
+    pub fn serialize<S: Serializer>(names: &HashMap<Name, Number>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(names.iter().map(|(name, number)| (&**name, number)))
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<HashMap<Name, Number>, D::Error> {
+        let names: HashMap<String, Number> = HashMap::deserialize(from)?;
+        Ok(names.into_iter().map(|(name, number)| (name.into(), number)).collect())
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -99,9 +120,11 @@ impl Ids {
     }
 
     /// The number of a name, a new one if it has none; `None`: more than `limit` are needed.
-    fn assign(&mut self, name: &str, limit: u32) -> Option<u32> {
-        if let Some(number) = self.names.get_mut(name) {
+    fn assign(&mut self, name: &Name, limit: u32) -> Option<u32> {
+        if let Some(mut number) = self.names.remove(name) {
             number.ended = false;
+            // From now on it shares the caller's copy of the name.
+            self.names.insert(Name::clone(name), number);
             return Some(number.id);
         }
         let fresh = self.last < limit;
@@ -112,7 +135,7 @@ impl Ids {
             // A table from disk may hold numbers beyond a limit that was lowered since.
             self.free.iter().position(|&id| id <= limit).and_then(|i| self.free.remove(i))?
         };
-        self.names.insert(name.to_owned(), Number { id, ended: false, queued: false });
+        self.names.insert(Name::clone(name), Number { id, ended: false, queued: false });
         Some(id)
     }
 
@@ -129,21 +152,21 @@ impl Ids {
     fn release(&mut self, live: impl Fn(u32) -> u64) {
         for _ in 0..self.ended.len() {
             let Some(name) = self.ended.pop_front() else { break };
-            let Some(number) = self.names.get_mut(&name) else { continue };
+            let Some(number) = self.names.get_mut(&*name) else { continue };
             if !number.ended {
                 number.queued = false;
             } else if live(number.id) > 0 {
                 self.ended.push_back(name);
             } else {
                 self.free.push_back(number.id);
-                self.names.remove(&name);
+                self.names.remove(&*name);
             }
         }
     }
 
     /// Living names and their numbers, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.names.iter().filter(|(_, n)| !n.ended).map(|(name, n)| (name.as_str(), n.id))
+        self.names.iter().filter(|(_, n)| !n.ended).map(|(name, n)| (&**name, n.id))
     }
 }
 
@@ -199,7 +222,7 @@ impl IdTable {
     }
 
     /// The number of a name: the one it has, had until a moment ago, or a new one.
-    pub fn assign(&mut self, kind: IdKind, name: &str) -> Result<u32, OutOfIds> {
+    pub fn assign(&mut self, kind: IdKind, name: &Name) -> Result<u32, OutOfIds> {
         let (limit, what, remedy) = match kind {
             IdKind::Workload => (self.limits.workloads, "workload", "--map-workloads"),
             IdKind::Service => (self.limits.services, "service", "--map-services"),
@@ -232,13 +255,17 @@ mod tests {
         IdTable::new(IdLimits { services, ..IdLimits::default() })
     }
 
+    fn assign(ids: &mut IdTable, kind: IdKind, name: &str) -> Result<u32, OutOfIds> {
+        ids.assign(kind, &name.into())
+    }
+
     #[test]
     fn numbers_start_at_one_and_stay_with_their_names() {
         let mut ids = table(10);
-        assert_eq!(ids.assign(IdKind::Service, "a/b:80"), Ok(1));
-        assert_eq!(ids.assign(IdKind::Service, "a/c:80"), Ok(2));
-        assert_eq!(ids.assign(IdKind::Service, "a/b:80"), Ok(1));
-        assert_eq!(ids.assign(IdKind::Workload, "a/b"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Service, "a/b:80"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Service, "a/c:80"), Ok(2));
+        assert_eq!(assign(&mut ids, IdKind::Service, "a/b:80"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Workload, "a/b"), Ok(1));
         assert_eq!(ids.get(IdKind::Service, "a/c:80"), Some(2));
         assert_eq!(ids.get(IdKind::Endpoint, "a/c:80"), None);
     }
@@ -246,39 +273,39 @@ mod tests {
     #[test]
     fn a_number_in_use_is_not_given_away_and_its_name_may_come_back_to_it() {
         let mut ids = table(1);
-        ids.assign(IdKind::Service, "old").unwrap();
+        assign(&mut ids, IdKind::Service, "old").unwrap();
         ids.end(IdKind::Service, "old");
         ids.release(|_, _| 3);
         assert_eq!(ids.get(IdKind::Service, "old"), None);
-        let full = ids.assign(IdKind::Service, "new").unwrap_err();
+        let full = assign(&mut ids, IdKind::Service, "new").unwrap_err();
         assert_eq!(full.to_string(), "all 1 service ids are taken: raise --map-services");
-        assert_eq!(ids.assign(IdKind::Service, "old"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Service, "old"), Ok(1));
         ids.release(|_, _| 0);
         assert_eq!(ids.get(IdKind::Service, "old"), Some(1), "it lives again");
         ids.end(IdKind::Service, "old");
         ids.release(|_, _| 0);
-        assert_eq!(ids.assign(IdKind::Service, "new"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Service, "new"), Ok(1));
     }
 
     #[test]
     fn the_number_freed_first_is_used_first_and_not_while_fresh_ones_abound() {
         let mut ids = table(200);
         for i in 0..100 {
-            ids.assign(IdKind::Service, &format!("s{i}")).unwrap();
+            assign(&mut ids, IdKind::Service, &format!("s{i}")).unwrap();
         }
         for i in (0..=REST).rev() {
             ids.end(IdKind::Service, &format!("s{i}"));
         }
         ids.release(|_, _| 0);
-        assert_eq!(ids.assign(IdKind::Service, "n0"), Ok(REST as u32 + 1));
-        assert_eq!(ids.assign(IdKind::Service, "n1"), Ok(101));
+        assert_eq!(assign(&mut ids, IdKind::Service, "n0"), Ok(REST as u32 + 1));
+        assert_eq!(assign(&mut ids, IdKind::Service, "n1"), Ok(101));
     }
 
     #[test]
     fn flapping_names_do_not_pile_up() {
         let mut ids = table(10);
         for _ in 0..1000 {
-            ids.assign(IdKind::Service, "flap").unwrap();
+            assign(&mut ids, IdKind::Service, "flap").unwrap();
             ids.end(IdKind::Service, "flap");
             ids.release(|_, _| 1);
         }

@@ -7,14 +7,22 @@
 //! Not here: what a reference means, and whether it leads anywhere (compile).
 
 mod index;
+mod interned;
+mod resource;
+mod resources;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use mesh_api::proto::v1;
 
 use index::Index;
+use resource::decode;
+
+pub(crate) use interned::Interned;
+pub use resource::{Message, Raw, Resource};
+pub use resources::Resources;
 
 /// `<namespace>/<name>`: the name of an xDS resource. The mesh is "mesh".
 pub type Name = Arc<str>;
@@ -52,41 +60,6 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One resource.
-#[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "each is named as its kind")]
-pub enum Resource {
-    Service(v1::Service),
-    Workload(v1::Workload),
-    HttpRoute(v1::HttpRoute),
-    TrafficPolicy(v1::TrafficPolicy),
-    Mesh(v1::Mesh),
-}
-
-impl Resource {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Service(_) => Kind::Service,
-            Self::Workload(_) => Kind::Workload,
-            Self::HttpRoute(_) => Kind::HttpRoute,
-            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
-            Self::Mesh(_) => Kind::Mesh,
-        }
-    }
-
-    /// Its xDS name.
-    pub fn name(&self) -> Name {
-        match self {
-            Self::Service(r) => join(&r.namespace, &r.name),
-            Self::Workload(r) => join(&r.namespace, &r.name),
-            Self::HttpRoute(r) => join(&r.namespace, &r.name),
-            Self::TrafficPolicy(r) => join(&r.namespace, &r.name),
-            Self::Mesh(_) => Name::from("mesh"),
-        }
-    }
-}
-
 /// `<namespace>/<name>`.
 pub fn join(namespace: &str, name: &str) -> Name {
     let mut joined = String::with_capacity(namespace.len() + 1 + name.len());
@@ -121,11 +94,7 @@ pub(crate) struct Touched {
 /// All resources held.
 #[derive(Debug, Default)]
 pub struct Model {
-    services: HashMap<Name, Arc<v1::Service>>,
-    workloads: HashMap<Name, Arc<v1::Workload>>,
-    routes: HashMap<Name, Arc<v1::HttpRoute>>,
-    policies: HashMap<Name, Arc<v1::TrafficPolicy>>,
-    mesh: v1::Mesh,
+    resources: Resources,
     /// Service → workloads that serve it.
     members: Index,
     /// Service → routes attached to it.
@@ -141,115 +110,77 @@ impl Model {
     pub(crate) fn apply(&mut self, batch: Batch) -> Touched {
         let mut touched = Touched::default();
         for (kind, name) in batch.removes {
-            let name = Name::from(name);
-            match kind {
-                Kind::Service => self.set_service(&name, None, &mut touched),
-                Kind::Workload => self.set_workload(&name, None, &mut touched),
-                Kind::HttpRoute => self.set_route(&name, None, &mut touched),
-                Kind::TrafficPolicy => self.set_policy(&name, None, &mut touched),
-                Kind::Mesh => self.set_mesh(v1::Mesh::default(), &mut touched),
-            }
+            self.set(kind, name.into(), None, &mut touched);
         }
-        for resource in batch.upserts {
-            let name = resource.name();
-            match resource {
-                Resource::Service(r) => self.set_service(&name, Some(r), &mut touched),
-                Resource::Workload(r) => self.set_workload(&name, Some(r), &mut touched),
-                Resource::HttpRoute(r) => self.set_route(&name, Some(r), &mut touched),
-                Resource::TrafficPolicy(r) => self.set_policy(&name, Some(r), &mut touched),
-                Resource::Mesh(r) => self.set_mesh(r, &mut touched),
-            }
+        for Resource { kind, name, raw } in batch.upserts {
+            self.set(kind, name, Some(&raw), &mut touched);
         }
         touched
     }
 
-    fn set_service(&mut self, name: &Name, new: Option<v1::Service>, touched: &mut Touched) {
-        if replace(&mut self.services, name, new).is_some() {
-            touched.services.insert(Name::clone(name));
-        }
-    }
-
-    fn set_workload(&mut self, name: &Name, new: Option<v1::Workload>, touched: &mut Touched) {
-        if let Some((old, new)) = replace(&mut self.workloads, name, new) {
-            touched.workloads.insert(Name::clone(name));
-            self.members.replace(name, &memberships(old.as_deref()), &memberships(new.as_deref()));
-        }
-    }
-
-    fn set_route(&mut self, name: &Name, new: Option<v1::HttpRoute>, touched: &mut Touched) {
-        if let Some((old, new)) = replace(&mut self.routes, name, new) {
-            touched.routes.insert(Name::clone(name));
-            let (before, after) = (parents(old.as_deref()), parents(new.as_deref()));
-            self.children.replace(name, &before, &after);
-            touched.attached.extend(before.into_iter().chain(after));
-            self.senders.replace(name, &backends(old.as_deref()), &backends(new.as_deref()));
-        }
-    }
-
-    fn set_policy(&mut self, name: &Name, new: Option<v1::TrafficPolicy>, touched: &mut Touched) {
-        if let Some((old, new)) = replace(&mut self.policies, name, new) {
-            touched.policies.insert(Name::clone(name));
-            let (before, after) = (targets(old.as_deref()), targets(new.as_deref()));
-            self.on_service.replace(name, &before, &after);
-            touched.attached.extend(before.into_iter().chain(after));
-        }
-    }
-
-    fn set_mesh(&mut self, new: v1::Mesh, touched: &mut Touched) {
-        touched.mesh |= self.mesh != new;
-        self.mesh = new;
-    }
-
-    /// The removals that make this model hold nothing but what `upserts` names: for a full sync.
-    pub fn all_but(&self, upserts: &[Resource]) -> Vec<(Kind, String)> {
-        let stay: BTreeSet<(Kind, Name)> = upserts.iter().map(|r| (r.kind(), r.name())).collect();
-        Kind::ALL
-            .into_iter()
-            .flat_map(|kind| self.names(kind).into_iter().map(move |name| (kind, name)))
-            .filter(|key| !stay.contains(key))
-            .map(|(kind, name)| (kind, name.to_string()))
-            .collect()
-    }
-
-    /// The names held of a kind, in order.
-    pub fn names(&self, kind: Kind) -> Vec<Name> {
-        fn sorted<T>(held: &HashMap<Name, T>) -> Vec<Name> {
-            let mut names: Vec<Name> = held.keys().map(Arc::clone).collect();
-            names.sort_unstable();
-            names
+    fn set(&mut self, kind: Kind, name: Name, new: Option<&Arc<Raw>>, touched: &mut Touched) {
+        let name = self.resources.name(kind, &name).unwrap_or(name);
+        let old = self.resources.set(kind, &name, new.map(Arc::clone));
+        let (old, new) = (old.as_deref(), new.map(|new| &**new));
+        if old.map(|raw| &raw.bytes) == new.map(|raw| &raw.bytes) {
+            return;
         }
         match kind {
-            Kind::Service => sorted(&self.services),
-            Kind::Workload => sorted(&self.workloads),
-            Kind::HttpRoute => sorted(&self.routes),
-            Kind::TrafficPolicy => sorted(&self.policies),
-            Kind::Mesh => vec![Name::from("mesh")],
+            Kind::Service => drop(touched.services.insert(name)),
+            Kind::Workload => {
+                self.members.replace(&name, &memberships(old), &memberships(new));
+                touched.workloads.insert(name);
+            }
+            Kind::HttpRoute => {
+                let (old, new) = (old.map(decode), new.map(decode));
+                let (before, after) = (parents(old.as_ref()), parents(new.as_ref()));
+                self.children.replace(&name, &before, &after);
+                touched.attached.extend(before.into_iter().chain(after));
+                self.senders.replace(&name, &backends(old.as_ref()), &backends(new.as_ref()));
+                touched.routes.insert(name);
+            }
+            Kind::TrafficPolicy => {
+                let (before, after) = (targets(old), targets(new));
+                self.on_service.replace(&name, &before, &after);
+                touched.attached.extend(before.into_iter().chain(after));
+                touched.policies.insert(name);
+            }
+            Kind::Mesh => touched.mesh = true,
         }
+    }
+
+    /// The resources as received.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    fn get<M: Message>(&self, name: &str) -> Option<M> {
+        self.resources.raw(M::KIND, name).map(|raw| decode(raw))
     }
 
     /// The service of that name.
-    pub fn service(&self, name: &str) -> Option<&Arc<v1::Service>> {
-        self.services.get(name)
+    pub fn service(&self, name: &str) -> Option<v1::Service> {
+        self.get(name)
     }
 
     /// The workload of that name.
-    pub fn workload(&self, name: &str) -> Option<&Arc<v1::Workload>> {
-        self.workloads.get(name)
+    pub fn workload(&self, name: &str) -> Option<v1::Workload> {
+        self.get(name)
     }
 
     /// The route of that name.
-    pub fn route(&self, name: &str) -> Option<&Arc<v1::HttpRoute>> {
-        self.routes.get(name)
+    pub fn route(&self, name: &str) -> Option<v1::HttpRoute> {
+        self.get(name)
     }
 
     /// The policy of that name.
-    pub fn policy(&self, name: &str) -> Option<&Arc<v1::TrafficPolicy>> {
-        self.policies.get(name)
+    pub fn policy(&self, name: &str) -> Option<v1::TrafficPolicy> {
+        self.get(name)
     }
 
     /// The mesh; all defaults until it was told.
-    pub fn mesh(&self) -> &v1::Mesh {
-        &self.mesh
+    pub fn mesh(&self) -> v1::Mesh {
+        self.get("mesh").unwrap_or_default()
     }
 
     pub(crate) fn members(&self, service: &str) -> impl Iterator<Item = &Name> {
@@ -269,22 +200,9 @@ impl Model {
     }
 }
 
-/// A resource before and after.
-type Change<T> = (Option<Arc<T>>, Option<Arc<T>>);
-
-/// Puts or removes; `None`: nothing changed.
-fn replace<T: PartialEq>(held: &mut HashMap<Name, Arc<T>>, name: &Name, new: Option<T>) -> Option<Change<T>> {
-    let Some(new) = new else { return held.remove(name).map(|old| (Some(old), None)) };
-    if held.get(name).is_some_and(|old| **old == new) {
-        return None;
-    }
-    let new = Arc::new(new);
-    Some((held.insert(Name::clone(name), Arc::clone(&new)), Some(new)))
-}
-
-fn memberships(workload: Option<&v1::Workload>) -> BTreeSet<Name> {
-    let all = workload.map_or(&[][..], |w| &w.services);
-    all.iter().map(|s| join(&s.namespace, &s.service)).collect()
+fn memberships(workload: Option<&Raw>) -> BTreeSet<Name> {
+    let workload: v1::Workload = workload.map(decode).unwrap_or_default();
+    workload.services.iter().map(|s| join(&s.namespace, &s.service)).collect()
 }
 
 /// Services that a route is attached to.
@@ -299,6 +217,7 @@ fn backends(route: Option<&v1::HttpRoute>) -> BTreeSet<Name> {
     all.map(|b| join(&b.namespace, &b.service)).collect()
 }
 
-fn targets(policy: Option<&v1::TrafficPolicy>) -> BTreeSet<Name> {
-    policy.map_or_else(BTreeSet::new, |p| p.targets.iter().map(|t| join(&p.namespace, &t.service)).collect())
+fn targets(policy: Option<&Raw>) -> BTreeSet<Name> {
+    let policy: v1::TrafficPolicy = policy.map(decode).unwrap_or_default();
+    policy.targets.iter().map(|t| join(&policy.namespace, &t.service)).collect()
 }

@@ -7,7 +7,7 @@
 //! Not here: what the kernel is told of it (plan), load and health at this moment (they live outside, by
 //! endpoint id).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::HashMap;
@@ -126,9 +126,9 @@ pub struct Endpoint {
     /// Workload behind it.
     pub workload: WorkloadId,
     /// IPv4 address of the workload, if it has one.
-    pub v4: Option<std::net::Ipv4Addr>,
+    pub v4: Option<Ipv4Addr>,
     /// IPv6 address of the workload, if it has one.
-    pub v6: Option<std::net::Ipv6Addr>,
+    pub v6: Option<Ipv6Addr>,
     /// Target port.
     pub port: u16,
     /// Weight as configured, 0..=65535.
@@ -152,10 +152,8 @@ impl Endpoint {
 pub struct Workload {
     /// Its id.
     pub id: WorkloadId,
-    /// Mesh namespace.
-    pub namespace: Arc<str>,
-    /// Name within the namespace.
-    pub name: Arc<str>,
+    /// `<namespace>/<name>`.
+    pub full_name: Arc<str>,
     /// Service account within the namespace.
     pub service_account: Arc<str>,
     /// Node; empty for endpoints outside any.
@@ -167,10 +165,32 @@ pub struct Workload {
     /// Node-local id of its mesh namespace.
     pub mesh_ns: u32,
     /// Addresses.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// What it serves, by port; of several services on one port the one with the lowest id comes first, and
     /// a connection to the workload's own address counts as one to that.
-    pub ports: Vec<WorkloadPort>,
+    pub ports: Box<[WorkloadPort]>,
+}
+
+impl Workload {
+    /// Mesh namespace.
+    pub fn namespace(&self) -> &str {
+        self.full_name.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// Name within the namespace.
+    pub fn name(&self) -> &str {
+        self.full_name.split_once('/').map_or(&*self.full_name, |(_, name)| name)
+    }
+
+    /// Its first IPv4 address.
+    pub fn v4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None })
+    }
+
+    /// Its first IPv6 address.
+    pub fn v6(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None })
+    }
 }
 
 /// One port of a workload that serves a service.

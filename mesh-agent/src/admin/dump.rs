@@ -8,7 +8,7 @@ pub fn snapshot(snapshot: &Snapshot) -> Value {
     let mut services: Vec<&Service> = snapshot.services.values().map(|s| &**s).collect();
     services.sort_by_key(|s| (s.namespace.clone(), s.name.clone(), s.port));
     let mut workloads: Vec<&Workload> = snapshot.workloads.values().map(|w| &**w).collect();
-    workloads.sort_by_key(|w| (w.namespace.clone(), w.name.clone()));
+    workloads.sort_by_key(|w| (w.namespace(), w.name()));
     json!({
         "epoch": snapshot.epoch,
         "revision": crate::config::resource::show_revision(&snapshot.revision),
@@ -23,7 +23,7 @@ fn service(snapshot: &Snapshot, service: &Service) -> Value {
     let endpoint = |(i, e): (usize, &Endpoint)| {
         json!({
             "id": e.id,
-            "workload": snapshot.workloads.get(&e.workload).map(|w| format!("{}/{}", w.namespace, w.name)),
+            "workload": snapshot.workloads.get(&e.workload).map(|w| &*w.full_name),
             "v4": e.v4,
             "v6": e.v6,
             "port": e.port,
@@ -57,8 +57,8 @@ fn service(snapshot: &Snapshot, service: &Service) -> Value {
 fn workload(workload: &Workload) -> Value {
     json!({
         "id": workload.id,
-        "namespace": &*workload.namespace,
-        "name": &*workload.name,
+        "namespace": workload.namespace(),
+        "name": workload.name(),
         "serviceAccount": &*workload.service_account,
         "node": &*workload.node,
         "local": workload.local,

@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 
 use mesh_api::proto::discovery::Resource;
 use mesh_core::ids::IdTable;
+use mesh_core::model::Resources;
+use mesh_core::snapshot::Revision;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::resource::{Kind, Raw, kind_of, parse_revision, show_revision, type_url};
-use super::store::Store;
+use super::resource::{Raw, Update, kind_of, parse_revision, show_revision, type_url};
 
 const FORMAT: &str = "nodemesh-snapshot 1";
 const FILE: &str = "snapshot";
@@ -31,8 +32,8 @@ const SUM: usize = 32;
 /// What is kept.
 #[derive(Debug, Default)]
 pub struct Saved {
-    /// Resources as received.
-    pub store: Store,
+    /// The resources as received: an update that is everything.
+    pub update: Update,
     /// Numbers of names.
     pub ids: IdTable,
     /// Epoch of the snapshot that was in force.
@@ -80,7 +81,7 @@ pub fn load(directory: &Path) -> Option<Saved> {
             tracing::info!(
                 epoch = saved.epoch,
                 revision = header.revision,
-                resources = saved.store.len(),
+                resources = saved.update.changes.len(),
                 same_boot,
                 "the snapshot on disk is in force until a control plane answers"
             );
@@ -94,20 +95,24 @@ pub fn load(directory: &Path) -> Option<Saved> {
 }
 
 /// Writes the state, one resource at a time: its size must not show in the agent's memory.
-pub fn encode(out: &mut dyn Write, store: &Store, ids: &IdTable, epoch: u64) -> io::Result<()> {
+pub fn encode(
+    out: &mut dyn Write,
+    revision: &Revision,
+    resources: &Resources,
+    ids: &IdTable,
+    epoch: u64,
+) -> io::Result<()> {
     let mut out = Summed { out, sum: Sha256::new() };
     writeln!(out, "{FORMAT}")?;
-    let revision = show_revision(&store.revision);
-    let header = HeaderRef { boot_id: boot_id(), revision, epoch, resources: store.len(), ids };
+    let revision = show_revision(revision);
+    let header = HeaderRef { boot_id: boot_id(), revision, epoch, resources: resources.len(), ids };
     serde_json::to_writer(&mut out, &header)?;
     out.write_all(b"\n")?;
-    for kind in Kind::ALL {
-        for (name, raw) in store.of(kind) {
-            let any = prost_types::Any { type_url: type_url(kind).into(), value: raw.bytes.clone() };
-            let version = raw.version.clone();
-            let resource = Resource { version, name: name.to_owned(), resource: Some(any) };
-            out.write_all(&resource.encode_length_delimited_to_vec())?;
-        }
+    for (kind, name, raw) in resources.iter() {
+        let any = prost_types::Any { type_url: type_url(kind).into(), value: raw.bytes.to_vec() };
+        let version = raw.version.to_string();
+        let resource = Resource { version, name: name.to_owned(), resource: Some(any) };
+        out.write_all(&resource.encode_length_delimited_to_vec())?;
     }
     let Summed { out, sum } = out;
     out.write_all(&sum.finalize())
@@ -144,16 +149,18 @@ fn decode(bytes: &[u8]) -> Result<(Header, Saved), String> {
     let body = split_line(bytes).map_or(bytes, |(_, body)| body);
     let (header, mut rest) = split_line(body).ok_or("it has no header")?;
     let header: Header = serde_json::from_slice(header).map_err(|e| format!("its header: {e}"))?;
-    let mut store = Store::at(parse_revision(&header.revision).unwrap_or_default());
+    let revision = parse_revision(&header.revision).unwrap_or_default();
+    let mut update = Update { revision, full: true, ..Update::default() };
     for _ in 0..header.resources {
         let Resource { version, name, resource } =
             Resource::decode_length_delimited(&mut rest).map_err(|e| e.to_string())?;
         let any = resource.unwrap_or_default();
         let kind = kind_of(&any.type_url).ok_or_else(|| format!("it holds a {}", any.type_url))?;
-        store.put((kind, name), Raw { version, bytes: any.value });
+        let raw = Raw { version: version.into(), bytes: any.value.into() };
+        update.changes.insert((kind, name), Some(raw));
     }
     let (ids, epoch) = (header.ids.clone(), header.epoch);
-    Ok((header, Saved { store, ids, epoch }))
+    Ok((header, Saved { update, ids, epoch }))
 }
 
 fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -196,8 +203,10 @@ pub fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_core::ids::IdKind;
-    use mesh_core::snapshot::Revision;
+    use mesh_api::proto::v1;
+    use mesh_core::compile::Compiler;
+    use mesh_core::ids::{IdKind, IdLimits};
+    use mesh_core::model::{self, Batch, Kind};
 
     fn directory(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("mesh-agent-disk-{name}-{}", std::process::id()));
@@ -205,23 +214,28 @@ mod tests {
         dir
     }
 
-    fn sample() -> (Store, IdTable) {
-        let mut store = Store::at(Revision { store: "st".into(), number: 7 });
-        store.put((Kind::Service, "a/b".into()), Raw { version: "v1".into(), bytes: vec![0, 10, 255] });
-        store.put((Kind::Mesh, "mesh".into()), Raw { version: "v2".into(), bytes: vec![] });
-        let mut ids = IdTable::default();
-        ids.assign(IdKind::Workload, "a/w").unwrap();
-        (store, ids)
+    fn sample() -> (Revision, Resources, IdTable) {
+        let mut compiler = Compiler::new("n1", IdTable::default(), IdLimits::default());
+        let service = v1::Service { namespace: "a".into(), name: "b".into(), ..v1::Service::default() };
+        let bytes = service.encode_to_vec().into();
+        let service =
+            model::Resource::new(Kind::Service, "a/b", Raw { version: "v1".into(), bytes }).unwrap();
+        let revision = Revision { store: "st".into(), number: 7 };
+        let upserts = vec![service, v1::Mesh::default().into()];
+        compiler.apply(Batch { upserts, removes: vec![] }, revision.clone());
+        compiler.enrol("a", "w", "default").unwrap();
+        (revision, compiler.model().resources().clone(), compiler.ids().clone())
     }
 
     #[test]
     fn what_is_written_comes_back() {
         let dir = directory("round");
-        let (store, ids) = sample();
-        write_atomically(&path(&dir), |file| encode(file, &store, &ids, 9)).unwrap();
+        let (revision, resources, ids) = sample();
+        write_atomically(&path(&dir), |file| encode(file, &revision, &resources, &ids, 9)).unwrap();
         let saved = load(&dir).unwrap();
-        assert_eq!(saved.epoch, 9);
-        assert_eq!(saved.store, store);
+        assert_eq!((saved.epoch, &saved.update.revision), (9, &revision));
+        let known = |(kind, name, raw): (Kind, &str, &Raw)| ((kind, name.to_owned()), Some(raw.clone()));
+        assert_eq!(saved.update.changes, resources.iter().map(known).collect());
         assert_eq!(saved.ids.get(IdKind::Workload, "a/w"), Some(1));
         fs::remove_dir_all(dir).unwrap();
     }
@@ -229,9 +243,9 @@ mod tests {
     #[test]
     fn a_damaged_or_foreign_file_is_set_aside() {
         let dir = directory("damaged");
-        let (store, ids) = sample();
+        let (revision, resources, ids) = sample();
         let mut good = Vec::new();
-        encode(&mut good, &store, &ids, 9).unwrap();
+        encode(&mut good, &revision, &resources, &ids, 9).unwrap();
         let mut flipped = good.clone();
         *flipped.last_mut().unwrap() ^= 1;
         let foreign = [b"nodemesh-snapshot 99\n".as_slice(), &good].concat();

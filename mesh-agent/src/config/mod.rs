@@ -19,7 +19,6 @@ pub mod disk;
 mod maps;
 mod owner;
 pub mod resource;
-pub mod store;
 pub mod sync;
 #[cfg(test)]
 mod tests;

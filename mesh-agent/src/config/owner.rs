@@ -1,22 +1,22 @@
-//! The task that owns compiler, view and store. Everything is done in one turn of its loop, so that a
+//! The task that owns compiler and view. Everything is done in one turn of its loop, so that a
 //! change is in the maps before the next one is looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use mesh_core::compile::{Compiler, Condition, Dirty};
 use mesh_core::ids::{IdKind, IdLimits};
-use mesh_core::model::Batch;
+use mesh_core::model::{Batch, Resource};
 use mesh_core::plan::{LocalSlots, View, plan};
-use mesh_core::snapshot::WorkloadId;
+use mesh_core::snapshot::{Revision, WorkloadId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::conditions::Lines;
-use super::resource::{Key, Kind, Rejected, Update, decode};
-use super::store::Store;
+use super::resource::{Key, Kind, Rejected, Update};
 use super::{Command, Known, Maps, Options, Shared, disk};
 use crate::kernel::ApplyError;
 
@@ -42,11 +42,12 @@ pub(super) struct Owner {
     epochs: watch::Sender<u64>,
     compiler: Compiler,
     view: View,
-    store: Store,
+    /// Where the control plane's history stands; empty: nothing was received yet.
+    revision: Revision,
     locals: HashMap<WorkloadId, LocalSlots>,
-    /// Workloads of this node that have ended, and of which the control plane has not said so yet: they
-    /// are in the store and not in the snapshot.
-    hidden: HashSet<Key>,
+    /// Workloads of this node that have ended, and of which the control plane has not said so yet: it is
+    /// still told of their versions, and the compiler is not told of them.
+    hidden: BTreeMap<Key, Resource>,
     /// The maps follow; before, an earlier agent's entries stay as they are.
     begun: bool,
     /// Everything has come once since this agent started.
@@ -121,9 +122,9 @@ impl Owner {
             shared,
             epochs,
             compiler,
-            store: Store::default(),
+            revision: Revision::default(),
             locals: HashMap::new(),
-            hidden: HashSet::new(),
+            hidden: BTreeMap::new(),
             begun: false,
             full: false,
             pending: Dirty::default(),
@@ -136,8 +137,8 @@ impl Owner {
             bulky: false,
             counting: None,
         };
-        if !saved.store.is_empty() {
-            owner.take(from_disk(&saved.store));
+        if !saved.update.changes.is_empty() {
+            owner.take(saved.update);
             owner.shared.served.store(true, Relaxed);
         }
         owner
@@ -171,8 +172,7 @@ impl Owner {
         // An answer that nobody waits for any more is dropped.
         match command {
             Command::Known(reply) => {
-                let known = Known { versions: self.store.versions(), revision: self.store.revision.clone() };
-                let _ = reply.send(known);
+                let _ = reply.send(self.known());
             }
             Command::Update(update, reply) => {
                 let first = !std::mem::replace(&mut self.full, true);
@@ -230,39 +230,44 @@ impl Owner {
         let mut batch = Batch::default();
         let mut rejected = Vec::new();
         if full {
-            let gone: Vec<_> = self.store.keys().filter(|key| !changes.contains_key(key)).collect();
-            for key in gone {
-                self.hidden.remove(&key);
-                self.store.remove(&key);
-                batch.removes.push(key);
-            }
+            self.hidden.clear();
+            let held =
+                self.compiler.model().resources().iter().map(|(kind, name, _)| (kind, name.to_owned()));
+            batch.removes = held.filter(|key| !changes.contains_key(key)).collect();
         }
         for (key, change) in changes {
             // Whatever the control plane says of it now is said knowing of its end.
             self.hidden.remove(&key);
             let Some(raw) = change else {
-                self.store.remove(&key);
                 batch.removes.push(key);
                 continue;
             };
-            match decode(&key, &raw) {
-                Ok(resource) => {
-                    batch.upserts.push(resource);
-                    self.store.put(key, raw);
-                }
+            match Resource::new(key.0, &key.1, raw) {
+                Ok(resource) => batch.upserts.push(resource),
                 Err(reason) => rejected.push(Rejected { key, reason }),
             }
         }
-        self.store.revision = revision;
+        self.revision = revision;
         self.compile(batch, began);
         rejected
+    }
+
+    /// What a stream tells the control plane.
+    fn known(&self) -> Known {
+        let mut known = Known { revision: self.revision.clone(), ..Known::default() };
+        let mut add = |kind, name: &str, version: &str| {
+            known.versions.entry(kind).or_default().insert(name.to_owned(), version.to_owned());
+        };
+        self.compiler.model().resources().iter().for_each(|(kind, name, raw)| add(kind, name, &raw.version));
+        self.hidden.iter().for_each(|((kind, name), hidden)| add(*kind, name, hidden.version()));
+        known
     }
 
     /// Compiles a change, and puts it in force.
     fn compile(&mut self, batch: Batch, began: Instant) {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
         self.bulky |= upserts > BULK;
-        let outcome = self.compiler.apply(batch, self.store.revision.clone());
+        let outcome = self.compiler.apply(batch, self.revision.clone());
         let before = self.shared.snapshot.swap(outcome.snapshot.clone());
         if before.epoch != outcome.snapshot.epoch {
             *self.shared.since.lock() = began;
@@ -285,17 +290,17 @@ impl Owner {
     /// A workload of this node has ended: nobody here is sent to it any more, although the control plane
     /// may not know yet, or be away.
     fn hide(&mut self, key: Key) {
-        let ours = self.compiler.model().workload(&key.1).is_some_and(|w| w.node == self.options.node);
-        if ours && self.hidden.insert(key.clone()) {
+        let model = self.compiler.model();
+        let ours = model.workload(&key.1).is_some_and(|w| w.node == self.options.node);
+        if ours && let Some(resource) = model.resources().get(key.0, &key.1) {
+            self.hidden.insert(key.clone(), resource);
             self.compile(Batch { removes: vec![key], ..Batch::default() }, Instant::now());
         }
     }
 
     /// It is back before the control plane has heard of its end.
     fn show(&mut self, key: &Key) {
-        if self.hidden.remove(key)
-            && let Some(Ok(resource)) = self.store.get(key).map(|raw| decode(key, raw))
-        {
+        if let Some(resource) = self.hidden.remove(key) {
             self.compile(Batch { upserts: vec![resource], ..Batch::default() }, Instant::now());
         }
     }
@@ -377,19 +382,20 @@ impl Owner {
         self.timers.saved = Some(now);
         let waiting = std::mem::take(&mut self.savers);
         let bulky = std::mem::take(&mut self.bulky);
-        let (mut store, ids) = (self.store.clone(), self.compiler.ids().clone());
-        self.hidden.iter().for_each(|key| store.remove(key));
+        let (resources, ids) = (self.compiler.model().resources().clone(), self.compiler.ids().clone());
+        let revision = self.revision.clone();
         let epoch = self.compiler.snapshot().epoch;
         let path = disk::path(&self.options.state_dir);
         let shared = self.shared.clone();
         self.saving = Some(tokio::task::spawn_blocking(move || {
-            match disk::write_atomically(&path, |file| disk::encode(file, &store, &ids, epoch)) {
+            let write = |file: &mut dyn Write| disk::encode(file, &revision, &resources, &ids, epoch);
+            match disk::write_atomically(&path, write) {
                 Ok(()) => shared.conditions.clear(DISK),
                 Err(error) => {
                     shared.conditions.set(DISK, format!("cannot be written to {}: {error}", path.display()));
                 }
             }
-            drop((store, ids));
+            drop((resources, ids));
             if bulky {
                 crate::sys::trim();
             }
@@ -434,13 +440,6 @@ fn view(maps: &dyn Maps) -> View {
             View::new(maps.capacities())
         }
     }
-}
-
-fn from_disk(store: &Store) -> Update {
-    let all = Kind::ALL
-        .into_iter()
-        .flat_map(|kind| store.of(kind).map(move |(name, raw)| ((kind, name.to_owned()), Some(raw.clone()))));
-    Update { revision: store.revision.clone(), full: true, changes: all.collect() }
 }
 
 async fn wake_at(at: Option<tokio::time::Instant>) {

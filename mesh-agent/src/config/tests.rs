@@ -102,7 +102,7 @@ impl Rig {
 }
 
 fn raw(message: &impl Message) -> Raw {
-    Raw { version: "v".into(), bytes: message.encode_to_vec() }
+    Raw { version: "v".into(), bytes: message.encode_to_vec().into() }
 }
 
 fn service(name: &str, vip: &str) -> (Key, Option<Raw>) {
@@ -171,7 +171,7 @@ async fn what_cannot_be_decoded_is_rejected_and_leaves_the_rest_as_it_was() {
     let rig = Rig::new("rejected");
     rig.config.begin().await;
     rig.apply(1, true, vec![service("web", "240.0.0.1")]).await;
-    let bad = ((Kind::Service, "a/web".into()), Some(Raw { version: "w".into(), bytes: vec![0xff; 4] }));
+    let bad = ((Kind::Service, "a/web".into()), Some(Raw { version: "w".into(), bytes: [0xff; 4].into() }));
     assert_eq!(rig.apply(2, false, vec![bad, service("shop", "240.0.0.2")]).await, 1);
     assert_eq!(rig.config.snapshot().services.len(), 2);
     // The version that was refused is not claimed: the control plane sends it again.

@@ -52,7 +52,7 @@ impl Names {
         }
         for id in &dirty.workloads {
             if let (Some(workload), None) = (before.workloads.get(id), after.workloads.get(id)) {
-                self.learn(IdKind::Workload, *id, &format!("{}/{}", workload.namespace, workload.name));
+                self.learn(IdKind::Workload, *id, &workload.full_name);
             }
         }
     }
@@ -74,7 +74,7 @@ impl Names {
     pub fn workload(&self, snapshot: &Snapshot, id: u32) -> String {
         match snapshot.workloads.get(&id) {
             _ if id == 0 => "outside".into(),
-            Some(workload) => format!("{}/{}", workload.namespace, workload.name),
+            Some(workload) => workload.full_name.to_string(),
             None => self.recall(IdKind::Workload, id),
         }
     }

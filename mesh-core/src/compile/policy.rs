@@ -25,7 +25,7 @@ pub(super) struct Settings {
 /// A policy on the port's own section comes before one on the whole service, field by field; of two on the
 /// same target the older one counts, then the first by name. What none sets is the mesh's default.
 pub(super) fn resolve(
-    policies: &[&v1::TrafficPolicy],
+    policies: &[v1::TrafficPolicy],
     service: &str,
     port_name: &str,
     mesh: &v1::Mesh,
@@ -46,24 +46,20 @@ pub(super) fn resolve(
 }
 
 fn oldest<'a>(
-    policies: &[&'a v1::TrafficPolicy],
+    policies: &'a [v1::TrafficPolicy],
     service: &str,
     section: &str,
 ) -> Option<&'a v1::TrafficPolicy> {
     let on_target = policies
         .iter()
         .filter(|p| p.targets.iter().any(|t| t.service == service && t.section_name == section));
-    on_target.copied().min_by_key(|p| (p.created_ms, &p.name))
+    on_target.min_by_key(|p| (p.created_ms, &p.name))
 }
 
 impl Compiler {
     /// The policies on a service.
-    pub(super) fn policies(&self, service: &str) -> Vec<&v1::TrafficPolicy> {
-        self.model
-            .policies_on(service)
-            .filter_map(|name| self.model.policy(name))
-            .map(AsRef::as_ref)
-            .collect()
+    pub(super) fn policies(&self, service: &str) -> Vec<v1::TrafficPolicy> {
+        self.model.policies_on(service).filter_map(|name| self.model.policy(name)).collect()
     }
 
     /// Names what is wrong with a policy.
@@ -71,7 +67,7 @@ impl Compiler {
         let mut problems = Vec::new();
         if let Some(policy) = self.model.policy(name) {
             for target in &policy.targets {
-                if let Some(problem) = self.target_problem(policy, target) {
+                if let Some(problem) = self.target_problem(&policy, target) {
                     problems.push(problem);
                 }
             }
@@ -131,7 +127,7 @@ mod tests {
         new.set_http(HttpMode::Kernel);
         let mut section = policy("w", 3, "web");
         section.set_on_proxy_loss(v1::OnProxyLoss::Bypass);
-        let all = [&new, &old, &section];
+        let all = [new, old, section];
 
         let web = resolve(&all, "s", "web", &mesh);
         assert_eq!(web, Settings { http: HttpMode::Proxy, on_proxy_loss: OnProxyLoss::Bypass });

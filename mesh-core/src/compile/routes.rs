@@ -23,7 +23,7 @@ pub(super) struct Routed {
 impl Compiler {
     /// Resolves a route anew and names what is wrong with it.
     pub(super) fn compile_route(&mut self, name: &Name) {
-        let Some(route) = self.model.route(name).map(Arc::clone) else {
+        let Some(route) = self.model.route(name) else {
             self.specs.remove(name);
             self.problems.set(Kind::HttpRoute, name, 0, Vec::new());
             return;
@@ -36,7 +36,7 @@ impl Compiler {
         let spec = RouteSpec {
             name: Name::clone(name),
             created_ms: route.created_ms,
-            hostnames: route.hostnames.clone(),
+            hostnames: route.hostnames,
             rules: rules.collect(),
         };
         self.specs.insert(Name::clone(name), Arc::new(spec));
@@ -88,7 +88,7 @@ impl Compiler {
         let mut specs: Vec<RouteSpec> = Vec::new();
         if port.protocol() == Protocol::Http {
             let attached = self.model.children(service).filter(|route| {
-                let parents = self.model.route(route).map_or(&[][..], |r| &r.parents);
+                let parents = self.model.route(route).map_or_else(Vec::new, |r| r.parents);
                 parents.iter().any(|p| {
                     (p.port == 0 || p.port == port.port) && *join(&p.namespace, &p.service) == **service
                 })

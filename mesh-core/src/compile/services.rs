@@ -33,7 +33,7 @@ impl Compiler {
     pub(super) fn allot_ports(&mut self, name: &Name, work: &mut Work) {
         let mut problems = Vec::new();
         let mut ports: Vec<Port> = Vec::new();
-        let service = self.model.service(name).map(Arc::clone);
+        let service = self.model.service(name);
         for (i, port) in service.iter().flat_map(|s| s.ports.iter().enumerate()) {
             match self.allot_port(name, port, &ports) {
                 Ok(port) => ports.push(port),
@@ -63,7 +63,8 @@ impl Compiler {
         if before.iter().any(|p| p.number == number) {
             return Err(format!("port {number} is there twice"));
         }
-        let id = self.ids.assign(IdKind::Service, &format!("{name}:{number}")).map_err(|e| e.to_string())?;
+        let full = format!("{name}:{number}").into();
+        let id = self.ids.assign(IdKind::Service, &full).map_err(|e| e.to_string())?;
         Ok(Port { number, id })
     }
 
@@ -76,7 +77,7 @@ impl Compiler {
 
     /// Compiles the ports of a service: everything but their endpoints.
     pub(super) fn compile_service(&mut self, name: &Name, work: &mut Work) {
-        let Some(service) = self.model.service(name).map(Arc::clone) else { return };
+        let Some(service) = self.model.service(name) else { return };
         let mut vips: Vec<IpAddr> = service.vips.iter().filter_map(|vip| address("", vip).ok()).collect();
         vips.sort_unstable();
         vips.dedup();
@@ -105,7 +106,7 @@ impl Compiler {
     }
 
     fn compile_port(
-        &self,
+        &mut self,
         name: &Name,
         service: &v1::Service,
         spec: &v1::ServicePort,
@@ -113,21 +114,24 @@ impl Compiler {
         vips: Vec<IpAddr>,
     ) -> Service {
         let Routed { table, fallback, backends } = self.routed(name, port.id, spec);
-        let settings = resolve(&self.policies(name), &service.name, &spec.name, self.model.mesh());
-        let old = self.next.services.get(&port.id);
+        let settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
+        let (endpoints, serving) = match self.next.services.get(&port.id) {
+            Some(old) => (Arc::clone(&old.endpoints), old.serving),
+            None => (Arc::from([]), 0),
+        };
         Service {
             id: port.id,
-            namespace: service.namespace.as_str().into(),
+            namespace: self.interned.get(&service.namespace),
             name: service.name.as_str().into(),
             port: port.number,
-            port_name: spec.name.as_str().into(),
+            port_name: self.interned.get(&spec.name),
             vips,
             protocol: spec.protocol(),
             why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
             on_proxy_loss: settings.on_proxy_loss,
             inbound_proxy: spec.inbound_proxy,
-            endpoints: old.map_or_else(|| Arc::from([]), |old| Arc::clone(&old.endpoints)),
-            serving: old.map_or(0, |old| old.serving),
+            endpoints,
+            serving,
             routes: table,
             fallback,
             backends,
@@ -144,14 +148,14 @@ impl Compiler {
             for member in held.members.iter().filter(|m| m.service == id) {
                 let endpoint = Endpoint {
                     id: member.endpoint,
-                    workload: held.id,
-                    v4: held.v4,
-                    v6: held.v6,
+                    workload: held.workload.id,
+                    v4: held.workload.v4(),
+                    v6: held.workload.v6(),
                     port: member.port,
                     weight: member.weight,
-                    local: held.local,
+                    local: held.workload.local,
                 };
-                let dialled = held.v4.is_some() || held.v6.is_some();
+                let dialled = !held.workload.addresses.is_empty();
                 let takes = member.healthy && member.weight > 0 && dialled;
                 if takes { &mut serving } else { &mut resting }.push(endpoint);
             }

@@ -6,7 +6,7 @@ use mesh_api::proto::v1::{self, Health, HttpMode, Protocol};
 
 use super::{Compiler, Condition, Outcome};
 use crate::ids::{IdKind, IdLimits, IdTable};
-use crate::model::{Batch, Kind, Resource};
+use crate::model::{Batch, Kind, Model, Resource};
 use crate::snapshot::{OnProxyLoss, Revision, Service, ServiceId, Why};
 
 /// Service `d/<name>` with one port of a protocol.
@@ -69,6 +69,16 @@ pub fn route(name: &str, parent: &str, rules: &[Rule<'_>]) -> v1::HttpRoute {
     }
 }
 
+/// A resource without a version.
+pub fn of(message: impl Into<Resource>) -> Resource {
+    message.into()
+}
+
+/// What a model holds.
+pub fn names(model: &Model) -> Vec<(Kind, String)> {
+    model.resources().iter().map(|(kind, name, _)| (kind, name.to_owned())).collect()
+}
+
 /// A compiler on node "n1".
 pub fn compiler() -> Compiler {
     Compiler::new("n1", IdTable::default(), IdLimits::default())
@@ -88,8 +98,6 @@ fn problems(outcome: &Outcome) -> Vec<String> {
     outcome.conditions.iter().map(|Condition { subject, problem }| format!("{subject}: {problem}")).collect()
 }
 
-use Resource::{HttpRoute, Mesh, Service as Svc, TrafficPolicy, Workload as Work};
-
 #[test]
 fn a_service_gathers_its_endpoints_serving_ones_first() {
     let mut c = compiler();
@@ -100,10 +108,10 @@ fn a_service_gathers_its_endpoints_serving_ones_first() {
     let out = apply(
         &mut c,
         vec![
-            Work(ill),
-            Work(workload("w2", &["10.0.0.2"], &[("s", 80, 0)])),
-            Work(away),
-            Svc(service("s", &["240.0.0.1"], 80, Protocol::Tcp)),
+            of(ill),
+            of(workload("w2", &["10.0.0.2"], &[("s", 80, 0)])),
+            of(away),
+            of(service("s", &["240.0.0.1"], 80, Protocol::Tcp)),
         ],
         &[],
     );
@@ -115,7 +123,7 @@ fn a_service_gathers_its_endpoints_serving_ones_first() {
     assert_eq!((out.snapshot.epoch, out.dirty.services.len(), out.dirty.workloads.len()), (1, 1, 3));
     assert!(out.conditions.is_empty(), "{:?}", out.conditions);
 
-    let again = apply(&mut c, vec![Svc(service("s", &["240.0.0.1"], 80, Protocol::Tcp))], &[]);
+    let again = apply(&mut c, vec![of(service("s", &["240.0.0.1"], 80, Protocol::Tcp))], &[]);
     assert!(again.dirty.is_empty());
     assert!(Arc::ptr_eq(&again.snapshot, &out.snapshot));
 
@@ -134,12 +142,14 @@ fn what_did_not_change_is_shared_with_the_snapshot_before() {
     let mut c = compiler();
     let services: Vec<String> = (0..50).map(|i| format!("s{i}")).collect();
     let mut all: Vec<Resource> =
-        services.iter().map(|name| Svc(service(name, &[], 80, Protocol::Http))).collect();
-    all.extend(services.iter().enumerate().map(|(i, name)| {
-        Work(workload(&format!("w{i}"), &[&format!("10.0.0.{}", i + 1)], &[(name, 80, 1)]))
-    }));
+        services.iter().map(|name| of(service(name, &[], 80, Protocol::Http))).collect();
+    all.extend(
+        services.iter().enumerate().map(|(i, name)| {
+            of(workload(&format!("w{i}"), &[&format!("10.0.0.{}", i + 1)], &[(name, 80, 1)]))
+        }),
+    );
     let before = apply(&mut c, all, &[]).snapshot;
-    let out = apply(&mut c, vec![Work(workload("w7", &["10.0.0.8"], &[("s7", 80, 2)]))], &[]);
+    let out = apply(&mut c, vec![of(workload("w7", &["10.0.0.8"], &[("s7", 80, 2)]))], &[]);
     let id = named(&out, "s7").id;
     assert_eq!(out.dirty.services, [id].into());
     assert!(out.dirty.workloads.is_empty(), "its own entries say nothing of weights");
@@ -152,18 +162,18 @@ fn what_did_not_change_is_shared_with_the_snapshot_before() {
 #[test]
 fn http_goes_to_the_proxy_unless_told_otherwise_and_a_route_always_does() {
     let mut c = compiler();
-    let http = || Svc(service("s", &["240.0.0.1"], 80, Protocol::Http));
-    let out = apply(&mut c, vec![http(), Work(workload("w", &["10.0.0.1"], &[("s", 80, 1)]))], &[]);
+    let http = || of(service("s", &["240.0.0.1"], 80, Protocol::Http));
+    let out = apply(&mut c, vec![http(), of(workload("w", &["10.0.0.1"], &[("s", 80, 1)]))], &[]);
     assert_eq!(named(&out, "s").why, Some(Why::Http));
     assert!(out.snapshot.workloads[&1].ports[0].proxy);
 
     let kernel = v1::Mesh { http: HttpMode::Kernel.into(), ..Default::default() };
-    let out = apply(&mut c, vec![Mesh(kernel)], &[]);
+    let out = apply(&mut c, vec![of(kernel)], &[]);
     assert_eq!(named(&out, "s").why, None);
     assert!(!out.snapshot.workloads[&1].ports[0].proxy, "its own address is treated alike");
     assert_eq!(out.dirty.workloads.len(), 1);
 
-    let out = apply(&mut c, vec![HttpRoute(route("r", "s", &[("/", &[("s", 80, 1)])]))], &[]);
+    let out = apply(&mut c, vec![of(route("r", "s", &[("/", &[("s", 80, 1)])]))], &[]);
     assert_eq!(named(&out, "s").why, Some(Why::Route));
 
     let mut policy = v1::TrafficPolicy {
@@ -173,7 +183,7 @@ fn http_goes_to_the_proxy_unless_told_otherwise_and_a_route_always_does() {
         ..Default::default()
     };
     policy.set_on_proxy_loss(v1::OnProxyLoss::Refuse);
-    let out = apply(&mut c, vec![TrafficPolicy(policy)], &[]);
+    let out = apply(&mut c, vec![of(policy)], &[]);
     assert_eq!(named(&out, "s").on_proxy_loss, OnProxyLoss::Refuse);
     assert_eq!(out.snapshot.workloads[&1].ports[0].on_proxy_loss, OnProxyLoss::Refuse);
 
@@ -185,10 +195,10 @@ fn http_goes_to_the_proxy_unless_told_otherwise_and_a_route_always_does() {
 fn the_fallback_is_the_catch_all_rule() {
     let mut c = compiler();
     let resources = vec![
-        Svc(service("s", &["240.0.0.1"], 80, Protocol::Http)),
-        Svc(service("v1", &[], 80, Protocol::Http)),
-        Svc(service("v2", &[], 80, Protocol::Http)),
-        HttpRoute(route(
+        of(service("s", &["240.0.0.1"], 80, Protocol::Http)),
+        of(service("v1", &[], 80, Protocol::Http)),
+        of(service("v2", &[], 80, Protocol::Http)),
+        of(route(
             "r",
             "s",
             &[("/only", &[("s", 80, 1)]), ("/", &[("v1", 80, 9), ("v2", 80, 1), ("gone", 80, 5)])],
@@ -207,7 +217,7 @@ fn the_fallback_is_the_catch_all_rule() {
     assert_eq!(problems(&out), ["HTTPRoute d/r: rules[1].backendRefs[2]: service d/gone does not exist"]);
 
     // A backend's endpoints stand in its parents' tables.
-    let out = apply(&mut c, vec![Work(workload("w", &["10.0.0.1"], &[("v2", 80, 1)]))], &[]);
+    let out = apply(&mut c, vec![of(workload("w", &["10.0.0.1"], &[("v2", 80, 1)]))], &[]);
     assert_eq!(out.dirty.services.into_iter().collect::<Vec<_>>(), {
         let mut both = vec![s, v2];
         both.sort_unstable();
@@ -215,11 +225,11 @@ fn the_fallback_is_the_catch_all_rule() {
     });
 
     // What was missing comes.
-    let out = apply(&mut c, vec![Svc(service("gone", &[], 80, Protocol::Http))], &[]);
+    let out = apply(&mut c, vec![of(service("gone", &[], 80, Protocol::Http))], &[]);
     assert_eq!(named(&out, "s").fallback.len(), 3);
     assert!(out.conditions.is_empty());
 
-    let out = apply(&mut c, vec![HttpRoute(route("r", "s", &[("/only", &[("v1", 80, 1)])]))], &[]);
+    let out = apply(&mut c, vec![of(route("r", "s", &[("/only", &[("v1", 80, 1)])]))], &[]);
     assert_eq!(named(&out, "s").fallback, [(s, 1)], "no rule takes every path");
 }
 
@@ -238,14 +248,14 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
     let out = apply(
         &mut c,
         vec![
-            Svc(service("s", &["240.0.0.1", "127.0.0.1", "x"], 80, Protocol::Http)),
-            Svc(service("db", &["240.0.0.2"], 5432, Protocol::Tcp)),
-            Svc(service("bad", &[], 70_000, Protocol::Tcp)),
-            Svc(service("dns", &[], 53, Protocol::Udp)),
-            Work(workload("w", &["10.0.0.1", "10.0.0"], &[("s", 80, 1), ("s", 81, 1), ("none", 80, 1)])),
-            HttpRoute(route("r", "none", &[("/", &[("s", 81, 1)])])),
-            HttpRoute(tcp_parent),
-            TrafficPolicy(policy),
+            of(service("s", &["240.0.0.1", "127.0.0.1", "x"], 80, Protocol::Http)),
+            of(service("db", &["240.0.0.2"], 5432, Protocol::Tcp)),
+            of(service("bad", &[], 70_000, Protocol::Tcp)),
+            of(service("dns", &[], 53, Protocol::Udp)),
+            of(workload("w", &["10.0.0.1", "10.0.0"], &[("s", 80, 1), ("s", 81, 1), ("none", 80, 1)])),
+            of(route("r", "none", &[("/", &[("s", 81, 1)])])),
+            of(tcp_parent),
+            of(policy),
         ],
         &[],
     );
@@ -270,7 +280,7 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
     assert_eq!(named(&out, "s").serving, 1);
     assert_eq!(named(&out, "s").vips.len(), 1);
 
-    let all: Vec<(Kind, String)> = c.model().all_but(&[]);
+    let all: Vec<(Kind, String)> = names(c.model());
     let out = c.apply(Batch { upserts: vec![], removes: all }, Revision::default());
     assert!(out.conditions.is_empty(), "{:?}", out.conditions);
     assert!(out.snapshot.services.is_empty() && out.snapshot.workloads.is_empty());
@@ -281,10 +291,9 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
 #[test]
 fn numbers_outlive_the_agent_and_end_with_their_names() {
     let mut c = compiler();
-    let both = || {
-        vec![Svc(service("s", &[], 80, Protocol::Tcp)), Work(workload("w", &["10.0.0.1"], &[("s", 80, 1)]))]
-    };
-    apply(&mut c, vec![Svc(service("x", &[], 80, Protocol::Tcp))], &[]);
+    let both =
+        || vec![of(service("s", &[], 80, Protocol::Tcp)), of(workload("w", &["10.0.0.1"], &[("s", 80, 1)]))];
+    apply(&mut c, vec![of(service("x", &[], 80, Protocol::Tcp))], &[]);
     let out = apply(&mut c, both(), &[]);
     assert_eq!((named(&out, "s").id, c.ids().get(IdKind::Endpoint, "d/s:80@d/w:8080")), (2, Some(1)));
 
@@ -302,7 +311,7 @@ fn numbers_outlive_the_agent_and_end_with_their_names() {
 fn an_enrolled_workload_keeps_its_numbers_whoever_tells_of_it() {
     let mut c = compiler();
     let ids = c.enrol("d", "w", "default").unwrap();
-    let out = apply(&mut c, vec![Work(workload("w", &["10.0.0.1"], &[]))], &[]);
+    let out = apply(&mut c, vec![of(workload("w", &["10.0.0.1"], &[]))], &[]);
     assert_eq!(out.snapshot.workloads[&ids.workload].identity, ids.identity);
     assert_eq!(c.enrol("d", "w", "default").unwrap(), ids);
     apply(&mut c, vec![], &[(Kind::Workload, "d/w")]);
@@ -319,9 +328,9 @@ fn a_mesh_that_does_not_fit_says_so() {
     let out = apply(
         &mut c,
         vec![
-            Svc(service("a", &[], 80, Protocol::Tcp)),
-            Svc(service("b", &[], 80, Protocol::Tcp)),
-            Work(workload("w", &["10.0.0.1"], &[("a", 80, 1), ("a", 80, 1)])),
+            of(service("a", &[], 80, Protocol::Tcp)),
+            of(service("b", &[], 80, Protocol::Tcp)),
+            of(workload("w", &["10.0.0.1"], &[("a", 80, 1), ("a", 80, 1)])),
         ],
         &[],
     );

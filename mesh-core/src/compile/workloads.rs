@@ -1,6 +1,6 @@
 //! Workloads, and the endpoints that they are.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Health};
@@ -8,17 +8,14 @@ use mesh_api::proto::v1::{self, Health};
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
-use crate::snapshot::{EndpointId, ServiceId, Workload, WorkloadId, WorkloadPort};
+use crate::snapshot::{EndpointId, ServiceId, Workload, WorkloadPort};
 
 /// What is kept of a compiled workload.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub id: WorkloadId,
-    pub v4: Option<Ipv4Addr>,
-    pub v6: Option<Ipv6Addr>,
-    pub local: bool,
-    pub members: Vec<Member>,
-    service_account: String,
+    /// As it stands in the snapshot.
+    pub workload: Arc<Workload>,
+    pub members: Box<[Member]>,
 }
 
 /// One membership that leads somewhere.
@@ -29,15 +26,15 @@ pub(super) struct Member {
     pub port: u16,
     pub weight: u32,
     pub healthy: bool,
-    /// Of its endpoint id.
-    pub name: String,
+    /// Of its endpoint id; the same copy as in the table of ids.
+    pub name: Name,
 }
 
 impl Compiler {
     /// Compiles a workload anew.
     pub(super) fn compile_workload(&mut self, name: &Name, work: &mut Work) {
         let before = self.workloads.remove(name);
-        let Some(spec) = self.model.workload(name).map(Arc::clone) else {
+        let Some(spec) = self.model.workload(name) else {
             self.problems.set(Kind::Workload, name, 0, Vec::new());
             if let Some(before) = before {
                 self.remove_workload(name, &before, work);
@@ -48,15 +45,18 @@ impl Compiler {
         // Hold the new names before the old ones go: a name that stays keeps its number.
         let ids = self.hold_workload(name, &spec.namespace, &spec.service_account);
         if let Some(before) = &before {
-            self.drop_workload(name, &before.service_account);
+            self.drop_workload(name, &before.workload.service_account);
         }
         match ids {
             Ok(ids) => {
-                let (workload, held) = self.build(ids, &spec, before.as_ref(), &mut problems);
+                let mut held = self.build(name, ids, &spec, before.as_ref(), &mut problems);
                 self.exchange(before.as_ref(), &held, work);
-                if self.next.workloads.get(&ids.workload).is_none_or(|old| **old != workload) {
-                    self.next.workloads.insert(ids.workload, Arc::new(workload));
-                    work.dirty.workloads.insert(ids.workload);
+                match self.next.workloads.get(&ids.workload) {
+                    Some(old) if *old == held.workload => held.workload = Arc::clone(old),
+                    _ => {
+                        self.next.workloads.insert(ids.workload, Arc::clone(&held.workload));
+                        work.dirty.workloads.insert(ids.workload);
+                    }
                 }
                 self.workloads.insert(Name::clone(name), held);
             }
@@ -64,8 +64,8 @@ impl Compiler {
                 problems.push(full.to_string());
                 if let Some(before) = before {
                     self.end_members(&before.members, &[], work);
-                    self.next.workloads.remove(&before.id);
-                    work.dirty.workloads.insert(before.id);
+                    self.next.workloads.remove(&before.workload.id);
+                    work.dirty.workloads.insert(before.workload.id);
                 }
             }
         }
@@ -74,18 +74,19 @@ impl Compiler {
 
     fn remove_workload(&mut self, name: &Name, before: &Held, work: &mut Work) {
         self.end_members(&before.members, &[], work);
-        self.drop_workload(name, &before.service_account);
-        self.next.workloads.remove(&before.id);
-        work.dirty.workloads.insert(before.id);
+        self.drop_workload(name, &before.workload.service_account);
+        self.next.workloads.remove(&before.workload.id);
+        work.dirty.workloads.insert(before.workload.id);
     }
 
     fn build(
         &mut self,
+        name: &Name,
         ids: super::WorkloadIds,
         spec: &v1::Workload,
         before: Option<&Held>,
         problems: &mut Vec<String>,
-    ) -> (Workload, Held) {
+    ) -> Held {
         let mut addresses: Vec<IpAddr> = Vec::new();
         for text in &spec.addresses {
             match address("spec.addresses", text) {
@@ -95,15 +96,7 @@ impl Compiler {
             }
         }
         let members = self.members(spec, before, problems);
-        let held = Held {
-            id: ids.workload,
-            v4: addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
-            v6: addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
-            local: !spec.node.is_empty() && *spec.node == *self.node,
-            members,
-            service_account: spec.service_account.clone(),
-        };
-        let ports = held.members.iter().filter_map(|m| {
+        let ports = members.iter().filter_map(|m| {
             let service = self.next.services.get(&m.service)?;
             Some(WorkloadPort {
                 port: m.port,
@@ -119,17 +112,16 @@ impl Compiler {
         ports.sort_unstable_by_key(|p| (p.port, p.service));
         let workload = Workload {
             id: ids.workload,
-            namespace: spec.namespace.as_str().into(),
-            name: spec.name.as_str().into(),
-            service_account: spec.service_account.as_str().into(),
-            node: spec.node.as_str().into(),
-            local: held.local,
+            full_name: Name::clone(name),
+            service_account: self.interned.get(&spec.service_account),
+            node: self.interned.get(&spec.node),
+            local: !spec.node.is_empty() && *spec.node == *self.node,
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
-            ports,
-            addresses,
+            ports: ports.into(),
+            addresses: addresses.into(),
         };
-        (workload, held)
+        Held { workload: Arc::new(workload), members: members.into() }
     }
 
     /// The memberships that lead somewhere; names the others.
@@ -169,7 +161,7 @@ impl Compiler {
             return Ok(Member { weight, healthy, ..known.clone() });
         }
         let service_port = membership.service_port;
-        let name = format!("{service_name}:{service_port}@{}/{}:{port}", spec.namespace, spec.name);
+        let name = format!("{service_name}:{service_port}@{}/{}:{port}", spec.namespace, spec.name).into();
         let endpoint = self.ids.assign(IdKind::Endpoint, &name).map_err(|full| full.to_string())?;
         Ok(Member { service, endpoint, port, weight, healthy, name })
     }
@@ -178,8 +170,8 @@ impl Compiler {
     fn exchange(&mut self, before: Option<&Held>, after: &Held, work: &mut Work) {
         let members = before.map_or(&[][..], |b| &b.members);
         self.end_members(members, &after.members, work);
-        let moved =
-            before.is_none_or(|b| (b.id, b.v4, b.v6, b.local) != (after.id, after.v4, after.v6, after.local));
+        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local);
+        let moved = before.is_none_or(|before| dialled(&before.workload) != dialled(&after.workload));
         let changed = after.members.iter().filter(|m| moved || !members.contains(m));
         work.endpoints.extend(changed.map(|m| m.service));
     }

@@ -4,32 +4,45 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
-#[derive(Debug)]
-pub(super) struct Claims<K> {
-    wants: HashMap<u32, Vec<K>>,
-    owner: HashMap<K, u32>,
-    /// Beside the owner.
-    rivals: HashMap<K, BTreeSet<u32>>,
+/// Something of the snapshot that wants entries in a map.
+pub(super) trait Claimant {
+    /// Key of the map.
+    type Key: Copy + Eq + Hash + Ord;
+    /// What it wants, each key once.
+    fn keys(&self) -> Vec<Self::Key>;
 }
 
-impl<K> Default for Claims<K> {
+#[derive(Debug)]
+pub(super) struct Claims<C: Claimant> {
+    /// By id, as they were when they last said what they want: shared with the snapshot.
+    claimants: HashMap<u32, Arc<C>>,
+    owner: HashMap<C::Key, u32>,
+    /// Beside the owner.
+    rivals: HashMap<C::Key, BTreeSet<u32>>,
+}
+
+impl<C: Claimant> Default for Claims<C> {
     fn default() -> Self {
-        Self { wants: HashMap::new(), owner: HashMap::new(), rivals: HashMap::new() }
+        Self { claimants: HashMap::new(), owner: HashMap::new(), rivals: HashMap::new() }
     }
 }
 
-impl<K: Copy + Eq + Hash + Ord> Claims<K> {
-    /// Says anew what `id` wants, and notes in `touched` what it wanted before or wants now.
-    pub fn set(&mut self, id: u32, keys: Vec<K>, touched: &mut BTreeSet<K>) {
-        let before = if keys.is_empty() { self.wants.remove(&id) } else { self.wants.insert(id, keys) };
-        let before = before.unwrap_or_default();
-        let keys = self.wants.get(&id).map_or(&[][..], Vec::as_slice);
-        touched.extend(before.iter().chain(keys).copied());
+impl<C: Claimant> Claims<C> {
+    /// Says anew what `id` is and so what it wants, and notes in `touched` what it wanted before or wants now.
+    pub fn set(&mut self, id: u32, new: Option<&Arc<C>>, touched: &mut BTreeSet<C::Key>) {
+        let before = match new {
+            Some(new) => self.claimants.insert(id, Arc::clone(new)),
+            None => self.claimants.remove(&id),
+        };
+        let before = before.map_or_else(Vec::new, |before| before.keys());
+        let keys = new.map_or_else(Vec::new, |new| new.keys());
+        touched.extend(before.iter().chain(&keys).copied());
         for &key in before.iter().filter(|key| !keys.contains(key)) {
             leave(&mut self.owner, &mut self.rivals, key, id);
         }
-        for &key in keys {
+        for key in keys {
             match self.owner.insert(key, id) {
                 Some(other) if other != id => {
                     self.owner.insert(key, other.min(id));
@@ -41,18 +54,18 @@ impl<K: Copy + Eq + Hash + Ord> Claims<K> {
     }
 
     /// Who has the key.
-    pub fn owner(&self, key: K) -> Option<u32> {
+    pub fn owner(&self, key: C::Key) -> Option<u32> {
         self.owner.get(&key).copied()
     }
 
     /// Who wants it as well, in order.
-    pub fn rivals(&self, key: K) -> impl Iterator<Item = u32> + '_ {
+    pub fn rivals(&self, key: C::Key) -> impl Iterator<Item = u32> + '_ {
         self.rivals.get(&key).into_iter().flatten().copied()
     }
 
-    /// All that want anything.
+    /// All that may want anything.
     pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.wants.keys().copied()
+        self.claimants.keys().copied()
     }
 }
 
@@ -82,9 +95,16 @@ fn leave<K: Copy + Eq + Hash>(
 mod tests {
     use super::*;
 
-    fn set(claims: &mut Claims<u8>, id: u32, keys: &[u8]) -> Vec<u8> {
+    impl Claimant for Vec<u8> {
+        type Key = u8;
+        fn keys(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn set(claims: &mut Claims<Vec<u8>>, id: u32, keys: &[u8]) -> Vec<u8> {
         let mut touched = BTreeSet::new();
-        claims.set(id, keys.to_vec(), &mut touched);
+        claims.set(id, Some(&Arc::new(keys.to_vec())), &mut touched);
         touched.into_iter().collect()
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_common::addr;
 use mesh_common::record::{PROTO_TCP, ServiceKey};
 
+use super::claims::Claimant;
 use super::table::{Content, Fallback};
 use super::view::Full;
 use super::{Condition, MapOp, Ops, Scope, View, condition, note};
@@ -30,8 +31,7 @@ pub(super) fn plan(
         touched.extend(view.services.keys());
     }
     for id in ids {
-        let keys = snapshot.services.get(&id).map_or_else(Vec::new, |service| keys(service));
-        view.service_claims.set(id, keys, &mut touched);
+        view.service_claims.set(id, snapshot.services.get(&id), &mut touched);
     }
     let (wanted, unwanted): (Vec<_>, Vec<_>) =
         touched.into_iter().partition(|key| view.service_claims.owner(*key).is_some());
@@ -51,22 +51,23 @@ pub(super) fn plan(
     }
 }
 
-/// A service's keys, one a virtual address.
-fn keys(service: &Service) -> Vec<ServiceKey> {
-    let mut keys: Vec<ServiceKey> = service
-        .vips
-        .iter()
-        .map(|&vip| ServiceKey {
+impl Claimant for Service {
+    type Key = ServiceKey;
+
+    /// One a virtual address.
+    fn keys(&self) -> Vec<ServiceKey> {
+        let key = |&vip| ServiceKey {
             addr: addr::from_ip(vip),
             scope: 0,
-            port_be: service.port.to_be(),
+            port_be: self.port.to_be(),
             proto: PROTO_TCP,
             network: 0,
-        })
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
+        };
+        let mut keys: Vec<ServiceKey> = self.vips.iter().map(key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call, of what `plan` was given")]
@@ -97,7 +98,7 @@ fn put(
     if shorter && !scope.full {
         return;
     }
-    match view.put_service(key, content, now, &mut ops.slots, &mut ops.services) {
+    match view.put_service(key, &content, now, &mut ops.slots, &mut ops.services) {
         Ok(()) => {}
         Err(full) => {
             view.waiting_services.insert(key, full);

@@ -3,6 +3,7 @@
 //! A table holds addresses of the family of its virtual address: an IPv6 socket may be IPv6-only, so a
 //! v4-mapped destination is not for it.
 
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use mesh_api::proto::v1::Protocol;
@@ -13,7 +14,7 @@ use crate::alias;
 use crate::snapshot::{Endpoint, EndpointId, OnProxyLoss, Service, ServiceId, Snapshot, WorkloadId};
 
 /// An endpoint in a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Choice {
     addr: Addr,
     port: u16,
@@ -24,7 +25,7 @@ pub(super) struct Choice {
 }
 
 /// The second table of a service that needs the proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Fallback {
     /// None: the kernel path needs no other.
     Absent,
@@ -35,7 +36,7 @@ pub(super) enum Fallback {
 }
 
 /// An entry, but for where its tables lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Content {
     pub service: ServiceId,
     pub table: Vec<Choice>,
@@ -102,9 +103,9 @@ impl Content {
         }
     }
 
-    /// Do both say the same of their tables, whatever their flags?
-    pub fn same_tables(&self, other: &Self) -> bool {
-        self.service == other.service && self.table == other.table && self.fallback == other.fallback
+    /// What it says of its tables, whatever its flags.
+    pub fn tables(&self) -> impl Hash + '_ {
+        (self.service, &self.table, &self.fallback)
     }
 
     /// The entry with its tables from slot `first` on.

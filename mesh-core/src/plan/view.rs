@@ -3,6 +3,7 @@
 //! Invariant: every slot is free, resting, or in the range of exactly one entry here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use mesh_common::{maps, record};
@@ -11,6 +12,7 @@ use super::alloc::{Allocator, NoRoom, Range};
 use super::claims::Claims;
 use super::table::Content;
 use super::{Condition, MapOp};
+use crate::snapshot::{Service, Workload};
 
 /// How long a freed range of slots rests before it is written again. A program runs for microseconds.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -36,12 +38,15 @@ impl Default for Capacities {
     }
 }
 
+/// Stands for what was written: to see whether it has to be written anew, nobody needs all of it.
+pub(super) type Print = u64;
+
 /// An entry of `SERVICES` with the slots that it owns.
 #[derive(Debug)]
 pub(super) struct Held {
     pub value: record::Service,
-    /// Unknown for an adopted entry.
-    pub content: Option<Content>,
+    /// Of what its tables say; unknown for an adopted entry.
+    pub tables: Option<Print>,
     /// One range; an adopted entry may have two.
     pub ranges: Vec<Range>,
 }
@@ -51,9 +56,11 @@ pub(super) struct Held {
 pub struct View {
     pub(super) capacities: Capacities,
     pub(super) services: HashMap<record::ServiceKey, Held>,
-    pub(super) workloads: HashMap<record::WorkloadKey, record::Workload>,
-    pub(super) service_claims: Claims<record::ServiceKey>,
-    pub(super) workload_claims: Claims<record::WorkloadKey>,
+    pub(super) workloads: HashMap<record::WorkloadKey, Print>,
+    pub(super) service_claims: Claims<Service>,
+    pub(super) workload_claims: Claims<Workload>,
+    /// For prints. Its keys are random, so that no configuration can be made whose prints are the same.
+    hasher: RandomState,
     pub(super) slots: Allocator,
     generation: u32,
     pub(super) epoch: Option<u64>,
@@ -76,6 +83,7 @@ impl View {
             workloads: HashMap::new(),
             service_claims: Claims::default(),
             workload_claims: Claims::default(),
+            hasher: RandomState::new(),
             slots: Allocator::new(capacities.endpoints),
             generation: 0,
             epoch: None,
@@ -104,10 +112,15 @@ impl View {
                     ranges.push(range);
                 }
             }
-            view.services.insert(key, Held { value, content: None, ranges });
+            view.services.insert(key, Held { value, tables: None, ranges });
         }
-        view.workloads = workloads.into_iter().collect();
+        view.workloads = workloads.into_iter().map(|(key, value)| (key, view.print(value))).collect();
         view
+    }
+
+    /// The print of what is written.
+    pub(super) fn print(&self, written: impl Hash) -> Print {
+        self.hasher.hash_one(written)
     }
 
     /// What does not fit or collides, as of now.
@@ -146,27 +159,25 @@ impl View {
     pub(super) fn put_service(
         &mut self,
         key: record::ServiceKey,
-        content: Content,
+        content: &Content,
         now: Duration,
         slots: &mut Vec<MapOp>,
         entries: &mut Vec<MapOp>,
     ) -> Result<(), Full> {
-        let held = self.services.get(&key);
-        if held.is_none() && self.services.len() >= self.capacities.services as usize {
-            return Err(Full::Services);
-        }
-        if let Some(Held { value, content: Some(before), ranges }) = held
-            && before.same_tables(&content)
-        {
-            let first = ranges.first().map_or(0, |range| range.first);
-            let new = content.value(first, value.generation);
-            if new != *value {
-                entries.push(MapOp::PutService { key, value: new });
+        let tables = Some(self.print(content.tables()));
+        let room = self.services.len() < self.capacities.services as usize;
+        match self.services.get_mut(&key) {
+            None if !room => return Err(Full::Services),
+            Some(held) if held.tables == tables => {
+                let first = held.ranges.first().map_or(0, |range| range.first);
+                let new = content.value(first, held.value.generation);
+                if new != held.value {
+                    entries.push(MapOp::PutService { key, value: new });
+                    held.value = new;
+                }
+                return Ok(());
             }
-            if let Some(held) = self.services.get_mut(&key) {
-                (held.value, held.content) = (new, Some(content));
-            }
-            return Ok(());
+            _ => {}
         }
         let len = content.slots_len();
         let range =
@@ -178,7 +189,7 @@ impl View {
         }
         let value = content.value(first, generation);
         entries.push(MapOp::PutService { key, value });
-        let new = Held { value, content: Some(content), ranges: range.into_iter().collect() };
+        let new = Held { value, tables, ranges: range.into_iter().collect() };
         if let Some(before) = self.services.insert(key, new) {
             self.free(&before, now);
         }

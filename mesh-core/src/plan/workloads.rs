@@ -7,6 +7,7 @@ use std::hash::BuildHasher;
 use mesh_common::addr;
 use mesh_common::record::{self, PROTO_TCP, WorkloadKey, flags, listener};
 
+use super::claims::Claimant;
 use super::table::protocol;
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
@@ -28,8 +29,7 @@ pub(super) fn plan(
         touched.extend(view.workloads.keys());
     }
     for id in ids {
-        let keys = snapshot.workloads.get(&id).map_or_else(Vec::new, |workload| keys(workload));
-        view.workload_claims.set(id, keys, &mut touched);
+        view.workload_claims.set(id, snapshot.workloads.get(&id), &mut touched);
     }
     let (wanted, unwanted): (Vec<_>, Vec<_>) =
         touched.into_iter().partition(|key| view.workload_claims.owner(*key).is_some());
@@ -51,24 +51,23 @@ pub(super) fn plan(
     }
 }
 
-/// A workload's keys.
-fn keys(workload: &Workload) -> Vec<WorkloadKey> {
-    let ports = || std::iter::once(0).chain(workload.ports.iter().map(|p| p.port));
-    let mut keys: Vec<WorkloadKey> = workload
-        .addresses
-        .iter()
-        .flat_map(|&ip| {
-            ports().map(move |port| WorkloadKey {
-                addr: addr::from_ip(ip),
-                port_be: port.to_be(),
-                proto: PROTO_TCP,
-                network: 0,
-            })
-        })
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
+impl Claimant for Workload {
+    type Key = WorkloadKey;
+
+    fn keys(&self) -> Vec<WorkloadKey> {
+        let ports = || std::iter::once(0).chain(self.ports.iter().map(|p| p.port));
+        let key = |ip, port: u16| WorkloadKey {
+            addr: addr::from_ip(ip),
+            port_be: port.to_be(),
+            proto: PROTO_TCP,
+            network: 0,
+        };
+        let mut keys: Vec<WorkloadKey> =
+            self.addresses.iter().flat_map(|&ip| ports().map(move |port| key(ip, port))).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
 }
 
 /// What is served on a port. The first of several services counts.
@@ -117,7 +116,8 @@ fn put(
     troubles: &mut Vec<Condition>,
 ) {
     let held = view.workloads.get(&key);
-    if held == Some(&value) {
+    let print = view.print(value);
+    if held == Some(&print) {
         return;
     }
     if held.is_none() && view.workloads.len() >= view.capacities.workloads as usize {
@@ -132,7 +132,7 @@ fn put(
         ));
         return;
     }
-    view.workloads.insert(key, value);
+    view.workloads.insert(key, print);
     ops.workloads.push(MapOp::PutWorkload { key, value });
 }
 
@@ -149,8 +149,8 @@ fn name_rivals(
             format!(
                 "{} is also that of workload {}/{}: connections to it count as ones to that workload",
                 place(key),
-                owner.namespace,
-                owner.name
+                owner.namespace(),
+                owner.name()
             ),
         ));
     }
@@ -165,5 +165,5 @@ fn place(key: WorkloadKey) -> String {
 }
 
 fn of(workload: &Workload, problem: String) -> Condition {
-    condition(Kind::Workload, &workload.namespace, &workload.name, problem)
+    condition(Kind::Workload, workload.namespace(), workload.name(), problem)
 }

@@ -370,12 +370,11 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         id,
         identity: 3,
         mesh_ns: 1,
-        namespace: "default".into(),
-        name: "caller".into(),
+        full_name: "default/caller".into(),
         service_account: "default".into(),
         node: "here".into(),
         local: true,
-        addresses: vec![at.ip()],
-        ports: vec![port],
+        addresses: [at.ip()].into(),
+        ports: [port].into(),
     }
 }

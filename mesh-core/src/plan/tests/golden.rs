@@ -6,10 +6,8 @@ use mesh_common::record::{self, PROTO_TCP, ServiceKey, WorkloadKey, app, flags};
 
 use super::{Capacities, LocalSlots, MapOp, Node, problems};
 use crate::compile::Dirty;
-use crate::compile::tests::{route, service, workload};
-use crate::model::{Kind, Resource};
-
-use Resource::{HttpRoute, Service as Svc, TrafficPolicy, Workload as Work};
+use crate::compile::tests::{of, route, service, workload};
+use crate::model::Kind;
 
 fn service_key(vip: &str) -> ServiceKey {
     let port_be = 80u16.to_be();
@@ -70,9 +68,9 @@ fn tcp_entry(generation: u32, table: u32, table_len: u32) -> record::Service {
 fn a_service_comes_changes_and_goes() {
     let mut node = Node::new(Capacities::default());
     let plan = node.put(vec![
-        Svc(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp)),
-        Work(workload("w1", &["10.0.0.1"], &[("s", 80, 3)])),
-        Work(workload("w2", &["10.0.0.2", "fd00::2"], &[("s", 80, 1)])),
+        of(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp)),
+        of(workload("w1", &["10.0.0.1"], &[("s", 80, 3)])),
+        of(workload("w2", &["10.0.0.2", "fd00::2"], &[("s", 80, 1)])),
     ]);
     let half = (1 << 31) - 1;
     assert_eq!(
@@ -97,7 +95,7 @@ fn a_service_comes_changes_and_goes() {
     assert!(plan.conditions.is_empty());
 
     // The table of IPv6 stays as it was.
-    let plan = node.put(vec![Work(workload("w1", &["10.0.0.1"], &[("s", 80, 1)]))]);
+    let plan = node.put(vec![of(workload("w1", &["10.0.0.1"], &[("s", 80, 1)]))]);
     assert_eq!(
         plan.ops,
         [
@@ -138,19 +136,19 @@ fn a_service_comes_changes_and_goes() {
 fn a_route_sends_what_bypasses_the_proxy_where_its_weights_say() {
     let mut node = Node::new(Capacities::default());
     node.put(vec![
-        Svc(service("s", &["240.0.0.1"], 80, Protocol::Http)),
-        Svc(service("v1", &[], 80, Protocol::Http)),
-        Svc(service("v2", &[], 80, Protocol::Http)),
-        Work(workload("w0", &["10.0.0.1"], &[("s", 80, 1)])),
-        Work(workload("w1", &["10.0.0.2"], &[("v1", 80, 1)])),
-        Work(workload("w2", &["10.0.0.3"], &[("v1", 80, 2)])),
-        Work(workload("w3", &["10.0.0.4"], &[("v2", 80, 7)])),
+        of(service("s", &["240.0.0.1"], 80, Protocol::Http)),
+        of(service("v1", &[], 80, Protocol::Http)),
+        of(service("v2", &[], 80, Protocol::Http)),
+        of(workload("w0", &["10.0.0.1"], &[("s", 80, 1)])),
+        of(workload("w1", &["10.0.0.2"], &[("v1", 80, 1)])),
+        of(workload("w2", &["10.0.0.3"], &[("v1", 80, 2)])),
+        of(workload("w3", &["10.0.0.4"], &[("v2", 80, 7)])),
     ]);
     let plain = node.entry("240.0.0.1", 80);
     assert_eq!(plain.flags, flags::PROXY | flags::BYPASS);
     assert_eq!((plain.table, plain.table_len), (plain.fallback, plain.fallback_len), "one table is both");
 
-    node.put(vec![HttpRoute(route("r", "s", &[("/", &[("v1", 80, 90), ("v2", 80, 10)])]))]);
+    node.put(vec![of(route("r", "s", &[("/", &[("v1", 80, 90), ("v2", 80, 10)])]))]);
     let entry = node.entry("240.0.0.1", 80);
     let (own, bypass) = node.tables(&entry);
     assert_eq!(own.into_iter().collect::<Vec<_>>(), [(1, 1.0)]);
@@ -172,7 +170,7 @@ fn a_route_sends_what_bypasses_the_proxy_where_its_weights_say() {
         ..Default::default()
     };
     policy.set_on_proxy_loss(v1::OnProxyLoss::Refuse);
-    let plan = node.put(vec![TrafficPolicy(policy)]);
+    let plan = node.put(vec![of(policy)]);
     assert!(plan.ops.iter().all(|op| !matches!(op, MapOp::PutSlots { .. })), "{:?}", plan.ops);
     let refusing = node.entry("240.0.0.1", 80);
     assert_eq!(refusing, record::Service { flags: flags::PROXY, ..entry });
@@ -184,11 +182,11 @@ fn a_route_sends_what_bypasses_the_proxy_where_its_weights_say() {
 fn where_the_catch_all_leads_nowhere_the_proxy_still_gets_what_another_rule_may_answer() {
     let mut node = Node::new(Capacities::default());
     node.put(vec![
-        Svc(service("s", &["240.0.0.1"], 80, Protocol::Http)),
-        Svc(service("v1", &[], 80, Protocol::Http)),
-        Svc(service("v2", &[], 80, Protocol::Http)),
-        Work(workload("w1", &["10.0.0.2"], &[("v1", 80, 1)])),
-        HttpRoute(route("r", "s", &[("/a", &[("v1", 80, 1)]), ("/", &[("v2", 80, 1)])])),
+        of(service("s", &["240.0.0.1"], 80, Protocol::Http)),
+        of(service("v1", &[], 80, Protocol::Http)),
+        of(service("v2", &[], 80, Protocol::Http)),
+        of(workload("w1", &["10.0.0.2"], &[("v1", 80, 1)])),
+        of(route("r", "s", &[("/a", &[("v1", 80, 1)]), ("/", &[("v2", 80, 1)])])),
     ]);
     let entry = node.entry("240.0.0.1", 80);
     assert_eq!((entry.flags, entry.table_len, entry.fallback_len), (flags::PROXY, 0, 1));
@@ -203,7 +201,7 @@ fn inbound_goes_to_the_listener_of_an_enrolled_workload() {
     inbound.ports[0].inbound_proxy = true;
     let mut away = workload("w2", &["10.0.0.2"], &[("s", 80, 1)]);
     away.node = "n2".into();
-    node.put(vec![Svc(inbound), Work(workload("w1", &["10.0.0.1"], &[("s", 80, 1)])), Work(away)]);
+    node.put(vec![of(inbound), of(workload("w1", &["10.0.0.1"], &[("s", 80, 1)])), of(away)]);
     assert_eq!(node.direct("10.0.0.1", 8080).flags, flags::LOCAL | flags::BYPASS, "not enrolled");
     assert_eq!(node.direct("10.0.0.2", 8080).flags, flags::BYPASS);
 
@@ -222,9 +220,9 @@ fn a_port_that_serves_two_services_counts_as_the_first() {
     let mut w = workload("w", &["10.0.0.1"], &[("b", 80, 1), ("a", 80, 1)]);
     w.services[1].target_port = w.services[0].target_port;
     node.put(vec![
-        Svc(service("a", &[], 80, Protocol::Tcp)),
-        Svc(service("b", &[], 80, Protocol::Http)),
-        Work(w),
+        of(service("a", &[], 80, Protocol::Tcp)),
+        of(service("b", &[], 80, Protocol::Http)),
+        of(w),
     ]);
     let entry = node.direct("10.0.0.1", 8080);
     assert_eq!((entry.service, entry.flags, entry.protocol), (1, flags::LOCAL, app::TCP));
@@ -234,10 +232,10 @@ fn a_port_that_serves_two_services_counts_as_the_first() {
 fn an_address_that_two_want_is_the_firsts_until_it_goes() {
     let mut node = Node::new(Capacities::default());
     let plan = node.put(vec![
-        Svc(service("a", &["240.0.0.1"], 80, Protocol::Tcp)),
-        Svc(service("b", &["240.0.0.1"], 80, Protocol::Tcp)),
-        Work(workload("w1", &["10.0.0.1"], &[("a", 80, 1)])),
-        Work(workload("w2", &["10.0.0.1"], &[("b", 80, 1)])),
+        of(service("a", &["240.0.0.1"], 80, Protocol::Tcp)),
+        of(service("b", &["240.0.0.1"], 80, Protocol::Tcp)),
+        of(workload("w1", &["10.0.0.1"], &[("a", 80, 1)])),
+        of(workload("w2", &["10.0.0.1"], &[("b", 80, 1)])),
     ]);
     assert_eq!(
         problems(&plan),
@@ -261,8 +259,8 @@ fn an_address_that_two_want_is_the_firsts_until_it_goes() {
 fn an_address_whose_family_no_endpoint_has_is_named_where_there_is_no_other() {
     let mut node = Node::new(Capacities::default());
     let plan = node.put(vec![
-        Svc(service("s", &["fd00::1"], 80, Protocol::Tcp)),
-        Work(workload("w1", &["10.0.0.1"], &[("s", 80, 3)])),
+        of(service("s", &["fd00::1"], 80, Protocol::Tcp)),
+        of(workload("w1", &["10.0.0.1"], &[("s", 80, 3)])),
     ]);
     assert_eq!(
         problems(&plan),
@@ -271,14 +269,14 @@ fn an_address_whose_family_no_endpoint_has_is_named_where_there_is_no_other() {
     );
     assert_eq!(node.entry("fd00::1", 80).table_len, 0);
     // With an IPv4 address beside it clients have a way.
-    let plan = node.put(vec![Svc(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp))]);
+    let plan = node.put(vec![of(service("s", &["240.0.0.1", "fd00::1"], 80, Protocol::Tcp))]);
     assert!(plan.conditions.is_empty(), "{plan:?}");
     // The proxy dials either family.
-    let plan = node.put(vec![Svc(service("s", &["fd00::1"], 80, Protocol::Http))]);
+    let plan = node.put(vec![of(service("s", &["fd00::1"], 80, Protocol::Http))]);
     assert!(problems(&plan)[0].contains("refused while the proxy is gone"), "{plan:?}");
     let entry = node.entry("fd00::1", 80);
     assert_eq!((entry.flags, entry.table_len, entry.fallback_len), (flags::PROXY, 0, 1));
-    let plan = node.put(vec![Work(workload("w1", &["10.0.0.1", "fd00::9"], &[("s", 80, 3)]))]);
+    let plan = node.put(vec![of(workload("w1", &["10.0.0.1", "fd00::9"], &[("s", 80, 3)]))]);
     assert!(plan.conditions.is_empty());
     assert_eq!(node.entry("fd00::1", 80).flags, flags::PROXY | flags::BYPASS);
 }

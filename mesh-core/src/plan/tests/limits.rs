@@ -6,20 +6,18 @@ use mesh_api::proto::v1::Protocol;
 
 use super::{Node, problems};
 use crate::compile::Dirty;
-use crate::compile::tests::{service, workload};
+use crate::compile::tests::{of, service, workload};
 use crate::model::{Kind, Resource};
 use crate::plan::GRACE;
 
-use Resource::{Service as Svc, Workload as Work};
-
 fn tcp(name: &str, vip: &str) -> Resource {
-    Svc(service(name, &[vip], 80, Protocol::Tcp))
+    of(service(name, &[vip], 80, Protocol::Tcp))
 }
 
 /// `count` workloads of a service, with addresses 10.<net>.0.x.
-fn workloads(of: &str, net: u8, count: u8) -> Vec<Resource> {
+fn workloads(service: &str, net: u8, count: u8) -> Vec<Resource> {
     (1..=count)
-        .map(|i| Work(workload(&format!("{of}-{i}"), &[&format!("10.{net}.0.{i}")], &[(of, 80, 1)])))
+        .map(|i| of(workload(&format!("{service}-{i}"), &[&format!("10.{net}.0.{i}")], &[(service, 80, 1)])))
         .collect()
 }
 
@@ -82,8 +80,8 @@ fn entries_that_do_not_fit_wait_for_others_to_go() {
     let plan = node.put(vec![
         tcp("a", "240.0.0.1"),
         tcp("b", "240.0.0.2"),
-        Work(workload("w1", &["10.0.0.1"], &[("a", 80, 1)])),
-        Work(workload("w2", &["10.0.0.2"], &[])),
+        of(workload("w1", &["10.0.0.1"], &[("a", 80, 1)])),
+        of(workload("w2", &["10.0.0.2"], &[])),
     ]);
     assert_eq!(
         problems(&plan),

@@ -8,7 +8,7 @@ use mesh_common::record::{Endpoint, Service, flags};
 use proptest::prelude::*;
 
 use super::{Node, Plan};
-use crate::compile::tests::{apply, route, service, workload};
+use crate::compile::tests::{apply, names, of, route, service, workload};
 use crate::compile::{Compiler, Dirty, Outcome};
 use crate::ids::IdLimits;
 use crate::model::{Kind, Resource};
@@ -56,7 +56,7 @@ fn resource(step: &Step) -> Option<Resource> {
         Step::Service { number, vip, http } => {
             let vips = [format!("240.0.0.{vip}"), format!("fd00:a::{vip}")];
             let protocol = if *http { Protocol::Http } else { Protocol::Tcp };
-            Resource::Service(service(&name(Kind::Service, *number), &[&vips[0], &vips[1]], 80, protocol))
+            of(service(&name(Kind::Service, *number), &[&vips[0], &vips[1]], 80, protocol))
         }
         Step::Workload { number, address, v6, serves } => {
             let addresses = [format!("10.0.0.{address}"), format!("fd00:b::{address}")];
@@ -64,16 +64,12 @@ fn resource(step: &Step) -> Option<Resource> {
                 addresses.iter().take(1 + usize::from(*v6)).map(String::as_str).collect();
             let serves: Vec<(&str, u32, u32)> =
                 serves.iter().map(|(s, weight)| (NAMES[usize::from(*s)], 80, *weight)).collect();
-            Resource::Workload(workload(&name(Kind::Workload, *number), &addresses, &serves))
+            of(workload(&name(Kind::Workload, *number), &addresses, &serves))
         }
         Step::Route { number, parent, backends } => {
             let backends: Vec<(&str, u32, u32)> =
                 backends.iter().map(|(s, weight)| (NAMES[usize::from(*s)], 80, *weight)).collect();
-            Resource::HttpRoute(route(
-                &name(Kind::HttpRoute, *number),
-                NAMES[usize::from(*parent)],
-                &[("/", &backends)],
-            ))
+            of(route(&name(Kind::HttpRoute, *number), NAMES[usize::from(*parent)], &[("/", &backends)]))
         }
         Step::Remove { .. } | Step::Pass { .. } => return None,
     })
@@ -243,11 +239,14 @@ fn run(steps: &[Step], capacity: u32) -> (Node, bool) {
 /// The resources of a compiler, all at once in another order, under the same numbers.
 fn from_scratch(node: &Node) -> Outcome {
     let model = node.compiler.model();
-    let all = |kind| model.names(kind).into_iter();
+    let all = |kind| {
+        let names = names(model).into_iter().filter(move |(k, _)| *k == kind);
+        names.map(move |(_, name)| model.resources().get(kind, &name).unwrap())
+    };
     let mut upserts: Vec<Resource> = Vec::new();
-    upserts.extend(all(Kind::HttpRoute).map(|n| Resource::HttpRoute((**model.route(&n).unwrap()).clone())));
-    upserts.extend(all(Kind::Workload).map(|n| Resource::Workload((**model.workload(&n).unwrap()).clone())));
-    upserts.extend(all(Kind::Service).map(|n| Resource::Service((**model.service(&n).unwrap()).clone())));
+    upserts.extend(all(Kind::HttpRoute));
+    upserts.extend(all(Kind::Workload));
+    upserts.extend(all(Kind::Service));
     let mut compiler = Compiler::new("n1", node.compiler.ids().clone(), IdLimits::default());
     apply(&mut compiler, upserts, &[])
 }
@@ -265,7 +264,7 @@ proptest! {
         // A second look finds nothing to do; and everything goes.
         let snapshot = node.compiler.snapshot();
         prop_assert_eq!(node.plan(&Dirty::all(&snapshot)).ops, []);
-        let all = node.compiler.model().all_but(&[]);
+        let all = names(node.compiler.model());
         let all: Vec<(Kind, &str)> = all.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
         let plan = node.change(vec![], &all);
         prop_assert_eq!(plan.conditions, []);

@@ -4,18 +4,16 @@ use mesh_api::proto::v1::Protocol;
 
 use super::{Capacities, MapOp, Node, View};
 use crate::compile::Dirty;
-use crate::compile::tests::{service, workload};
+use crate::compile::tests::{of, service, workload};
 use crate::model::Resource;
 use crate::plan::GRACE;
 
-use Resource::{Service as Svc, Workload as Work};
-
 fn world() -> Vec<Resource> {
     vec![
-        Svc(service("a", &["240.0.0.1"], 80, Protocol::Http)),
-        Svc(service("b", &["240.0.0.2"], 80, Protocol::Tcp)),
-        Work(workload("w1", &["10.0.0.1"], &[("a", 80, 1), ("b", 80, 1)])),
-        Work(workload("w2", &["10.0.0.2"], &[("a", 80, 1)])),
+        of(service("a", &["240.0.0.1"], 80, Protocol::Http)),
+        of(service("b", &["240.0.0.2"], 80, Protocol::Tcp)),
+        of(workload("w1", &["10.0.0.1"], &[("a", 80, 1), ("b", 80, 1)])),
+        of(workload("w2", &["10.0.0.2"], &[("a", 80, 1)])),
     ]
 }
 
