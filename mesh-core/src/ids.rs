@@ -6,8 +6,9 @@
 //! numbers freed first are used first, behind at least [`REST`] others where there are fresh ones.
 //! Not here: when a name ends (compile), the counters (the caller knows them).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use imbl::OrdMap;
 use mesh_common::maps;
 use serde::{Deserialize, Serialize};
 
@@ -73,11 +74,11 @@ impl Default for IdLimits {
     }
 }
 
-/// The numbers of one kind.
+/// The numbers of one kind. Cloned for the disk without copying the names.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ids {
     #[serde(with = "names")]
-    names: HashMap<Name, Number>,
+    names: OrdMap<Name, Number>,
     /// Names that have ended and whose counters may not be zero yet.
     ended: VecDeque<String>,
     /// In the order in which they became free.
@@ -88,19 +89,20 @@ pub struct Ids {
 
 /// Names on disk: serde knows no shared strings.
 mod names {
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
+    use imbl::OrdMap;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use super::{Name, Number};
 
-    pub fn serialize<S: Serializer>(names: &HashMap<Name, Number>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(names: &OrdMap<Name, Number>, to: S) -> Result<S::Ok, S::Error> {
         to.collect_map(names.iter().map(|(name, number)| (&**name, number)))
     }
 
-    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<HashMap<Name, Number>, D::Error> {
-        let names: HashMap<String, Number> = HashMap::deserialize(from)?;
-        Ok(names.into_iter().map(|(name, number)| (name.into(), number)).collect())
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<OrdMap<Name, Number>, D::Error> {
+        let names: BTreeMap<String, Number> = BTreeMap::deserialize(from)?;
+        Ok(names.into_iter().map(|(name, number)| (Name::from(name), number)).collect())
     }
 }
 
@@ -164,7 +166,7 @@ impl Ids {
         }
     }
 
-    /// Living names and their numbers, in no order.
+    /// Living names and their numbers, in order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
         self.names.iter().filter(|(_, n)| !n.ended).map(|(name, n)| (&**name, n.id))
     }
