@@ -50,7 +50,7 @@ pub const HEARTBEAT: Spec = spec("HEARTBEAT", 4, 8, 512);
 /// Flows under way, by the low bits of their socket's cookie (see [`crate::flows`]). Not to be resized.
 pub const FLOWS: Spec = spec("FLOWS", 4, size_of::<r::Flow>(), 16_384);
 /// Flows whose home was taken, by socket cookie.
-pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 65_536);
+pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 32_768);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
 /// Ended flows, a ring.

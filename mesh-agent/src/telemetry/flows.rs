@@ -95,7 +95,7 @@ impl Durations {
             (service, _) => (DEST_SERVICE, service),
         };
         let path = path(Verdict::from_u8(verdict));
-        let key = DurationKey { source: workload, dest, kind, protocol: protocol as u8, path };
+        let key = DurationKey { source: workload, dest, kind, protocol, path };
         self.0.record(key, Duration::from_nanos(end_ns.saturating_sub(start_ns)).as_secs_f64(), now);
     }
 

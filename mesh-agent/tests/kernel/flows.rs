@@ -13,7 +13,7 @@ use mesh_common::verdict::Verdict;
 use mesh_core::plan::MapOp;
 use rustix::net::sockopt::{set_socket_linger, socket_cookie};
 
-use crate::place::{OWN, Place};
+use crate::place::{OWN, Place, enrol};
 
 const VIP: &str = "240.9.0.1";
 const ENDPOINT: u32 = 7;
@@ -88,7 +88,7 @@ fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
         one.set(0);
         rustix::thread::sched_setaffinity(None, &one)?;
         let listener = TcpListener::bind((OWN, 0))?;
-        place.enrol(&kernel, netns_cookie(listener.as_fd())?);
+        enrol(&kernel, netns_cookie(listener.as_fd())?);
         lead(&kernel, VIP, listener.local_addr()?);
 
         let mut held = vec![connect()];
@@ -128,7 +128,7 @@ fn a_connect_that_never_left_leaves_nothing() {
     let ns = place.netns();
     in_netns(ns.as_fd(), || {
         let listener = TcpListener::bind((OWN, 0))?;
-        place.enrol(&kernel, netns_cookie(listener.as_fd())?);
+        enrol(&kernel, netns_cookie(listener.as_fd())?);
         // The namespace has no route there.
         lead(&kernel, VIP, "203.0.113.1:80".parse().unwrap());
         for _ in 0..100 {

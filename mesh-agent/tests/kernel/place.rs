@@ -53,24 +53,6 @@ impl Place {
         fs::File::open(format!("/run/netns/{}", self.name)).unwrap()
     }
 
-    /// Makes the namespace with this cookie a workload.
-    pub fn enrol(&self, kernel: &Kernel, cookie: u64) {
-        let value = Enrolled {
-            addr4: from_ip(OWN.parse().unwrap()),
-            addr6: UNSPECIFIED,
-            workload: 1,
-            identity: 1,
-            scope: 0,
-            policy_set: 0,
-            listener_slot: 0,
-            heartbeat_slot: 0,
-            budget_pending: 16,
-            port4_be: 0,
-            port6_be: 0,
-        };
-        kernel.enrol(EnrolledKey { kind: KIND_NETNS, id: cookie }, &value).unwrap();
-    }
-
     fn ip(&self, args: &[&str]) {
         let done = Command::new("ip").args(args).status().expect("iproute2 is installed");
         assert!(done.success(), "ip {args:?} in {}", self.name);
@@ -85,4 +67,22 @@ impl Drop for Place {
         let _ = fs::remove_dir(&self.cgroup);
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// Makes the namespace with this cookie a workload.
+pub fn enrol(kernel: &Kernel, cookie: u64) {
+    let value = Enrolled {
+        addr4: from_ip(OWN.parse().unwrap()),
+        addr6: UNSPECIFIED,
+        workload: 1,
+        identity: 1,
+        scope: 0,
+        policy_set: 0,
+        listener_slot: 0,
+        heartbeat_slot: 0,
+        budget_pending: 16,
+        port4_be: 0,
+        port6_be: 0,
+    };
+    kernel.enrol(EnrolledKey { kind: KIND_NETNS, id: cookie }, &value).unwrap();
 }

@@ -17,7 +17,7 @@ use mesh_common::record::{Endpoint, PROTO_TCP, Service, ServiceKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::MapOp;
 
-use crate::place::{OWN, Place};
+use crate::place::{OWN, Place, enrol};
 
 const SWAPS: u32 = 1_000_000;
 const SLOTS: u32 = 3;
@@ -89,7 +89,7 @@ fn a_million_swaps_under_readers_lead_nobody_astray() {
         in_netns(ns.as_fd(), || TcpListener::bind((OWN, 0))).expect("listen in the namespace")
     });
     let ports: [u16; 2] = std::array::from_fn(|i| listeners[i].local_addr().unwrap().port());
-    place.enrol(&kernel, netns_cookie(listeners[0].as_fd()).unwrap());
+    enrol(&kernel, netns_cookie(listeners[0].as_fd()).unwrap());
     for (which, port) in ports.into_iter().enumerate() {
         kernel.apply(&swap(which, 1, which as u32 * SLOTS, port)).unwrap();
     }
