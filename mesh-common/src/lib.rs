@@ -5,6 +5,7 @@
 //! - [`record`]: keys and values, `repr(C)`, sizes asserted.
 //! - [`verdict`]: why a connection went where it went: one [`verdict::Verdict`] a connection.
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
+//! - [`going`]: the agent is ending: who it is, and what ends it.
 //!
 //! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
 //! network byte order end in `_be`.
@@ -16,6 +17,7 @@
 pub mod addr;
 pub mod decide;
 pub mod flows;
+pub mod going;
 pub mod maps;
 #[cfg(feature = "pod")]
 mod pod;

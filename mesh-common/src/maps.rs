@@ -59,9 +59,11 @@ pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 
 pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT);
 /// Word 0: epoch of the snapshot that the maps hold.
 pub const EPOCH: Spec = spec("EPOCH", 4, 8, 1);
+/// One value: the agent, and since when it is going.
+pub const AGENT: Spec = spec("AGENT", 4, size_of::<crate::going::Agent>(), 1);
 
 /// All of them.
-pub const ALL: [Spec; 18] = [
+pub const ALL: [Spec; 19] = [
     ENROLLED,
     SERVICES,
     WORKLOADS,
@@ -80,6 +82,7 @@ pub const ALL: [Spec; 18] = [
     FLOW_EVENTS,
     VERDICTS,
     EPOCH,
+    AGENT,
 ];
 
 /// Raised by hand when the meaning of a field changes and its size does not.

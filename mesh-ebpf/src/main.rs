@@ -7,6 +7,7 @@
 //! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
 //! - [`flows`]: what is known of a connection while it lives.
+//! - [`going`]: a signal or an exit ends the agent.
 //! - [`maps`], [`socket`], [`totals`]: what they share.
 //!
 //! Invariants: no L7, no policy language, no loop without a constant bound; every refusal has an errno and
@@ -19,6 +20,7 @@
 
 mod connect;
 mod flows;
+mod going;
 mod maps;
 mod names;
 mod release;

@@ -4,6 +4,7 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use mesh_common::going::Agent;
 use mesh_common::maps as m;
 use mesh_common::record::{
     Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, Service, ServiceKey, SynKey,
@@ -53,6 +54,8 @@ pub static FLOWS_ABROAD: HashMap<u64, Flow> =
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
 #[map]
 pub static EPOCH: Array<u64> = Array::with_max_entries(m::EPOCH.capacity, 0);
+#[map]
+pub static AGENT: Array<Agent> = Array::with_max_entries(m::AGENT.capacity, 0);
 
 const SK_STORAGE: usize = 24;
 const NO_PREALLOC: usize = 1;

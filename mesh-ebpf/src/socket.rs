@@ -9,6 +9,7 @@ use mesh_common::decide;
 use mesh_common::record::Load;
 use mesh_common::verdict::Verdict;
 
+use crate::going::going;
 use crate::maps::{HEARTBEAT, LISTENERS, LOAD, SERVICE_LOAD, SkStorage, VERDICTS};
 
 const CREATE: u64 = 1;
@@ -116,7 +117,7 @@ pub fn agent_alive(listener_slot: u32, heartbeat_slot: u32) -> bool {
     there && worker_alive(heartbeat_slot)
 }
 
-/// Does this worker beat?
+/// Does this worker beat, and is its agent not going?
 #[inline(always)]
 pub fn worker_alive(heartbeat_slot: u32) -> bool {
     let Some(beat) = HEARTBEAT.get_ptr(heartbeat_slot) else {
@@ -125,5 +126,6 @@ pub fn worker_alive(heartbeat_slot: u32) -> bool {
     // SAFETY: an aligned word of a live array; user space writes it whole.
     let beat = unsafe { core::ptr::read_volatile(beat) };
     // SAFETY: no arguments.
-    decide::alive(beat, unsafe { bpf_ktime_get_ns() })
+    let now = unsafe { bpf_ktime_get_ns() };
+    decide::alive(beat, now) && !going(now)
 }

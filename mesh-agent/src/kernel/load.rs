@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::maps;
 
 use super::error::LoadError;
+use super::going;
 use crate::sys::bpf::{self, AttachType};
 
 /// What to load and where.
@@ -97,6 +98,7 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
     }
     let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
     update_inbound(pins, inbound_program.as_fd())?;
+    going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
     Ok(Loaded { ebpf, links, inbound_program, pins: pins.to_owned(), adopted })
 }
@@ -125,7 +127,7 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
 }
 
 /// An error with its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -5,12 +5,14 @@
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
+//! - [`going`]: the kernel learns of the agent's end.
 //!
-//! Invariant: dropping the handle detaches nothing; everything is pinned.
+//! Invariant: dropping the handle detaches nothing that a connection meets; all of that is pinned.
 //! Not here: what to write (mesh-core's plan), who is enrolled (`enrol`).
 
 mod error;
 mod events;
+mod going;
 mod load;
 mod maps;
 mod sockets;
