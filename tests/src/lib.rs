@@ -9,6 +9,7 @@
 //! - [`metrics`]: Prometheus text, scraped and summed.
 //! - [`pins`]: the BPF maps, read without the agent.
 //! - [`eventually`]: waiting for something to become true, with a deadline.
+//! - [`clock`]: moments that processes can compare.
 //! - [`netns`], [`cgroup`], [`process`], [`shell`], [`reaper`]: what these stand on.
 //!
 //! Invariants: each mesh is a closed network of its own, so meshes run side by side with the same
@@ -22,6 +23,7 @@
 
 pub mod agent_socket;
 pub mod cgroup;
+pub mod clock;
 pub mod eventually;
 pub mod load;
 pub mod mesh;

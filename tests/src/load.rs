@@ -30,6 +30,20 @@ pub struct Report {
     pub connect_ns: [u64; 2],
     /// Connect and answer, or answer alone on a kept connection: the same, nanoseconds.
     pub total_ns: [u64; 2],
+    /// The connections that failed: the first [`LOST_MAX`] of each thread.
+    pub lost: Vec<Lost>,
+}
+
+/// Failed connections that are told one by one, a thread.
+pub const LOST_MAX: usize = 1000;
+
+/// The life of a connection that failed, in nanoseconds of [`crate::clock::monotonic_ns`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Lost {
+    /// Just before connect().
+    pub begun: u64,
+    /// When the failure was seen.
+    pub seen: u64,
 }
 
 impl Report {

@@ -6,6 +6,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    ops::Range,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     process::Command,
@@ -196,9 +197,9 @@ impl Node {
         });
     }
 
-    /// SIGKILL, and gone.
-    pub fn kill_agent(&self) {
-        *self.agent() = None;
+    /// SIGKILL, and gone. When kill() was called and when it had returned: see [`Process::kill`].
+    pub fn kill_agent(&self) -> Range<u64> {
+        self.agent().take().map_or(0..0, |mut agent| agent.kill())
     }
 
     /// Sends the agent a signal.
@@ -212,9 +213,7 @@ impl Node {
     #[track_caller]
     pub fn stop_agent(&self) {
         self.signal_agent(Signal::TERM);
-        if let Some(agent) = self.agent().as_mut() {
-            agent.wait(Duration::from_secs(15));
-        }
+        self.wait_agent();
         self.kill_agent();
     }
 
@@ -259,10 +258,10 @@ impl Node {
         attached.as_array().into_iter().flatten().filter_map(|program| program["id"].as_u64()).collect()
     }
 
-    /// Whether a file of the agent's state names `word`.
+    /// Whether the agent's snapshot on disk names `word`; not the next one, which is being written beside it.
     pub fn has_on_disk(&self, word: &str) -> bool {
         let mut command = Command::new("grep");
-        command.args(["-r", "-q", "-a", word]).arg(self.work.join("state"));
+        command.args(["-q", "-a", word]).arg(self.work.join("state/snapshot"));
         shell::run(&mut command, "").is_ok()
     }
 
@@ -270,6 +269,20 @@ impl Node {
     #[track_caller]
     pub fn verdict(&self, verdict: Verdict) -> u64 {
         pins::verdict(&self.bpffs(), verdict).unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
+    }
+
+    /// Since when the kernel knows that the agent is going, nanoseconds of [`crate::clock::monotonic_ns`].
+    #[track_caller]
+    pub fn going_since(&self) -> u64 {
+        pins::going_since(&self.bpffs()).unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
+    }
+
+    /// Waits until the agent has ended by itself or by a signal.
+    #[track_caller]
+    pub fn wait_agent(&self) {
+        if let Some(agent) = self.agent().as_mut() {
+            agent.wait(Duration::from_secs(15));
+        }
     }
 
     /// Connections that `LOAD` counts as live, over the first `endpoints` endpoint ids.

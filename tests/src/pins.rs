@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use mesh_common::{maps, record::Load, verdict::Verdict};
+use mesh_common::{going::Agent, maps, record::Load, verdict::Verdict};
 
 /// Where below `bpffs` the map `name` is pinned; the newest, if an agent of another ABI left one.
 fn pin(bpffs: &Path, name: &str) -> Result<PathBuf> {
@@ -39,6 +39,12 @@ pub fn verdict(bpffs: &Path, verdict: Verdict) -> Result<u64> {
 pub fn live(bpffs: &Path, endpoints: u32) -> Result<u64> {
     let map = Array::<_, [u64; size_of::<Load>() / 8]>::try_from(open(bpffs, maps::LOAD.name)?)?;
     (1..=endpoints).map(|id| Ok(map.get(&id, 0)?[0])).sum()
+}
+
+/// Since when the agent is going, nanoseconds of [`crate::clock::monotonic_ns`]; 0: it is not.
+pub fn going_since(bpffs: &Path) -> Result<u64> {
+    let map = Array::<_, [u64; size_of::<Agent>() / 8]>::try_from(open(bpffs, maps::AGENT.name)?)?;
+    Ok(map.get(&0, 0)?[0])
 }
 
 /// The epoch that the maps hold, for reading it over and over.

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    ops::Range,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -12,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{cgroup::Cgroup, netns::NetNs};
+use crate::{cgroup::Cgroup, clock::monotonic_ns, netns::NetNs};
 
 /// Where a program of the workspace is: beside the one that runs (`target/<profile>`).
 pub fn own_program(name: &str) -> PathBuf {
@@ -74,10 +75,14 @@ impl Process {
         }
     }
 
-    /// Kills it and waits until it is gone.
-    pub fn kill(&mut self) {
+    /// Kills it and waits until it is gone. When kill() was called and when it had returned, by
+    /// [`monotonic_ns`].
+    pub fn kill(&mut self) -> Range<u64> {
+        let begin = monotonic_ns();
         let _ = self.child.kill();
+        let end = monotonic_ns();
         let _ = self.child.wait();
+        begin..end
     }
 
     /// Whether it has ended, and how.

@@ -22,7 +22,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use mesh_tests::load::Report;
+use mesh_tests::{
+    clock::monotonic_ns,
+    load::{LOST_MAX, Lost, Report},
+};
 use rustix::net::{AddressFamily, SocketType, socket, sockopt::set_socket_linger};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +53,7 @@ struct Counts {
     servers: BTreeMap<String, u64>,
     connect_ns: Vec<u64>,
     total_ns: Vec<u64>,
+    lost: Vec<Lost>,
 }
 
 #[derive(Default)]
@@ -147,9 +151,12 @@ fn work(options: &Options, shared: &Shared, index: usize) {
                     counts.total_ns.push(done.total_ns);
                 }
             }
-            Err(cause) => {
+            Err((cause, lost)) => {
                 kept = None;
                 *counts.errors.entry(cause).or_default() += 1;
+                if counts.lost.len() < LOST_MAX {
+                    counts.lost.push(lost);
+                }
             }
         }
     }
@@ -161,14 +168,27 @@ struct Done {
     total_ns: u64,
 }
 
-fn operation(options: &Options, kept: &mut Option<TcpStream>) -> Result<Done, String> {
-    if options.connect_only {
-        return connect_alone(options.to).map_err(|error| named("connect", &error));
-    }
+/// A connection that is kept, and when it was begun.
+struct Kept {
+    stream: TcpStream,
+    begun: u64,
+}
+
+fn operation(options: &Options, kept: &mut Option<Kept>) -> Result<Done, (String, Lost)> {
+    let begun = kept.as_ref().map_or_else(monotonic_ns, |kept| kept.begun);
+    let done = if options.connect_only {
+        connect_alone(options.to).map_err(|error| named("connect", &error))
+    } else {
+        request(options, kept, begun)
+    };
+    done.map_err(|cause| (cause, Lost { begun, seen: monotonic_ns() }))
+}
+
+fn request(options: &Options, kept: &mut Option<Kept>, begun: u64) -> Result<Done, String> {
     let begin = Instant::now();
     let mut connect_ns = None;
-    let mut stream = if let Some(stream) = kept.take() {
-        stream
+    let mut stream = if let Some(kept) = kept.take() {
+        kept.stream
     } else {
         let stream = connect(options.to).map_err(|error| named("connect", &error))?;
         connect_ns = Some(begin.elapsed().as_nanos() as u64);
@@ -179,7 +199,7 @@ fn operation(options: &Options, kept: &mut Option<TcpStream>) -> Result<Done, St
     stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
     let server = Some(answer(&mut stream, options.keep_alive)?);
     if options.keep_alive {
-        *kept = Some(stream);
+        *kept = Some(Kept { stream, begun });
     }
     Ok(Done { server, connect_ns, total_ns: begin.elapsed().as_nanos() as u64 })
 }
@@ -253,6 +273,7 @@ fn print(shared: &Shared, begin: Instant, last: bool) {
         for (name, count) in &counts.servers {
             *report.servers.entry(name.clone()).or_default() += count;
         }
+        report.lost.extend_from_slice(&counts.lost);
         if last {
             connect_ns.extend_from_slice(&counts.connect_ns);
             total_ns.extend_from_slice(&counts.total_ns);

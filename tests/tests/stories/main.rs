@@ -13,6 +13,7 @@ mod endpoints;
 mod enrolment;
 mod harness;
 mod http;
+mod kills;
 mod limits;
 mod long;
 mod words;

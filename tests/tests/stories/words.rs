@@ -1,11 +1,11 @@
 //! Words that several stories share: a service with servers behind it, and its settling.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::Range, time::Duration};
 
 use mesh_tests::{
     Mesh, Pod,
     eventually::until,
-    load::Load,
+    load::{Load, Report},
     node::Node,
     programs::{Nginx, nginx},
     within,
@@ -50,4 +50,16 @@ pub fn flows(node: &Node, what: &str, service: &str, path: &str) -> u64 {
 pub fn flows_become(node: &Node, what: &str, service: &str, path: &str, wanted: u64) {
     let name = format!("{what} flows to {service} by {path}: {wanted}");
     until(Duration::from_secs(5), &name, || flows(node, what, service, path), |&seen| seen == wanted);
+}
+
+/// No connection failed but those that were under way at a kill, at most one a thread each time. A kill
+/// happens inside its system call: what begins after that has returned is safe.
+#[track_caller]
+pub fn only_what_was_open_is_lost(report: &Report, kills: &[Range<u64>], threads: u32) {
+    for lost in &report.lost {
+        let open = |kill: &Range<u64>| lost.begun < kill.end && lost.seen > kill.start;
+        let last = || kills.iter().rfind(|kill| kill.end <= lost.begun);
+        assert!(kills.iter().any(open), "lost: {lost:?}, begun after the kill {:?}: {report:?}", last());
+    }
+    assert!(report.failed() <= kills.len() as u64 * u64::from(threads), "{report:?}");
 }
