@@ -63,7 +63,7 @@ pub const EPOCH: Spec = spec("EPOCH", 4, 8, 1);
 pub const AGENT: Spec = spec("AGENT", 4, size_of::<crate::going::Agent>(), 1);
 
 /// All of them.
-pub const ALL: [Spec; 19] = [
+pub const ALL: &[Spec] = &[
     ENROLLED,
     SERVICES,
     WORKLOADS,
