@@ -69,7 +69,7 @@ pub struct Limits {
     pub tcp_idle: Duration,
     /// Between two requests on an upstream connection.
     pub upstream_idle: Duration,
-    /// For a client to take the last answer and end its side.
+    /// For a client to take the last answer, and between two pieces of what it still sends.
     pub linger: Duration,
     /// Idle upstream connections of one workload to one endpoint, on one worker.
     pub pool_per_key: usize,

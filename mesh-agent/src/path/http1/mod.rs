@@ -21,7 +21,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{HeadScan, Side, write_error};
@@ -33,8 +33,10 @@ use super::stats::{Direction, RequestKey, Spoken, one};
 use super::tcp;
 use exchange::Outcome;
 
-/// Bytes of a request that are read and thrown away so that its client can read our answer.
-const DISCARD: usize = 256 * 1024;
+/// How long a request may go on after its answer, its bytes read and thrown away. Bounded by time alone, as
+/// nginx's `lingering_time`: whoever uploads does not look for an answer before its socket is full, and a
+/// reset then takes the answer away.
+const LINGER_MOST: Duration = Duration::from_secs(30);
 
 /// One connection.
 struct Connection {
@@ -170,8 +172,8 @@ impl Connection {
     /// is thrown away for a while. Closing with unread bytes would reset the connection under our answer.
     async fn finish(&self) {
         let Session { worker, client, watch, .. } = &self.session;
+        let (begun, most) = (worker.clock.now(), LINGER_MOST.as_millis() as u64);
         worker.clock.arm(watch, worker.limits.linger);
-        let mut discarded = 0;
         std::future::poll_fn(|cx| {
             if watch.poll_call(cx).is_ready() {
                 return Poll::Ready(());
@@ -182,10 +184,11 @@ impl Connection {
                 Poll::Pending => return Poll::Pending,
             }
             loop {
-                discarded += client.unused();
                 client.consume(usize::MAX);
                 match client.poll_input(cx, &worker.buffers) {
-                    Poll::Ready(Ok(n)) if n > 0 && discarded < DISCARD => {}
+                    Poll::Ready(Ok(n)) if n > 0 && worker.clock.now() - begun < most => {
+                        worker.clock.arm(watch, worker.limits.linger);
+                    }
                     Poll::Ready(_) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }

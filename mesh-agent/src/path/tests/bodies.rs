@@ -96,6 +96,23 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
 }
 
 #[test]
+fn an_early_answer_waits_for_a_client_that_sends_all_before_it_looks() {
+    const BODY: usize = 16 << 20;
+    let backend = server(|mut client| {
+        client.head();
+        client.send("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno");
+        client.rest();
+    });
+    let rig = Rig::http(&[backend]);
+    let mut client = rig.connect();
+    client.send(&format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {BODY}\r\n\r\n"));
+    client.send(&"m".repeat(BODY));
+    let (head, body) = client.response();
+    assert!(head.starts_with("HTTP/1.1 413"), "{head}");
+    assert_eq!(body, "no");
+}
+
+#[test]
 fn a_response_cut_short_is_a_reset_and_not_an_end() {
     let backend = server(|mut client| {
         client.head();
