@@ -63,8 +63,8 @@ fn run() -> Result<bool> {
     if name != "l4" {
         bail!("no bench {name}; there is l4");
     }
-    if options.rounds < 5 {
-        bail!("--rounds: at least 5, fewer say nothing");
+    if options.rounds < 6 {
+        bail!("--rounds: at least 6, fewer have no interval");
     }
     println!("bench l4: kernel path against no mesh; mTLS off; {} rounds of ABBA a case", options.rounds);
     let mut report = Report::new("l4");

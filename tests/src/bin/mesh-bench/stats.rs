@@ -1,15 +1,10 @@
 //! Small statistics: spread of a series, and pairs in ABBA order with a 95 % interval.
 //!
-//! A machine drifts while a bench runs. Rounds of A B B A cancel a drift that is linear in time; the
-//! interval over the rounds says how far the rest may be trusted.
+//! A machine drifts while a bench runs. Rounds of A B B A cancel a drift that is linear in time. What else
+//! the machine does falls on single rounds, and hard: so the middle of the rounds counts and not their mean,
+//! with the interval of the sign test, which assumes no distribution.
 
 use serde_json::{Value, json};
-
-/// Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-const T95: [f64; 19] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093,
-];
 
 /// One round: peer, ours, ours, peer.
 pub type Round = [f64; 4];
@@ -20,11 +15,11 @@ pub struct Pairs {
     pub ours: Vec<f64>,
     /// The peer's, every leg.
     pub peer: Vec<f64>,
-    /// Ours ÷ peer (geometric mean over the rounds).
+    /// Ours ÷ peer (median over the rounds).
     pub ratio: f64,
     /// Its 95 % interval.
     pub ratio95: [f64; 2],
-    /// Ours − peer (mean over the rounds).
+    /// Ours − peer (median over the rounds).
     pub difference: f64,
     /// Its 95 % interval.
     pub difference95: [f64; 2],
@@ -46,27 +41,36 @@ fn pairs(rounds: &[Round]) -> Pairs {
     let logs: Vec<f64> = rounds.iter().map(|[a, b, c, d]| ((b * c) / (a * d)).ln() / 2.0).collect();
     let differences: Vec<f64> =
         rounds.iter().map(|[a, b, c, d]| f64::midpoint(*b, *c) - f64::midpoint(*a, *d)).collect();
-    let (log, log_half) = mean95(&logs);
-    let (difference, half) = mean95(&differences);
+    let (log, logs95) = median95(logs);
+    let (difference, difference95) = median95(differences);
     Pairs {
         ours: rounds.iter().flat_map(|[_, b, c, _]| [*b, *c]).collect(),
         peer: rounds.iter().flat_map(|[a, _, _, d]| [*a, *d]).collect(),
         ratio: log.exp(),
-        ratio95: [(log - log_half).exp(), (log + log_half).exp()],
+        ratio95: logs95.map(f64::exp),
         difference,
-        difference95: [difference - half, difference + half],
+        difference95,
     }
 }
 
-/// Mean, and half the width of its 95 % interval.
-fn mean95(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let Some(t) = values.len().checked_sub(2).map(|index| T95.get(index).copied().unwrap_or(1.96)) else {
-        return (mean, f64::INFINITY);
-    };
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    (mean, t * (variance / n).sqrt())
+/// Median, and its interval at 95 % or more: from the j-th smallest value to the j-th largest, where j is the
+/// largest for which fewer than j of n fair coins show heads in at most 2.5 % of cases.
+fn median95(mut values: Vec<f64>) -> (f64, [f64; 2]) {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let median = f64::midpoint(values[(n - 1) / 2], values[n / 2]);
+    // P(exactly i heads), and of at most i, beginning with i = 0.
+    let mut exactly = 0.5f64.powi(n as i32);
+    let (mut at_most, mut j) = (exactly, 0);
+    while at_most <= 0.025 {
+        j += 1;
+        exactly *= (n - j + 1) as f64 / j as f64;
+        at_most += exactly;
+    }
+    match j.checked_sub(1) {
+        Some(at) => (median, [values[at], values[n - 1 - at]]),
+        None => (median, [f64::NEG_INFINITY, f64::INFINITY]),
+    }
 }
 
 /// `{"min", "median", "max"}`.
@@ -87,7 +91,19 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{pairs, percentile};
+    use super::{median95, pairs, percentile};
+
+    /// Indices from tables of the sign test: n = 6, 12, 60.
+    #[test]
+    fn the_interval_of_the_median_is_that_of_the_sign_test() {
+        for (n, lower) in [(6, 1.0), (12, 3.0), (60, 22.0)] {
+            let (median, [low, high]) = median95((1..=n).map(f64::from).collect());
+            let middle = (f64::from(n) + 1.0) / 2.0;
+            assert!((median - middle).abs() < 1e-9 && (low - lower).abs() < 1e-9, "{n}: {low} {median}");
+            assert!((high - (f64::from(n) + 1.0 - lower)).abs() < 1e-9, "{n}: {high}");
+        }
+        assert!(median95(vec![1.0; 5]).1[0].is_infinite(), "five rounds say nothing");
+    }
 
     #[test]
     fn a_linear_drift_cancels() {
