@@ -1,5 +1,5 @@
-//! Where a flow lives: the arithmetic of `FLOWS`, an array in which each socket cookie has a home, and of
-//! the word that says who is there.
+//! Where a flow lives: the arithmetic of the arrays in which each socket cookie has a home, and of the word
+//! that says who is there.
 
 use crate::maps::FLOWS;
 

@@ -47,7 +47,10 @@ pub const BUDGET: Spec = spec("BUDGET", 4, 8, 4096);
 pub const LISTENERS: Spec = spec("LISTENERS", 4, 8, 4096);
 /// A word per worker, memory-mapped.
 pub const HEARTBEAT: Spec = spec("HEARTBEAT", 4, 8, 512);
-/// Flows under way, by the low bits of their socket's cookie (see [`crate::flows`]). Not to be resized.
+/// Who lives in a slot of [`FLOWS`], by the low bits of a socket's cookie (see [`crate::flows`]),
+/// memory-mapped. Neither is to be resized.
+pub const FLOW_HOMES: Spec = spec("FLOW_HOMES", 4, 8, FLOWS.capacity);
+/// Flows under way.
 pub const FLOWS: Spec = spec("FLOWS", 4, size_of::<r::Flow>(), 16_384);
 /// Flows whose home was taken, by socket cookie.
 pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 32_768);
@@ -76,6 +79,7 @@ pub const ALL: &[Spec] = &[
     BUDGET,
     LISTENERS,
     HEARTBEAT,
+    FLOW_HOMES,
     FLOWS,
     FLOWS_ABROAD,
     FLOW_TOTALS,

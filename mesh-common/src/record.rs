@@ -196,7 +196,8 @@ pub struct Endpoint {
 }
 const _: () = assert!(size_of::<Endpoint>() == 64);
 
-/// Value of `LOAD` (by endpoint id) and `SERVICE_LOAD` (by service id): one cache line each.
+/// Value of `LOAD` (by endpoint id) and `SERVICE_LOAD` (by service id, where only `live` counts): one cache line
+/// each.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
@@ -311,8 +312,6 @@ pub mod role {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Who lives in this slot, see [`crate::flows`].
-    pub home: u64,
     /// What `getpeername` shows where [`flow::SHOW_PEER`] is set.
     pub peer: Addr,
     /// `CLOCK_MONOTONIC` nanoseconds of `connect()`.
@@ -337,6 +336,8 @@ pub struct Flow {
     pub verdict: u8,
     /// Application protocol ([`app`]).
     pub protocol: u8,
+    /// 0: room to 64 bytes, one cache line a flow.
+    pub reserved: u64,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
 

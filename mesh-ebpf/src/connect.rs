@@ -19,8 +19,8 @@ use mesh_common::record::{
 };
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
 use crate::flows;
+use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::totals;
 
@@ -87,19 +87,18 @@ fn connect(call: &Call) -> i32 {
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
         return ALLOW;
     }
-    let place = flows::approach(flows::cookie(call.ctx.cast()));
     let own = record(&CAPTURED, sk.cast());
     let mut flow = new_flow(me, call);
     if let Some(own) = own {
         if own.role == role::LEG || own.role == role::DIAL {
             leg(own, &mut flow);
-            return note(place, &flow);
+            return note(call, &flow);
         }
         // Left over where the same socket was captured at an earlier attempt.
         drop_record(&CAPTURED, sk.cast());
     }
     let verdict = decide_and_rewrite(call, me, &mut flow);
-    finish(place, &mut flow, verdict)
+    finish(call, &mut flow, verdict)
 }
 
 /// The agent's own connection: counts for its endpoint, as nothing else.
@@ -116,7 +115,6 @@ fn leg(own: &Capture, flow: &mut Flow) {
 fn new_flow(me: &Enrolled, call: &Call) -> Flow {
     let zero = zero();
     Flow {
-        home: 0,
         peer: call.dst,
         // SAFETY: no arguments.
         start_ns: unsafe { bpf_ktime_get_ns() },
@@ -130,6 +128,7 @@ fn new_flow(me: &Enrolled, call: &Call) -> Flow {
         peer_port_be: call.port_be,
         verdict: 0,
         protocol: 0,
+        reserved: 0,
     }
 }
 
@@ -353,7 +352,7 @@ pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
 
 /// Counts the verdict and turns it into what `connect()` does.
 #[inline(always)]
-fn finish(place: flows::Place, flow: &mut Flow, verdict: Verdict) -> i32 {
+fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
     flow.verdict = verdict as u8;
     count(verdict);
     if let Some(errno) = verdict.errno() {
@@ -365,13 +364,13 @@ fn finish(place: flows::Place, flow: &mut Flow, verdict: Verdict) -> i32 {
         unsafe { bpf_set_retval(-errno) };
         return DENY;
     }
-    note(place, flow)
+    note(call, flow)
 }
 
 /// Lets the connection go, known by its socket from now on.
 #[inline(always)]
-fn note(place: flows::Place, flow: &Flow) -> i32 {
-    if !flows::note(place, flow) {
+fn note(call: &Call, flow: &Flow) -> i32 {
+    if !flows::note(flows::cookie(call.ctx.cast()), flow) {
         // Still balanced, but nobody counts it and getpeername() shows the endpoint: say so.
         count(Verdict::RecordFull);
     }

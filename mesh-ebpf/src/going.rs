@@ -68,7 +68,7 @@ fn mark(agent: *mut Agent) {
 #[inline(always)]
 pub fn going(now_ns: u64) -> bool {
     // SAFETY: as in `mark`.
-    AGENT.get_ptr(0).is_some_and(|agent| unsafe {
-        going::going((&raw const (*agent).since_ns).read_volatile(), now_ns)
-    })
+    AGENT
+        .get_ptr(0)
+        .is_some_and(|agent| unsafe { going::going((&raw const (*agent).since_ns).read_volatile(), now_ns) })
 }

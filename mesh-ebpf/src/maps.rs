@@ -44,6 +44,8 @@ pub static FLOW_TOTALS: PerCpuHashMap<TotalsKey, Totals> =
     PerCpuHashMap::with_max_entries(m::FLOW_TOTALS.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(m::FLOW_EVENTS.capacity, 0);
+#[map]
+pub static FLOW_HOMES: Array<u64> = Array::with_max_entries(m::FLOW_HOMES.capacity, BPF_F_MMAPABLE);
 /// Memory-mapped, so that a slot is a cache line: other arrays begin in the middle of one.
 #[map]
 pub static FLOWS: Array<Flow> = Array::with_max_entries(m::FLOWS.capacity, BPF_F_MMAPABLE);

@@ -15,9 +15,9 @@ use mesh_common::decide::{self, tcp};
 use mesh_common::record::{BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
 use crate::flows;
-use crate::socket::{add, copy_words, count, load, record, zero};
+use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
+use crate::socket::{add, copy_words, count, live, record, zero};
 use crate::totals;
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -70,13 +70,10 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     let leg = flow.flags & flow::LEG != 0;
     if flow.endpoint != 0 {
         flow.flags |= flow::COUNTED;
-        load(flow.endpoint, flow.service, |l| {
+        if let Some(load) = live(flow.endpoint, flow.service, 1) {
             // SAFETY: a live map value.
-            unsafe {
-                add(&raw mut (*l).live, 1);
-                add(&raw mut (*l).opened, 1);
-            }
-        });
+            add(unsafe { &raw mut (*load).opened }, 1);
+        }
     }
     if flow.flags & flow::PROVE != 0 {
         let value =
@@ -127,6 +124,14 @@ fn waits(workload: u32, dial: bool, n: u64) {
     }
 }
 
+/// Is this end's address 127/8, v4-mapped or not, or `::1`? All others may be taken for it, but not these for
+/// others.
+#[inline(always)]
+fn on_loopback(ops: *mut bpf_sock_ops) -> bool {
+    let (v4, v6) = (field!(ops, local_ip4), field!(ops, local_ip6[3]));
+    v4 as u8 == 127 || v6 == addr::LOOPBACK6[3]
+}
+
 /// Does any record of a dial wait on this node? Without one an accepted connection needs no look-up.
 #[inline(always)]
 fn dials() -> bool {
@@ -156,10 +161,11 @@ fn established(ops: *mut bpf_sock_ops) {
 /// the agent dialled (a record waits for it), or by anybody else (nothing waits).
 #[inline(always)]
 fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
-    let own = record(&CAPTURED, sk);
-    if own.is_none() && !dials() {
+    // The agent's listeners that need a record are on loopback; the application may be anywhere.
+    if !dials() && !on_loopback(ops) {
         return;
     }
+    let own = record(&CAPTURED, sk);
     let key = syn_key(ops, true);
     // SAFETY: copied out before it is removed.
     let waiting = unsafe { CAPTURE_SYN.get(&key) }.copied();
@@ -185,7 +191,6 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     taken(&key, capture.workload, true);
     let zero = zero();
     let flow = Flow {
-        home: 0,
         peer: capture.addr,
         start_ns: 0,
         workload: zero,
@@ -198,15 +203,15 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         peer_port_be: capture.port_be,
         verdict: 0,
         protocol: 0,
+        reserved: 0,
     };
-    if !flows::note(flows::approach(flows::cookie(ops.cast())), &flow) {
+    if !flows::note(flows::cookie(ops.cast()), &flow) {
         count(Verdict::RecordFull);
         return;
     }
     // SAFETY: a valid context.
     unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
 }
-
 
 /// Removes a waiting record. Whoever removes it gives the budget back: exactly one does.
 #[inline(always)]
@@ -240,15 +245,11 @@ fn state_changed(ops: *mut bpf_sock_ops) {
     if flow.flags & flow::COUNTED != 0 {
         // An application that gives up before anything was heard or retried says nothing of the endpoint.
         let failed = !established && (field!(ops, segs_in) > 0 || field!(ops, total_retrans) > 0);
-        load(flow.endpoint, flow.service, |l| {
+        let load = live(flow.endpoint, flow.service, u64::MAX);
+        if failed && let Some(load) = load {
             // SAFETY: a live map value.
-            unsafe {
-                add(&raw mut (*l).live, u64::MAX);
-                if failed {
-                    add(&raw mut (*l).failures, 1);
-                }
-            }
-        });
+            add(unsafe { &raw mut (*load).failures }, 1);
+        }
     }
     if flow.flags & flow::SOURCED != 0 {
         let _ = FLOW_SRC.remove(&ends(ops, false));

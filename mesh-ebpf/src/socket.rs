@@ -83,19 +83,17 @@ pub fn count(verdict: Verdict) {
     }
 }
 
-/// Adds to an endpoint's and its service's counters by `f`.
+/// One connection more to an endpoint and its service; `u64::MAX`: one less.
 #[inline(always)]
-pub fn load(endpoint: u32, service: u32, f: impl Fn(*mut Load)) {
-    if endpoint != 0
-        && let Some(load) = LOAD.get_ptr_mut(endpoint)
-    {
-        f(load);
+pub fn live(endpoint: u32, service: u32, n: u64) -> Option<*mut Load> {
+    if let Some(load) = SERVICE_LOAD.get_ptr_mut(service) {
+        // SAFETY: a live map value.
+        add(unsafe { &raw mut (*load).live }, n);
     }
-    if service != 0
-        && let Some(load) = SERVICE_LOAD.get_ptr_mut(service)
-    {
-        f(load);
-    }
+    let load = LOAD.get_ptr_mut(endpoint)?;
+    // SAFETY: as above.
+    add(unsafe { &raw mut (*load).live }, n);
+    Some(load)
 }
 
 /// Does the agent take connections on this listener: is the socket there, and does its worker beat?

@@ -10,8 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashM
 use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
-    Endpoint, Enrolled, EnrolledKey, Flow, Load, Service, ServiceKey, Totals, TotalsKey, Workload,
-    WorkloadKey,
+    Endpoint, Enrolled, EnrolledKey, Load, Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_core::plan::MapOp;
 use parking_lot::Mutex;
@@ -47,7 +46,7 @@ pub struct Kernel {
     load: Mapped<Load>,
     service_load: Mapped<Load>,
     heartbeat: Mapped<u64>,
-    flows: Mapped<Flow>,
+    flow_homes: Mapped<u64>,
     pub(super) captured: OwnedFd,
     inbound_program: OwnedFd,
     inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
@@ -81,7 +80,7 @@ impl Kernel {
             endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
             load: mapped(names::LOAD, &take(names::LOAD)?)?,
             service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
-            flows: mapped(names::FLOWS, &take(names::FLOWS)?)?,
+            flow_homes: mapped(names::FLOW_HOMES, &take(names::FLOW_HOMES)?)?,
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
             inbound_program,
@@ -248,7 +247,7 @@ impl Kernel {
     /// How many flows are under way, and where they live.
     pub fn flows(&self) -> FlowsHeld {
         let mut held = FlowsHeld::default();
-        for word in (0..self.flows.len()).filter_map(|slot| self.flows.get(slot)).map(|flow| flow.home) {
+        for word in (0..self.flow_homes.len()).filter_map(|slot| self.flow_homes.get(slot)) {
             held.home += u32::from(!flows::lives(word, 0));
             held.abroad += flows::abroad(word) as u32;
         }
