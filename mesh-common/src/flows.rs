@@ -39,10 +39,10 @@ mod tests {
     #[test]
     fn moving_in_and_out_leaves_those_abroad_counted() {
         let mut word = 3 * ABROAD;
-        word |= 77;
-        assert!(lives(word, 77) && abroad(word) == 3);
+        word |= 0x4d;
+        assert!(lives(word, 0x4d) && abroad(word) == 3);
         word = word.wrapping_add(ABROAD);
-        word = word.wrapping_add(77u64.wrapping_neg());
+        word = word.wrapping_add(0x4du64.wrapping_neg());
         assert!(lives(word, 0) && abroad(word) == 4, "{word:#x}");
     }
 

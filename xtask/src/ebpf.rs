@@ -1,4 +1,5 @@
-//! `build-ebpf`: mesh-ebpf → `target/ebpf/mesh-ebpf.o`, which mesh-agent's build script embeds.
+//! `build-ebpf`: mesh-ebpf → `target/ebpf/mesh-ebpf.o`, which mesh-agent's build script embeds, and
+//! `empty.o`, which the bench compares it with.
 //!
 //! Nothing is built when sources, compiler, linker and flags are those of the last build (a fingerprint
 //! beside the object). The object's time changes only when its bytes do, so that the agent is not
@@ -18,37 +19,45 @@ use crate::{
     tools,
 };
 
-const OBJECT: &str = "target/ebpf/mesh-ebpf.o";
+const FOLDER: &str = "target/ebpf";
+const OBJECTS: [&str; 2] = ["mesh-ebpf", "empty"];
 const FINGERPRINT: &str = "target/ebpf/fingerprint";
 const BUILD_DIR: &str = "target/ebpf/build";
 const TARGET: &str = "bpfel-unknown-none";
-/// BTF needs debug information; `--btf` keeps it through the linker.
-const FLAGS: &str = "-C debuginfo=2 -C link-arg=--btf";
 
 /// Builds the object if anything that it is made from changed.
 pub fn build() -> Result<()> {
     let compiler = tools::bpf_compiler()?;
     let linker = tools::bpf_linker()?;
     let version = output(Command::new(&linker).arg("--version")).unwrap_or_default();
-    let fingerprint = fingerprint(&[FLAGS, &compiler.version(), &version])?;
+    let fingerprint = fingerprint(&[&compiler.version(), &version])?;
     let known = fs::read_to_string(FINGERPRINT).unwrap_or_default();
-    if known == fingerprint && Path::new(OBJECT).exists() {
+    if known == fingerprint && OBJECTS.iter().all(|name| object(name).exists()) {
         say("BPF object is up to date");
         return Ok(());
     }
     let mut command = compiler.cargo_build();
-    command.args(["--manifest-path", "mesh-ebpf/Cargo.toml", "--release", "--target", TARGET]);
-    command.args(["-Z", "build-std=core", "--target-dir", BUILD_DIR]);
-    command.env("RUSTFLAGS", format!("{FLAGS} -C linker={}", linker.display()));
-    run("build the BPF object", &mut command)?;
-    let built = Path::new(BUILD_DIR).join(TARGET).join("release/mesh-ebpf");
-    let bytes = fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;
-    if fs::read(OBJECT).ok().as_deref() != Some(&bytes[..]) {
-        fs::write(OBJECT, &bytes)?;
+    // The flags stand in the crate's own `.cargo/config.toml`, which cargo reads from where it is started.
+    command.current_dir("mesh-ebpf");
+    command.args(["--release", "--target", TARGET, "-Z", "build-std=core"]);
+    command.arg("--target-dir").arg(std::env::current_dir()?.join(BUILD_DIR));
+    command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker).env_remove("RUSTFLAGS");
+    run("build the BPF objects", &mut command)?;
+    for name in OBJECTS {
+        let built = Path::new(BUILD_DIR).join(TARGET).join("release").join(name);
+        let bytes = fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;
+        let object = object(name);
+        if fs::read(&object).ok().as_deref() != Some(&bytes[..]) {
+            fs::write(&object, &bytes)?;
+        }
+        say(format!("{}: {} KiB", object.display(), bytes.len() / 1024));
     }
     fs::write(FINGERPRINT, fingerprint)?;
-    say(format!("{OBJECT}: {} KiB", bytes.len() / 1024));
     Ok(())
+}
+
+fn object(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name).with_extension("o")
 }
 
 /// A hash of `words` and of every source file that goes into the object.

@@ -8,7 +8,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use aya::programs::{CgroupAttachMode, Program};
 use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, Pod,
@@ -35,12 +36,15 @@ const TRAFFIC: [(&str, &str, &[&str]); 3] = [
     ("bulk", "/files/bulk", &["-t1", "-c4"]),
     ("short", "/", &["-t1", "-c8", "-H", "Connection: close"]),
 ];
+const FLOOR: &str = "empty programs, same-node";
 const OUTSIDE: &str = "outside-the-mesh";
 const PROGRAM: &str = "program";
 const BULK: usize = 1 << 20;
 /// Short legs and many rounds: what else the machine does falls on both sides alike.
 const CONNECTS: u64 = 2_000;
 const CONNECT_ROUNDS: usize = 5;
+/// Rates of a second each vary by a twentieth: as many rounds as bring the interval within a hundredth.
+const TRAFFIC_ROUNDS: usize = 3;
 const LEG: &str = "1s";
 const SERVER_CPU: usize = 1;
 const CLIENT_CPU: usize = 0;
@@ -56,6 +60,9 @@ struct Ground {
     bare: Pod,
     /// Beside our programs, on nodes 1 and 2.
     bare_servers: [Pod; 2],
+    /// A client and a server on node 1 with empty programs where ours would be.
+    floor: (Pod, Pod),
+    _floor_programs: [aya::Ebpf; 2],
     _servers: Vec<(Pod, Nginx)>,
     _bare_nginx: Vec<Nginx>,
 }
@@ -91,7 +98,10 @@ impl Ground {
         }
         let bare_servers = [1, 2].map(|node| mesh.pod(node, &format!("bare-{node}")).beside().up());
         bare_servers.iter().try_for_each(reno)?;
-        let bare_nginx = bare_servers.iter().map(|pod| nginx(pod, &[8080])).collect();
+        let floor = (mesh.pod(1, "floor").beside().up(), mesh.pod(1, "floor-a").beside().up());
+        [&floor.0, &floor.1].into_iter().try_for_each(reno)?;
+        let floor_programs = [empty_programs(&floor.0)?, empty_programs(&floor.1)?];
+        let bare_nginx = bare_servers.iter().chain([&floor.1]).map(|pod| nginx(pod, &[8080])).collect();
         for pod in &bare_servers {
             bulk_file(pod)?;
         }
@@ -109,7 +119,17 @@ impl Ground {
                 Load::to(at(vip4(number), 80)).count(20).run(&client).failed() == 0
             });
         }
-        Ok(Self { mesh, client, outside, bare, bare_servers, _servers: servers, _bare_nginx: bare_nginx })
+        Ok(Self {
+            mesh,
+            client,
+            outside,
+            bare,
+            bare_servers,
+            floor,
+            _floor_programs: floor_programs,
+            _servers: servers,
+            _bare_nginx: bare_nginx,
+        })
     }
 
     /// Beside our programs, on this node.
@@ -120,6 +140,28 @@ impl Ground {
     fn balanced(&self) -> u64 {
         self.mesh.node(1).verdict(Verdict::Balanced)
     }
+}
+
+/// Attaches a program that does nothing wherever ours would be. They go with what is returned.
+fn empty_programs(pod: &Pod) -> Result<aya::Ebpf> {
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/empty.o");
+    let mut ebpf = aya::Ebpf::load_file(object).context("empty.o: run cargo xtask build-ebpf")?;
+    let cgroup = pod.cgroup().open()?;
+    for (_, program) in ebpf.programs_mut() {
+        match program {
+            Program::CgroupSockAddr(p) => {
+                p.load().and_then(|()| p.attach(&cgroup, CgroupAttachMode::Single)).map(drop)
+            }
+            Program::CgroupSock(p) => {
+                p.load().and_then(|()| p.attach(&cgroup, CgroupAttachMode::Single)).map(drop)
+            }
+            Program::SockOps(p) => {
+                p.load().and_then(|()| p.attach(&cgroup, CgroupAttachMode::Single)).map(drop)
+            }
+            other => bail!("an empty program of type {:?}", other.prog_type()),
+        }?;
+    }
+    Ok(ebpf)
 }
 
 /// A pod without an agent as an endpoint of the service of its name.
@@ -149,9 +191,10 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     let connects_of: Vec<_> =
         connect_places().filter(|(place, ..)| options.wants(GROUP, place, "connect")).collect();
     let outside = options.wants(GROUP, OUTSIDE, "connect");
+    let floor_too = options.wants(GROUP, FLOOR, "connect");
     let program = options.wants(GROUP, PROGRAM, "run");
     let any_traffic = PLACES.iter().any(|(place, _)| traffic_of(place).next().is_some());
-    if !any_traffic && connects_of.is_empty() && !outside && !program {
+    if !any_traffic && connects_of.is_empty() && !outside && !floor_too && !program {
         return Ok(());
     }
     let ground = Ground::new()?;
@@ -162,6 +205,9 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     for (place, node, vip) in connects_of {
         connects(&ground, options, report, &place, [at(vip4(vip), 80), ground.bare_server(node)])?;
+    }
+    if floor_too {
+        floor(&ground, options, report)?;
     }
     if outside {
         outsiders(&ground, options, report)?;
@@ -179,7 +225,7 @@ fn traffic(
     to: [SocketAddr; 2],
 ) -> Result<()> {
     let mut balanced = [0; 2];
-    let pairs = abba(options.rounds, |ours| {
+    let pairs = abba(options.rounds * TRAFFIC_ROUNDS, |ours| {
         let (pod, to) = if ours { (&ground.client, to[0]) } else { (&ground.bare, to[1]) };
         let before = ground.balanced();
         let rate = wrk(pod, args, &format!("http://{to}{path}"))?;
@@ -212,6 +258,18 @@ fn connects(
     prove(balanced)?;
     let (goal, proof) = (Goal::DifferenceAtMost(800.0), &proof(balanced));
     report.pairs(&Case { place, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
+    Ok(())
+}
+
+/// What programs that do nothing would cost at both ends: no mesh that sees connections from cgroups is below.
+fn floor(ground: &Ground, options: &Options, report: &mut Report) -> Result<()> {
+    let (client, server) = &ground.floor;
+    let to = [at(server.ip(), 8080), ground.bare_server(1)];
+    let pairs = abba(options.rounds * CONNECT_ROUNDS, |ours| {
+        if ours { connect_median(client, to[0]) } else { connect_median(&ground.bare, to[1]) }
+    })?;
+    let case = Case { place: FLOOR, metric: "connect", unit: "ns", goal: Goal::None, proof: &Proof::new() };
+    report.pairs(&case, PEER, &pairs);
     Ok(())
 }
 
