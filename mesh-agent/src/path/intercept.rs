@@ -9,11 +9,12 @@
 //!
 //! Invariant: a connection whose destination is not known is reset, never guessed.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
@@ -107,12 +108,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let Job { socket, admitted, direction } = job;
     let member = admitted.member().clone();
     let Ok(stream) = socket.into_stream() else { return };
-    let way = match direction {
-        _ if member.usage.gone() => None,
-        Direction::Out => outbound(&worker, &stream),
-        Direction::In => inbound(&worker, &member, &stream),
-    };
-    let Some(way) = way else { return stream.reset() };
+    let Some(way) = way(&worker, &member, direction, &stream).await else { return stream.reset() };
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
@@ -132,6 +128,45 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     }
     // The budget is given back last.
     drop(admitted);
+}
+
+/// What the snapshot says of a connection.
+enum Found {
+    /// It goes there.
+    Way(Way),
+    /// Nowhere.
+    Nothing,
+    /// The kernel knows more than the snapshot: an agent that has just begun is not yet in step with what its
+    /// predecessor put into the maps.
+    Behind,
+}
+
+/// How long a connection waits for the snapshot to catch up with the kernel, and how often it looks.
+const BEHIND_MOST: Duration = Duration::from_secs(2);
+const BEHIND_STEP: Duration = Duration::from_millis(10);
+
+/// Where a connection goes; `None`, counted: nowhere.
+async fn way(worker: &Worker, member: &Member, direction: Direction, stream: &Stream) -> Option<Way> {
+    let begun = Instant::now();
+    let record = match direction {
+        Direction::Out => Some(client_of(worker, stream)?),
+        Direction::In => None,
+    };
+    loop {
+        let found = match (&record, member.usage.gone()) {
+            (_, true) => return None,
+            (Some(record), false) => outbound(worker, record),
+            (None, false) => inbound(worker, member, stream).ok()?,
+        };
+        match found {
+            Found::Way(way) => return Some(way),
+            Found::Behind if begun.elapsed() < BEHIND_MOST => tokio::time::sleep(BEHIND_STEP).await,
+            Found::Behind | Found::Nothing => {
+                one(&worker.shared.counters.no_destination);
+                return None;
+            }
+        }
+    }
 }
 
 async fn serve_tcp(session: Session, hop: Hop) {
@@ -163,17 +198,22 @@ async fn serve_tcp(session: Session, hop: Hop) {
     worker.shared.requests.record(&key, begun.elapsed().as_micros() as u64, worker.clock.now());
 }
 
-fn outbound(worker: &Worker, stream: &Stream) -> Option<Way> {
+/// The record of a captured connection; `None`, counted: it has none.
+fn client_of(worker: &Worker, stream: &Stream) -> Option<Capture> {
     let record = worker.sockets.capture(stream.as_fd()).ok().flatten();
-    let Some(record) = record.filter(|r| r.role == role::ACCEPTED) else {
+    let record = record.filter(|r| r.role == role::ACCEPTED);
+    if record.is_none() {
         one(&worker.shared.counters.record_lost);
-        return None;
-    };
-    let way = worker.with_snapshot(|snapshot| way_out(snapshot, &record, || fastrand::u64(..)));
-    if way.is_none() {
-        one(&worker.shared.counters.no_destination);
     }
-    way
+    record
+}
+
+fn outbound(worker: &Worker, record: &Capture) -> Found {
+    worker.with_snapshot(|snapshot| match way_out(snapshot, record, || fastrand::u64(..)) {
+        Some(way) => Found::Way(way),
+        None if snapshot.epoch < record.epoch => Found::Behind,
+        None => Found::Nothing,
+    })
 }
 
 /// Where the record's connection goes, as the snapshot has it now.
@@ -211,17 +251,16 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
 }
 
-fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> Option<Way> {
-    let (wanted, client) = (plain(stream.local().ok()?), plain(stream.peer().ok()?));
+fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> io::Result<Found> {
+    let (wanted, client) = (plain(stream.local()?), plain(stream.peer()?));
     if !member.is_at(wanted.ip()) {
-        one(&worker.shared.counters.no_destination);
-        return None;
+        return Ok(Found::Nothing);
     }
-    let way = worker.with_snapshot(|snapshot| way_in(snapshot, member.workload, wanted, client));
-    if way.is_none() {
-        one(&worker.shared.counters.no_destination);
-    }
-    way
+    Ok(worker.with_snapshot(|snapshot| match way_in(snapshot, member.workload, wanted, client) {
+        Some(way) => Found::Way(way),
+        None if !snapshot.workloads.contains_key(&member.workload) => Found::Behind,
+        None => Found::Nothing,
+    }))
 }
 
 /// Where an inbound connection goes: to the workload's own address, showing its client. `None`: to a port

@@ -73,6 +73,23 @@ fn a_panic_ends_one_connection() {
 }
 
 #[test]
+fn a_connection_waits_for_a_snapshot_that_is_behind_the_kernel() {
+    let rig = Rig::http(&[named("a")]);
+    let services = rig.snapshot.load().services.clone();
+    rig.change(|snapshot| snapshot.services.clear());
+    let now = rig.snapshot.load().epoch;
+    rig.fake.record.lock().as_mut().unwrap().epoch = now + 1;
+    let mut client = rig.connect();
+    client.send("GET / HTTP/1.1\r\nHost: shop\r\n\r\n");
+    eventually("it is held", || rig.proxy.open() == 1);
+    rig.change(|snapshot| snapshot.services = services);
+    assert_eq!(client.response().1, "a");
+    // In step, what nobody knows goes nowhere.
+    rig.record(VIP.into(), 80, 77, 0);
+    assert!(rig.connect().is_reset());
+}
+
+#[test]
 fn a_workload_that_leaves_loses_its_connections_and_listeners() {
     let rig = Rig::http(&[named("a")]);
     let mut client = rig.connect();

@@ -98,7 +98,7 @@ mod tests {
     fn the_interval_of_the_median_is_that_of_the_sign_test() {
         for (n, lower) in [(6, 1.0), (12, 3.0), (60, 22.0)] {
             let (median, [low, high]) = median95((1..=n).map(f64::from).collect());
-            let middle = (f64::from(n) + 1.0) / 2.0;
+            let middle = f64::midpoint(f64::from(n), 1.0);
             assert!((median - middle).abs() < 1e-9 && (low - lower).abs() < 1e-9, "{n}: {low} {median}");
             assert!((high - (f64::from(n) + 1.0 - lower)).abs() < 1e-9, "{n}: {high}");
         }
