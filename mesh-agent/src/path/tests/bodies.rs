@@ -105,8 +105,8 @@ fn an_early_answer_waits_for_a_client_that_sends_all_before_it_looks() {
     });
     let rig = Rig::http(&[backend]);
     let mut client = rig.connect();
-    client.send(&format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {BODY}\r\n\r\n"));
-    client.send(&"m".repeat(BODY));
+    client.send(format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {BODY}\r\n\r\n"));
+    client.send("m".repeat(BODY));
     let (head, body) = client.response();
     assert!(head.starts_with("HTTP/1.1 413"), "{head}");
     assert_eq!(body, "no");
