@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use mesh_api::local::SOCKET;
 use mesh_core::snapshot::Snapshot;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::admin::Admin;
 use crate::admin::log::LogFilter;
@@ -23,6 +25,7 @@ use crate::args::{CleanupArgs, RunArgs};
 use crate::config::connect::{ControlPlane, JoinToken};
 use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
+use crate::handover::{self, Leaving, Predecessor};
 use crate::kernel::{self, Kernel, LoadOptions};
 use crate::path::{Budget, Limits, Proxy};
 use crate::telemetry;
@@ -32,6 +35,8 @@ use crate::{cgroups, session};
 const WORKERS_MAX: usize = 16;
 /// How long the start waits for a first configuration.
 const FIRST_CONFIGURATION: Duration = Duration::from_secs(3);
+/// How long a blocking call of a task may hold up a hand-over.
+const TASKS_END: Duration = Duration::from_secs(5);
 /// Threads for everything but requests.
 const CONTROL_THREADS: usize = 2;
 
@@ -43,23 +48,29 @@ pub fn run(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     }
     raise_descriptor_limit();
     crate::sys::limit_arenas();
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
-        .build()?
-        .block_on(serve(args, log))
+        .build()?;
+    let Some(leaving) = runtime.block_on(serve(args, log))? else { return Ok(()) };
+    // With the runtime everything ends that could still write a map, a file or to the control plane. The
+    // proxy's workers are threads of their own.
+    runtime.shutdown_timeout(TASKS_END);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(handover::leave(leaving))
 }
 
 /// What was checked and taken before the kernel is touched.
 struct Prepared {
+    predecessor: Option<Predecessor>,
     control: ControlPlane,
     metrics: TcpListener,
     socket: Listener,
     cgroup_root: PathBuf,
 }
 
-fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let token = JoinToken::read(&args.join_token_file)?;
     let control = ControlPlane::new(&args.control, &token)?;
     let cgroup_root = match &args.cgroup_root {
@@ -71,17 +82,26 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("{}: cannot be made", directory.display()))?;
     }
-    let path = args.run_dir.join("agent.sock");
+    let path = args.run_dir.join(SOCKET);
+    let mut taken = None;
+    if args.take_over {
+        // Before the other one stops: what can't run here must not end what does.
+        kernel::verify()?;
+        let asked = handover::ask(&path).await;
+        taken = asked.with_context(|| format!("the agent behind {}", path.display()))?;
+    }
+    let (predecessor, metrics) = taken.unzip();
     let socket = Listener::bind(&path).with_context(|| format!("{}: cannot listen", path.display()))?;
-    let metrics = TcpListener::bind(args.metrics).with_context(|| {
+    let metrics = metrics.map_or_else(|| TcpListener::bind(args.metrics), Ok).with_context(|| {
         format!("{}: cannot listen for /metrics: free the port or give --metrics another", args.metrics)
     })?;
     metrics.set_nonblocking(true)?;
-    Ok(Prepared { control, metrics, socket, cgroup_root })
+    Ok(Prepared { predecessor, control, metrics, socket, cgroup_root })
 }
 
-async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
-    let Prepared { control, metrics, socket, cgroup_root } = prepare(&args)?;
+/// Serves until a signal, or until another agent wants to take over: then what is left to do.
+async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>> {
+    let Prepared { predecessor, control, metrics, socket, cgroup_root } = prepare(&args).await?;
     // Asked for before anything is attached, so that no signal is missed.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
@@ -122,7 +142,9 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     drop(restored);
 
     tokio::spawn(enrolments.clone().follow(verdicts));
+    let (successors, mut successor) = mpsc::channel(1);
     let admin = Admin {
+        successors,
         node: args.node.clone(),
         enrolments: enrolments.clone(),
         config: config.clone(),
@@ -132,18 +154,27 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
     tokio::spawn(admin.serve(socket));
     let sources =
         telemetry::Sources { kernel: kernel.clone(), proxy: proxy.clone(), config: config.clone(), xds };
+    let passed_on = metrics.try_clone()?;
     let ready = telemetry::start(sources, metrics).context("telemetry")?;
+    if let Some(predecessor) = predecessor {
+        predecessor.release().await;
+    }
     tracing::info!(node = args.node, workers, adopted = kernel.adopted(), "mesh-agent serves");
 
+    let drain = Duration::from_secs(args.drain_seconds);
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+        Some(successor) = successor.recv() => {
+            config.save().await;
+            return Ok(Some(Leaving { successor, metrics: passed_on, proxy, drain }));
+        }
     }
     tracing::info!("ending: connections may go on for {} s; the kernel path stays", args.drain_seconds);
     ready.end();
-    proxy.drain(Duration::from_secs(args.drain_seconds)).await;
+    proxy.drain(drain).await;
     config.save().await;
-    Ok(())
+    Ok(None)
 }
 
 /// Waits for something to serve: an agent without a snapshot on disk that takes its listeners at once would
@@ -175,7 +206,7 @@ fn raise_descriptor_limit() {
 
 /// Detaches everything and removes what an agent left on this node.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
-    let socket = args.run_dir.join("agent.sock");
+    let socket = args.run_dir.join(SOCKET);
     if is_served(&socket) {
         bail!("an agent serves {}: stop it first", socket.display());
     }

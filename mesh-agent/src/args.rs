@@ -68,6 +68,10 @@ pub struct RunArgs {
     /// How long connections may go on after SIGTERM, seconds.
     #[arg(long, env = "NODEMESH_DRAIN_SECONDS", default_value_t = 10)]
     pub drain_seconds: u64,
+    /// Take over from the agent that runs on this node: connections go on, and none is refused. Without it a
+    /// second agent is an error. Where none runs this is a plain start.
+    #[arg(long, env = "NODEMESH_TAKE_OVER")]
+    pub take_over: bool,
     /// Let the kernel write core dumps of the agent: they hold keys, and delay the noticing of a crash.
     #[arg(long, env = "NODEMESH_CORE_DUMPS")]
     pub core_dumps: bool,

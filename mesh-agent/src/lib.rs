@@ -4,6 +4,7 @@
 //! - [`agent`]: start and end. [`args`]: the command line.
 //! - [`kernel`]: programs and maps. [`sys`]: raw calls.
 //! - [`config`]: control plane → snapshot → maps. [`session`]: this node's workloads → control plane.
+//! - [`handover`]: one agent takes over from another.
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`telemetry`]: what Prometheus sees.
@@ -16,6 +17,7 @@ pub mod args;
 mod cgroups;
 pub mod config;
 pub mod enrol;
+pub mod handover;
 pub mod kernel;
 pub mod path;
 pub mod session;

@@ -24,7 +24,7 @@ pub const SOCKET: &str = "agent.sock";
 pub struct Request {
     /// [`VERSION`].
     pub v: u32,
-    /// `enrol`, `run`, `leave`, `status`, `snapshot` or `log`.
+    /// `enrol`, `run`, `leave`, `status`, `snapshot` or `log`; between two agents `handOver` and `taken`.
     pub op: String,
     /// Mesh namespace of the workload.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -9,7 +9,7 @@ use std::{
     ops::Range,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -177,12 +177,25 @@ impl Node {
     /// Starts the agent; does not wait.
     #[track_caller]
     pub fn start_agent(&self) {
+        *self.agent() = Some(self.new_agent(&[]));
+    }
+
+    /// Starts an agent that takes over from the one that runs, and waits for that one's end.
+    #[track_caller]
+    pub fn hand_over(&self) -> ExitStatus {
+        let successor = self.new_agent(&["--take-over"]);
+        let mut predecessor = self.agent().replace(successor).expect("an agent runs");
+        predecessor.wait(Duration::from_secs(40))
+    }
+
+    /// Starts an agent with further arguments, beside the one that runs; it is the caller's.
+    #[track_caller]
+    pub fn new_agent(&self, args: &[&str]) -> Process {
         let also = self.spec.cgroup.as_deref();
         let mut command = process::command_also_in(&self.agent_cgroup, also, own_program("mesh-agent"));
-        command.args(self.agent_args());
+        command.args(self.agent_args()).args(args);
         let log = self.work.join("agent.log");
-        let process = Process::start(&self.netns, command, &log).expect("start mesh-agent");
-        *self.agent() = Some(process);
+        Process::start(&self.netns, command, &log).expect("start mesh-agent")
     }
 
     /// Waits until the agent has the control plane's state in its maps.

@@ -5,7 +5,8 @@
 //! Invariants: nobody but uid 0 is answered with anything but a refusal; connections are bounded, each waits
 //! for its next request for a bounded time; what a request may carry is bounded by a packet.
 //!
-//! Not here: what enrolment is (enrol), the form of messages (mesh-api's `local`).
+//! Not here: what enrolment is (enrol), the form of messages (mesh-api's `local`), hand-over (handover): its
+//! connection is passed on.
 
 mod dump;
 pub mod log;
@@ -17,12 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::local::{Answer, NodeStatus, Request, VERSION};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Handle as Config;
 use crate::config::resource::show_revision;
 use crate::config::xds::XdsStats;
 use crate::enrol::{Enrolled, Enrolments, Wanted};
+use crate::handover::HAND_OVER;
 use log::LogFilter;
 use socket::{Connection, Listener, Peer};
 
@@ -44,6 +46,8 @@ pub struct Admin {
     pub xds: Arc<XdsStats>,
     /// The log's filter.
     pub log: LogFilter,
+    /// Takes the connection of an agent that wants to take over.
+    pub successors: mpsc::Sender<OwnedFd>,
 }
 
 impl Admin {
@@ -57,7 +61,7 @@ impl Admin {
                 Ok(connection) => {
                     let admin = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = admin.connection(&connection).await {
+                        if let Err(error) = admin.connection(connection).await {
                             tracing::debug!(%error, "agent.sock: a connection ended");
                         }
                         drop(permit);
@@ -72,19 +76,23 @@ impl Admin {
         }
     }
 
-    async fn connection(&self, connection: &Connection) -> io::Result<()> {
+    async fn connection(&self, connection: Connection) -> io::Result<()> {
         let peer = connection.peer()?;
         loop {
             let packet = match tokio::time::timeout(SILENCE, connection.recv()).await {
                 Err(_) | Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(packet))) => packet,
                 Ok(Err(error)) => {
-                    answer(connection, &Answer::refused(error.to_string()), None).await?;
+                    answer(&connection, &Answer::refused(error.to_string()), None).await?;
                     return Err(error);
                 }
             };
+            if peer.uid == 0 && is_hand_over(&packet.0) {
+                // Answered when nothing of this agent but its proxy runs.
+                return self.successors.send(connection.into_inner()).await.map_err(io::Error::other);
+            }
             let (reply, file) = self.request(peer, &packet.0, packet.1).await;
-            answer(connection, &reply, file).await?;
+            answer(&connection, &reply, file).await?;
         }
     }
 
@@ -140,7 +148,9 @@ impl Admin {
                 self.log.set(&request.level)?;
                 Ok(Answer::ok())
             }
-            other => Err(format!("op: {other:?} is not enrol, run, leave, status, snapshot or log")),
+            other => {
+                Err(format!("op: {other:?} is not enrol, run, leave, status, snapshot, log or handOver"))
+            }
         }
     }
 
@@ -167,6 +177,10 @@ impl Admin {
         io::Seek::rewind(&mut file)?;
         Ok(file.into())
     }
+}
+
+fn is_hand_over(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Request>(bytes).is_ok_and(|r| r.v == VERSION && r.op == HAND_OVER)
 }
 
 fn enrolled_answer(enrolled: Enrolled) -> Answer {

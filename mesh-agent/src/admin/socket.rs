@@ -48,7 +48,8 @@ impl Listener {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
                     format!(
-                        "another agent serves {}: stop it, or give this one its own --run-dir",
+                        "another agent serves {}: stop it, let this one --take-over from it, or give this one \
+                         its own --run-dir",
                         path.display()
                     ),
                 ));
@@ -85,8 +86,24 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(socket: OwnedFd) -> io::Result<Self> {
+    /// Of a connected socket, on the runtime that is entered.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { fd: sys::watch(socket, Interest::READABLE | Interest::WRITABLE)? })
+    }
+
+    /// To the agent behind `path`; `None`: nobody serves it.
+    pub fn to(path: &Path) -> io::Result<Option<Self>> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
+        match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+            Ok(()) => Self::new(socket).map(Some),
+            Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The socket, for another runtime.
+    pub fn into_inner(self) -> OwnedFd {
+        self.fd.into_inner()
     }
 
     /// Credentials of the peer when it connected.

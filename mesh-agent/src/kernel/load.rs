@@ -64,6 +64,16 @@ pub fn pin_directory(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("{:016x}", maps::ABI))
 }
 
+/// Tries whether this kernel takes the programs, and leaves nothing.
+pub fn verify() -> Result<(), LoadError> {
+    check_kernel()?;
+    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| refused(&e))?;
+    for (name, _) in CGROUP_PROGRAMS {
+        program_fd(&mut ebpf, name)?;
+    }
+    program_fd(&mut ebpf, INBOUND_PROGRAM).map(drop)
+}
+
 /// Does it all. On failure nothing stays that was not there before.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     check_kernel()?;

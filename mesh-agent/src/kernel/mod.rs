@@ -19,6 +19,6 @@ mod sockets;
 
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
-pub use load::{LoadOptions, cleanup, pin_directory};
+pub use load::{LoadOptions, cleanup, pin_directory, verify};
 pub use maps::{Held, Kernel};
 pub use sockets::Leg;

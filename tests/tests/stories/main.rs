@@ -11,6 +11,7 @@ mod balance;
 mod control_loss;
 mod endpoints;
 mod enrolment;
+mod hand_over;
 mod harness;
 mod http;
 mod kills;
