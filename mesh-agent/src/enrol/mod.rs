@@ -14,6 +14,7 @@
 pub mod addresses;
 pub mod cgroup;
 pub mod datapath;
+mod foreign;
 mod listeners;
 mod persist;
 mod restore;
@@ -200,6 +201,11 @@ impl Enrolments {
                         yet: give it a namespace of its own (`ip netns add`, `unshare -n`)"
                     .into(),
             );
+        }
+        if !place.restored
+            && let Some(reason) = foreign::refusal(&place.cgroup, place.netns.as_fd())
+        {
+            return Err(reason);
         }
         let mut table = inner.table.lock().await;
         let name = wanted.name();

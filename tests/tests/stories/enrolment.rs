@@ -108,6 +108,22 @@ fn what_is_no_cgroup_or_namespace_is_refused_and_others_go_on() {
 }
 
 #[test]
+fn a_workload_with_a_namespace_inside_is_refused_and_told_why() {
+    let mesh = Mesh::builder().up();
+    let mut pod = mesh.pod(1, "nested").outside().up();
+    let mut inner = pod.start("inner", "unshare", &["-n", "sleep", "1000"]);
+    eventually("the inner namespace is there", || {
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        std::fs::read_to_string(format!("/proc/{}/comm", inner.pid())).is_ok_and(|name| name == "sleep\n")
+            && namespace(&inner.pid().to_string()) != namespace("self")
+    });
+    let error = pod.try_enrol().unwrap_err().to_string();
+    assert!(error.contains("(sleep)") && error.contains("another network namespace"), "{error}");
+    inner.kill();
+    pod.enrol();
+}
+
+#[test]
 fn an_inbound_port_of_the_proxy_shows_the_real_client() {
     let mesh = Mesh::builder().nodes(2).up();
     mesh.apply(&Service::vip("in", 1).port("http", 80, "http", "proxy").yaml());
