@@ -13,7 +13,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -29,6 +29,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::clock::{Call, Clock, Watch};
 use super::member::Member;
 use super::sockets::{Leg, Sockets};
+use crate::sys::{bind_loopback, bind_port};
 
 /// Where a connection is to go, and on whose behalf.
 pub struct Target {
@@ -91,6 +92,13 @@ impl Plain {
     fn socket(&self, target: &Target) -> io::Result<TcpSocket> {
         let fd = self.sockets.socket(target.source.netns.as_fd(), target.address.is_ipv6())?;
         sockopt::set_tcp_nodelay(&fd, true)?;
+        if target.show.is_some() {
+            // To one address and port, from the same address: ports would run out at the size of their range.
+            match target.address.ip() {
+                IpAddr::V4(_) => bind_loopback(fd.as_fd(), fastrand::u64(..))?,
+                IpAddr::V6(own) => bind_port(fd.as_fd(), own, || fastrand::u16(..)),
+            }
+        }
         self.sockets.mark_leg(
             fd.as_fd(),
             &Leg {

@@ -5,11 +5,13 @@ mod mapped;
 mod memory;
 mod netns;
 mod ready;
+mod source;
 
 pub use mapped::{Mapped, read_pod};
 pub use memory::{limit_arenas, trim};
 pub use netns::{in_netns, netns_cookie};
 pub use ready::watch;
+pub use source::{bind_loopback, bind_port};
 
 /// `CLOCK_MONOTONIC` in nanoseconds: what `bpf_ktime_get_ns` reads.
 pub fn monotonic_ns() -> u64 {

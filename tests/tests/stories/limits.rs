@@ -44,6 +44,44 @@ fn a_full_map_is_refused_and_named_and_what_fits_goes_on() {
     });
 }
 
+/// Opens connections, says how many it holds, and holds them until its input ends.
+const HOLD: &str = "
+import socket, sys
+held = []
+host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for _ in range(count):
+    s = socket.create_connection((host, port), 20)
+    s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')
+    if not s.recv(4096).startswith(b'HTTP/1.1 200'):
+        break
+    held.append(s)
+print(len(held), flush=True)
+import time
+time.sleep(1000)
+";
+
+#[test]
+fn a_pod_with_few_ephemeral_ports_takes_more_inbound_connections_than_it_has_ports() {
+    const HELD: usize = 1_500;
+    let mesh = Mesh::builder().nodes(2).up();
+    // Opaque: for each connection that is held one is held to the application.
+    mesh.apply(&Service::vip("in", 1).port("tcp", 80, "tcp", "proxy").yaml());
+    let (server, _nginx) = web(&mesh, 1, "a", "in", "tcp", 1);
+    server.netns().sysctl("net/ipv4/ip_local_port_range", "40000 40499").unwrap();
+    let client = mesh.pod(2, "client").up();
+    settled(&client, at(vip4(1), 80), &["a"]);
+    for (family, host) in [("-4", server.ip().to_string()), ("-6", server.ip6().to_string())] {
+        let args = ["-c", HOLD, &host, "8080", &HELD.to_string()];
+        let mut holder = client.start(&format!("hold{family}"), "/usr/bin/python3", &args);
+        let held = || holder.log().lines().last().and_then(|line| line.parse().ok()).unwrap_or(0);
+        until(Duration::from_secs(40), "all are held", held, |held: &usize| *held == HELD);
+        let established = ["-Htn", family, "state", "established", "sport", "=", ":8080"];
+        let seen = server.run("ss", &established).unwrap().lines().count();
+        assert!(seen >= HELD, "{family}: ss sees {seen} at the server");
+        holder.kill();
+    }
+}
+
 #[test]
 fn a_workload_that_spends_its_budget_is_refused_and_its_neighbour_is_not() {
     let mesh = Mesh::builder().agent_args(&["--budget-connections", "10"]).up();
