@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_common::maps;
+use mesh_common::{maps, verdict::Verdict};
 use mesh_tests::{
     Mesh,
     eventually::until,
@@ -80,6 +80,49 @@ fn a_pod_with_few_ephemeral_ports_takes_more_inbound_connections_than_it_has_por
         assert!(seen >= HELD, "{family}: ss sees {seen} at the server");
         holder.kill();
     }
+}
+
+/// Sends SYNs as fast as it can and gives each up at once; prints how many were refused at connect().
+const FLOOD: &str = "
+import errno, socket, sys, time
+end, refused, begun = time.time() + float(sys.argv[3]), 0, 0
+while time.time() < end:
+    s = socket.socket()
+    s.setblocking(False)
+    code = s.connect_ex((sys.argv[1], int(sys.argv[2])))
+    begun += 1
+    refused += code == errno.ECONNREFUSED
+    s.close()
+print(begun, refused)
+";
+
+#[test]
+fn a_flood_of_one_pod_loses_nobody_elses_connections() {
+    let mesh = Mesh::builder().agent_args(&["--budget-pending", "32"]).up();
+    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
+    let _a = web(&mesh, 1, "a", "site", "http", 1);
+    let greedy = mesh.pod(1, "greedy").up();
+    let modest = mesh.pod(1, "modest").up();
+    settled(&greedy, at(vip4(1), 80), &["a"]);
+    settled(&modest, at(vip4(1), 80), &["a"]);
+
+    let to = vip4(1).to_string();
+    let mut floods = [1, 2]
+        .map(|n| greedy.start(&format!("flood{n}"), "/usr/bin/python3", &["-c", FLOOD, &to, "80", "4"]));
+    let report = Load::to(at(vip4(1), 80)).threads(4).rate(200).time(Duration::from_secs(3)).run(&modest);
+    let begun: u64 = floods
+        .iter_mut()
+        .map(|flood| {
+            assert!(flood.wait(Duration::from_secs(20)).success(), "{}", flood.log());
+            flood.log().split(' ').next().and_then(|begun| begun.parse::<u64>().ok()).unwrap_or(0)
+        })
+        .sum();
+    assert!(begun > 5_000, "only {begun} SYNs: no flood");
+    assert!(report.ok >= 300 && report.failed() == 0, "{begun} SYNs; {report:?}");
+    let node = mesh.node(1);
+    assert_eq!(node.verdict(Verdict::HandoverFull), 0);
+    // And the greedy one is not shut out for good.
+    settled(&greedy, at(vip4(1), 80), &["a"]);
 }
 
 #[test]
