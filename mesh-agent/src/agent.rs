@@ -18,9 +18,9 @@ use mesh_core::snapshot::Snapshot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::admin::Admin;
 use crate::admin::log::LogFilter;
 use crate::admin::socket::Listener;
+use crate::admin::{self, Admin};
 use crate::args::{CleanupArgs, RunArgs};
 use crate::config::connect::{ControlPlane, JoinToken};
 use crate::config::{self, xds};
@@ -28,7 +28,7 @@ use crate::enrol::{Enrolments, Settings, datapath};
 use crate::handover::{self, Leaving, Predecessor};
 use crate::kernel::{self, Kernel, LoadOptions};
 use crate::path::{Budget, Limits, Proxy};
-use crate::telemetry;
+use crate::telemetry::{self, ended::Ended, open::Open};
 use crate::{cgroups, session};
 
 /// Most workers that are started unasked.
@@ -109,6 +109,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         bpffs: args.bpffs.clone(),
         cgroup: cgroup_root.clone(),
         sizes: args.sizes.list(),
+        telemetry: args.flows.telemetry(),
     })?);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };
@@ -143,6 +144,8 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
 
     tokio::spawn(enrolments.clone().follow(verdicts));
     let (successors, mut successor) = mpsc::channel(1);
+    let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
+    let open = Arc::new(Open::new(kernel.clone(), config.clone()));
     let admin = Admin {
         successors,
         node: args.node.clone(),
@@ -150,10 +153,20 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         config: config.clone(),
         xds: xds.clone(),
         log,
+        kernel: kernel.clone(),
+        ended: ended.clone(),
+        open: open.clone(),
+        flow_readers: admin::flow_readers(),
     };
     tokio::spawn(admin.serve(socket));
-    let sources =
-        telemetry::Sources { kernel: kernel.clone(), proxy: proxy.clone(), config: config.clone(), xds };
+    let sources = telemetry::Sources {
+        kernel: kernel.clone(),
+        ended,
+        open,
+        proxy: proxy.clone(),
+        config: config.clone(),
+        xds,
+    };
     let passed_on = metrics.try_clone()?;
     let ready = telemetry::start(sources, metrics).context("telemetry")?;
     if let Some(predecessor) = predecessor {

@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_common::maps;
+use mesh_common::record::telemetry;
+
+use crate::kernel::FlowTelemetry;
 
 /// The node daemon of Nodemesh.
 #[derive(Debug, Parser)]
@@ -81,9 +84,55 @@ pub struct RunArgs {
     /// Captured connections of one workload that may wait for the proxy.
     #[arg(long, env = "NODEMESH_BUDGET_PENDING", default_value_t = 1024)]
     pub budget_pending: u32,
+    /// What is noted of flows.
+    #[command(flatten)]
+    pub flows: FlowArgs,
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,
+}
+
+/// What is noted of flows.
+#[derive(Args, Debug)]
+pub struct FlowArgs {
+    /// What the kernel notes of flows: `none` and `totals` (no record of ended flows, so no durations and no
+    /// `meshctl flows -f`) are for measuring what noting costs.
+    #[arg(long, env = "NODEMESH_FLOW_TELEMETRY", default_value = "full")]
+    pub flow_telemetry: FlowLevel,
+    /// Count flows by endpoint as well: label `endpoint`. A counter an endpoint and client, in the room of
+    /// --map-flow-totals.
+    #[arg(long, env = "NODEMESH_FLOW_ENDPOINTS")]
+    pub flow_endpoints: bool,
+}
+
+/// How much is noted of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowLevel {
+    /// Nothing.
+    None,
+    /// Exact totals.
+    Totals,
+    /// Totals, and a record of each flow that ends.
+    Full,
+}
+
+impl FlowArgs {
+    /// For the loader.
+    pub fn telemetry(&self) -> FlowTelemetry {
+        let level = match self.flow_telemetry {
+            FlowLevel::None => telemetry::NONE,
+            FlowLevel::Totals => telemetry::TOTALS,
+            FlowLevel::Full => telemetry::FULL,
+        };
+        FlowTelemetry { level, by_endpoint: self.flow_endpoints }
+    }
+}
+
+/// Bytes of a ring: a power of two of at least a page.
+fn ring(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|_| "it is no number of bytes".to_owned())?;
+    let accepted = bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes);
+    if accepted { Ok(bytes) } else { Err("it is not a power of two from 4096 to 1073741824".to_owned()) }
 }
 
 /// Sizes of maps.
@@ -101,6 +150,9 @@ pub struct MapSizes {
     /// Keys of flow totals.
     #[arg(long, default_value_t = maps::FLOW_TOTALS.capacity, env = "NODEMESH_MAP_FLOW_TOTALS")]
     pub map_flow_totals: u32,
+    /// Bytes of the ring of ended flows: a power of two, and 104 a record.
+    #[arg(long, default_value_t = maps::FLOW_EVENTS.capacity, env = "NODEMESH_MAP_FLOW_EVENTS", value_parser = ring)]
+    pub map_flow_events: u32,
 }
 
 impl MapSizes {
@@ -112,6 +164,7 @@ impl MapSizes {
             (maps::LOAD.name, self.map_endpoints),
             (maps::WORKLOADS.name, self.map_workloads),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
+            (maps::FLOW_EVENTS.name, self.map_flow_events),
         ]
     }
 }

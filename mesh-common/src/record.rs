@@ -361,6 +361,8 @@ pub mod flow {
     pub const CAPTURED: u32 = 128;
     /// Its SYN has left, or it was accepted: its end will be seen.
     pub const BEGUN: u32 = 256;
+    /// Its end is being counted, or was: what its socket shows is in the totals. Set before they change.
+    pub const ENDED: u32 = 1 << 31;
 }
 
 /// Key of `FLOW_TOTALS`.
@@ -379,8 +381,37 @@ pub struct TotalsKey {
     pub verdict: u8,
     /// 0.
     pub pad: u8,
+    /// Workload id of the endpoint that the kernel chose, where the agent asked for that; else 0.
+    pub endpoint: u32,
 }
-const _: () = assert!(size_of::<TotalsKey>() == 12);
+const _: () = assert!(size_of::<TotalsKey>() == 16);
+impl TotalsKey {
+    /// What finds no room.
+    pub const OVERFLOW: Self =
+        Self { source: 0, dest: 0, kind: DEST_OVERFLOW, protocol: 0, verdict: 0, pad: 0, endpoint: 0 };
+
+    /// Where a flow counts.
+    #[inline(always)]
+    pub const fn of(flow: &Flow, by_endpoint: bool) -> Self {
+        let (kind, dest) = if flow.service != 0 {
+            (DEST_SERVICE, flow.service)
+        } else if flow.peer_workload != 0 {
+            (DEST_WORKLOAD, flow.peer_workload)
+        } else {
+            (DEST_OUTSIDE, 0)
+        };
+        Self {
+            source: flow.workload,
+            dest,
+            kind,
+            protocol: flow.protocol,
+            verdict: flow.verdict,
+            pad: 0,
+            endpoint: if by_endpoint { flow.peer_workload } else { 0 },
+        }
+    }
+}
+
 /// `dest` is a service id.
 pub const DEST_SERVICE: u8 = 0;
 /// `dest` is a workload id.
@@ -406,20 +437,37 @@ pub struct Totals {
     pub sent: u64,
     /// Payload bytes received, of closed connections.
     pub received: u64,
+    /// Segments sent again, of ended connections.
+    pub retransmits: u64,
 }
-const _: () = assert!(size_of::<Totals>() == 48);
+const _: () = assert!(size_of::<Totals>() == 56);
+
+/// How much the programs note of a flow's end: their global [`telemetry::GLOBAL`], set when they are loaded.
+pub mod telemetry {
+    /// Name of the variable.
+    pub const GLOBAL: &str = "FLOW_TELEMETRY";
+    /// Name of the variable that says (1) whether [`super::TotalsKey::endpoint`] is filled.
+    pub const BY_ENDPOINT: &str = "FLOW_BY_ENDPOINT";
+    /// Nothing: for benches.
+    pub const NONE: u8 = 0;
+    /// Exact totals.
+    pub const TOTALS: u8 = 1;
+    /// Totals, and a record in the ring for each flow that ends.
+    pub const FULL: u8 = 2;
+}
 
 /// Counters of several CPUs, or of several keys, are added up.
 impl core::ops::AddAssign for Totals {
     fn add_assign(&mut self, other: Self) {
         // Taken apart, so that a counter that is added here is not forgotten.
-        let Self { opened, closed, failed, refused, sent, received } = other;
+        let Self { opened, closed, failed, refused, sent, received, retransmits } = other;
         self.opened += opened;
         self.closed += closed;
         self.failed += failed;
         self.refused += refused;
         self.sent += sent;
         self.received += received;
+        self.retransmits += retransmits;
     }
 }
 

@@ -150,6 +150,7 @@ fn established(ops: *mut bpf_sock_ops) {
     };
     flow.flags |= flow::ESTABLISHED;
     if flow.flags & flow::LEG == 0
+        && totals::wanted()
         && let Some(totals) = totals::of(flow)
     {
         // SAFETY: a live map value.
@@ -258,14 +259,21 @@ fn state_changed(ops: *mut bpf_sock_ops) {
         taken(&syn_key(ops, false), flow.workload, flow.flags & flow::LEG != 0);
     }
     // The agent's legs count in `LOAD` alone, and an accepted socket's record has no source.
-    if flow.flags & flow::LEG == 0 && flow.workload != 0 {
+    if flow.flags & flow::LEG == 0 && flow.workload != 0 && totals::wanted() {
         ended(ops, flow, established, old);
     }
     flows::forget(cookie);
 }
 
+/// Adds a flow to the totals, and leaves a record of it.
+///
+/// User space adds what open sockets show to the totals of ended ones. So that it never counts a flow as
+/// both, the flow says that it has ended before the totals change.
 #[inline(always)]
-fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool, last: u32) {
+fn ended(ops: *mut bpf_sock_ops, flow: &mut Flow, established: bool, last: u32) {
+    // SAFETY: a live map value; volatile, so that it is stored here and not later.
+    unsafe { (&raw mut flow.flags).write_volatile(flow.flags | flow::ENDED) };
+    let retransmits = field!(ops, total_retrans);
     let (sent, received) = if established {
         let all_acked = field!(ops, snd_una) == field!(ops, snd_nxt);
         (
@@ -285,14 +293,20 @@ fn ended(ops: *mut bpf_sock_ops, flow: &Flow, established: bool, last: u32) {
             } else {
                 add(&raw mut (*totals).failed, 1);
             }
+            if retransmits != 0 {
+                add(&raw mut (*totals).retransmits, u64::from(retransmits));
+            }
         }
+    }
+    if !totals::recorded() {
+        return;
     }
     let Some(mut record) = FLOW_EVENTS.reserve::<FlowEvent>(0) else {
         count(Verdict::EventLost);
         return;
     };
     let event = record.as_mut_ptr();
-    let (srtt_us, retransmits) = (field!(ops, srtt_us) >> 3, field!(ops, total_retrans));
+    let srtt_us = field!(ops, srtt_us) >> 3;
     // SAFETY: room for one event in the ring, ours until it is submitted; every field is written.
     unsafe {
         copy_words(&raw mut (*event).flow, flow);

@@ -1,16 +1,19 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). `run` talks to the agent of this node
-//! instead: see its page.
+//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). [`run`], [`flows`] and
+//! `status --kernel` ([`kernel`]) talk to the agent of this node instead: [`agent`].
 //!
 //! Exit status: 0 done; 1 refused or failed, with one sentence that names cause and remedy; 2 wrong usage.
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod apply;
 mod client;
+mod flows;
 mod get;
+mod kernel;
 mod manifest;
 mod run;
 mod status;
@@ -43,6 +46,8 @@ enum Command {
     Delete(get::Delete),
     /// Shows the nodes, and how far each is.
     Status(status::Status),
+    /// Shows the connections of this node's workloads.
+    Flows(flows::Flows),
     /// Starts a program as a workload of this node.
     Run(run::Run),
     /// Makes, lists and revokes tokens.
@@ -56,7 +61,9 @@ fn main() -> ExitCode {
         Command::Apply(apply) => cli.connection.open().and_then(|client| apply.run(&client)),
         Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
+        Command::Status(status) if status.of_kernel() => status.show_kernel(),
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
+        Command::Flows(flows) => flows.run(),
         Command::Run(run) => run.run(),
         Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
     };

@@ -8,26 +8,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use mesh_api::local::{Answer, MAX_PACKET, Membership, Request, SOCKET, VERSION};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
-};
+use mesh_api::local::{Membership, Request, VERSION};
 
-/// The agent waits a few seconds for the control plane, and answers anyway.
-const ANSWER: Duration = Duration::from_secs(20);
+use crate::agent::RunDir;
 
 /// Starts a program as a workload of this node.
 #[derive(Args, Debug)]
@@ -59,9 +50,8 @@ pub struct Run {
     /// An address that it is reached at; default: those of this network namespace.
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
-    /// The agent's run directory.
-    #[arg(long = "run-dir", env = "NODEMESH_RUN_DIR", value_name = "DIR", default_value = "/run/nodemesh")]
-    agent: PathBuf,
+    #[command(flatten)]
+    agent: RunDir,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -77,8 +67,8 @@ impl Run {
     pub fn run(self) -> Result<()> {
         let Some((program, arguments)) = self.command.split_first() else { bail!("no program was given") };
         let request = self.request(program);
-        let netns = std::fs::File::open("/proc/self/ns/net").context("this network namespace")?.into();
-        let answer = ask(&self.agent.join(SOCKET), &request, &netns)?;
+        let netns = std::fs::File::open("/proc/self/ns/net").context("this network namespace")?;
+        let answer = self.agent.connect()?.ask(&request, Some(netns.as_fd()))?;
         drop(netns);
         for condition in &answer.conditions {
             eprintln!("meshctl: {condition}");
@@ -113,7 +103,7 @@ impl Run {
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
             addresses: self.addresses.clone(),
             memberships: self.service.iter().zip(self.port).map(membership).collect(),
-            level: String::new(),
+            ..Request::default()
         }
     }
 }
@@ -125,40 +115,6 @@ fn default_name(of: &str, pid: u32) -> String {
     let name: String = of.chars().map(plain).take(63 - pid.len()).collect();
     let name = name.trim_matches('-');
     if name.is_empty() { format!("workload{pid}") } else { format!("{name}{pid}") }
-}
-
-fn ask(path: &Path, request: &Request, netns: &OwnedFd) -> Result<Answer> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    for direction in [Timeout::Recv, Timeout::Send] {
-        set_socket_timeout(&socket, direction, Some(ANSWER))?;
-    }
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?).with_context(|| {
-        format!(
-            "cannot reach the agent at {}: does mesh-agent run on this node? check --run-dir",
-            path.display()
-        )
-    })?;
-    let text = serde_json::to_vec(request)?;
-    let fds = [netns.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        bail!("the descriptor does not fit a packet");
-    }
-    rustix::net::sendmsg(&socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)
-        .context("cannot speak to the agent")?;
-    let mut buffer = vec![0; MAX_PACKET];
-    let (read, _) = rustix::net::recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())
-        .with_context(|| format!("the agent did not answer within {ANSWER:?}; its log says why"))?;
-    if read == 0 {
-        bail!("the agent ended the connection; its log says why");
-    }
-    let answer: Answer = serde_json::from_slice(&buffer[..read]).context("the agent's answer is not one")?;
-    if !answer.ok {
-        bail!("the agent refused: {}", answer.error.as_deref().unwrap_or("it gave no reason"));
-    }
-    Ok(answer)
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! `meshctl status`: the nodes, how far each is, and what it refused.
+//! `meshctl status`: the nodes, how far each is, and what it refused; `--kernel`: see [`crate::kernel`].
 
 use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 
+use crate::agent::RunDir;
 use crate::client::Client;
+use crate::kernel;
 use crate::table::{self, or_dash};
 
 /// Shows the nodes, and how far each is.
@@ -13,9 +15,26 @@ pub struct Status {
     /// How to show it
     #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
     output: String,
+    /// The kernel's side of this node instead: programs, features, maps, verdicts
+    #[arg(long)]
+    kernel: bool,
+    /// Count for a second what the programs cost
+    #[arg(long, requires = "kernel")]
+    measure: bool,
+    #[command(flatten)]
+    agent: RunDir,
 }
 
 impl Status {
+    /// Is it this node's agent that is to be asked?
+    pub fn of_kernel(&self) -> bool {
+        self.kernel
+    }
+
+    pub fn show_kernel(&self) -> Result<()> {
+        kernel::show(&self.agent, self.measure, self.output == "json")
+    }
+
     pub fn run(&self, client: &Client) -> Result<()> {
         let status = client.get("/v1/status")?;
         if self.output == "json" {

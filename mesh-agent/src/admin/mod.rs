@@ -1,6 +1,6 @@
 //! The server of `agent.sock`: reads a request, has it done, answers.
 //!
-//! peers (root only) ──▶ [`socket`] ──▶ **admin** ──▶ { enrol, snapshot, status, log filter }
+//! peers (root only) ──▶ [`socket`] ──▶ **admin** ──▶ { enrol, snapshot, status, kernel, flows, log filter }
 //!
 //! Invariants: nobody but uid 0 is answered with anything but a refusal; connections are bounded, each waits
 //! for its next request for a bounded time; what a request may carry is bounded by a packet.
@@ -9,6 +9,7 @@
 //! connection is passed on.
 
 mod dump;
+mod flows;
 pub mod log;
 pub mod socket;
 
@@ -17,7 +18,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::local::{Answer, NodeStatus, Request, VERSION};
+use mesh_api::local::{Answer, FlowQuery, NodeStatus, Request, VERSION};
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Handle as Config;
@@ -25,6 +27,8 @@ use crate::config::resource::show_revision;
 use crate::config::xds::XdsStats;
 use crate::enrol::{Enrolled, Enrolments, Wanted};
 use crate::handover::HAND_OVER;
+use crate::kernel::Kernel;
+use crate::telemetry::{ended::Ended, open::Open};
 use log::LogFilter;
 use socket::{Connection, Listener, Peer};
 
@@ -32,6 +36,8 @@ use socket::{Connection, Listener, Peer};
 const CONNECTIONS: usize = 64;
 /// How long a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Longest counting of the programs' runs, milliseconds.
+const MEASURE_MAX: u32 = 10_000;
 
 /// Everything that a request may ask for.
 #[derive(Clone)]
@@ -48,6 +54,31 @@ pub struct Admin {
     pub log: LogFilter,
     /// Takes the connection of an agent that wants to take over.
     pub successors: mpsc::Sender<OwnedFd>,
+    /// Programs and maps.
+    pub kernel: Arc<Kernel>,
+    /// Flows that have ended.
+    pub ended: Arc<Ended>,
+    /// Flows that have not.
+    pub open: Arc<Open>,
+    /// Room for readers of flows.
+    pub flow_readers: Arc<Semaphore>,
+}
+
+/// Room for as many as may look at the flows at once.
+pub fn flow_readers() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(flows::READERS))
+}
+
+/// What a request leads to.
+enum Reply {
+    Answer(Box<Answer>, Option<OwnedFd>),
+    Flows(FlowQuery),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer), None)
+    }
 }
 
 impl Admin {
@@ -83,7 +114,7 @@ impl Admin {
                 Err(_) | Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(packet))) => packet,
                 Ok(Err(error)) => {
-                    answer(&connection, &Answer::refused(error.to_string()), None).await?;
+                    send(&connection, &Answer::refused(error.to_string()), None).await?;
                     return Err(error);
                 }
             };
@@ -91,30 +122,33 @@ impl Admin {
                 // Answered when nothing of this agent but its proxy runs.
                 return self.successors.send(connection.into_inner()).await.map_err(io::Error::other);
             }
-            let (reply, file) = self.request(peer, &packet.0, packet.1).await;
-            answer(&connection, &reply, file).await?;
+            match self.request(peer, &packet.0, packet.1).await {
+                Reply::Answer(answer, file) => send(&connection, &answer, file).await?,
+                Reply::Flows(query) => return flows::serve(self, &connection, query).await,
+            }
         }
     }
 
-    async fn request(&self, peer: Peer, bytes: &[u8], fds: Vec<OwnedFd>) -> (Answer, Option<OwnedFd>) {
+    async fn request(&self, peer: Peer, bytes: &[u8], fds: Vec<OwnedFd>) -> Reply {
         if peer.uid != 0 {
-            return (Answer::refused("only root may speak to the agent"), None);
+            return Answer::refused("only root may speak to the agent").into();
         }
         let request: Request = match serde_json::from_slice(bytes) {
             Ok(request) => request,
-            Err(error) => return (Answer::refused(format!("not a request: {error}")), None),
+            Err(error) => return Answer::refused(format!("not a request: {error}")).into(),
         };
         if request.v != VERSION {
             let text =
                 format!("v: {} is not {VERSION}: agent and client are of different versions", request.v);
-            return (Answer::refused(text), None);
+            return Answer::refused(text).into();
         }
         match request.op.as_str() {
             "snapshot" => match self.snapshot() {
-                Ok(file) => (Answer::ok(), Some(file)),
-                Err(error) => (Answer::refused(format!("the snapshot cannot be shown: {error}")), None),
+                Ok(file) => Reply::Answer(Box::new(Answer::ok()), Some(file)),
+                Err(error) => Answer::refused(format!("the snapshot cannot be shown: {error}")).into(),
             },
-            _ => (self.plain(peer, request, fds).await.unwrap_or_else(Answer::refused), None),
+            "flows" => Reply::Flows(request.flows),
+            _ => self.plain(peer, request, fds).await.unwrap_or_else(Answer::refused).into(),
         }
     }
 
@@ -144,13 +178,14 @@ impl Admin {
                 Ok(Answer::ok())
             }
             "status" => Ok(Answer { status: Some(self.status().await), ..Answer::ok() }),
+            "kernel" => self.kernel(request.measure_ms).await,
             "log" => {
                 self.log.set(&request.level)?;
                 Ok(Answer::ok())
             }
-            other => {
-                Err(format!("op: {other:?} is not enrol, run, leave, status, snapshot, log or handOver"))
-            }
+            other => Err(format!(
+                "op: {other:?} is not enrol, run, leave, status, kernel, flows, snapshot, log or handOver"
+            )),
         }
     }
 
@@ -167,6 +202,17 @@ impl Admin {
             enrolled: self.enrolments.list().await,
             conditions: self.config.conditions().list(),
         }
+    }
+
+    async fn kernel(&self, measure_ms: u32) -> Result<Answer, String> {
+        if measure_ms > MEASURE_MAX {
+            return Err(format!("measureMs: {measure_ms} is not in 0..={MEASURE_MAX}"));
+        }
+        let kernel = self.kernel.clone();
+        let wait = move || std::thread::sleep(Duration::from_millis(measure_ms.into()));
+        let viewed = move || kernel.view((measure_ms > 0).then_some(&wait as &dyn Fn()));
+        let status = tokio::task::spawn_blocking(viewed).await.map_err(|e| e.to_string())?;
+        Ok(Answer { kernel: Some(status.map_err(|e| e.to_string())?), ..Answer::ok() })
     }
 
     fn snapshot(&self) -> io::Result<OwnedFd> {
@@ -187,7 +233,7 @@ fn enrolled_answer(enrolled: Enrolled) -> Answer {
     Answer { workload: Some(enrolled.workload), conditions: enrolled.conditions, ..Answer::ok() }
 }
 
-async fn answer(connection: &Connection, reply: &Answer, file: Option<OwnedFd>) -> io::Result<()> {
+async fn send(connection: &Connection, reply: &impl Serialize, file: Option<OwnedFd>) -> io::Result<()> {
     let bytes = serde_json::to_vec(reply)?;
     let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
     tokio::time::timeout(SILENCE, connection.send(&bytes, &fds)).await.map_err(io::Error::other)?

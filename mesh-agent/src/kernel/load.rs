@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::maps;
+use mesh_common::record::telemetry;
 
 use super::error::LoadError;
 use super::going;
@@ -26,6 +27,49 @@ pub struct LoadOptions {
     pub cgroup: PathBuf,
     /// Sizes other than the defaults: (map name, entries).
     pub sizes: Vec<(&'static str, u32)>,
+    /// What is noted of flows.
+    pub telemetry: FlowTelemetry,
+}
+
+/// What the programs note of flows: decided when they are loaded, see [`telemetry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowTelemetry {
+    /// [`telemetry::NONE`], [`telemetry::TOTALS`] or [`telemetry::FULL`].
+    pub level: u8,
+    /// Totals by endpoint.
+    pub by_endpoint: bool,
+}
+
+impl Default for FlowTelemetry {
+    fn default() -> Self {
+        Self { level: telemetry::FULL, by_endpoint: false }
+    }
+}
+
+/// What is attached, for whoever asks.
+pub struct Attached {
+    /// Pinned maps were found.
+    pub adopted: bool,
+    /// Links on the cgroup; held open, and pinned as well.
+    pub links: Vec<Link>,
+    /// The cgroup.
+    pub cgroup: fs::File,
+    /// Its path.
+    pub path: PathBuf,
+    /// Who watches for the agent's end.
+    pub watches: Vec<going::Watch>,
+    /// What is noted of flows.
+    pub telemetry: FlowTelemetry,
+}
+
+/// A program's link on the cgroup.
+pub struct Link {
+    /// The program's name in the object.
+    pub name: &'static str,
+    /// Where.
+    pub at: AttachType,
+    /// The link.
+    pub fd: OwnedFd,
 }
 
 /// Programs on a cgroup: (name in the object, where).
@@ -41,7 +85,7 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
 ];
 
 /// The program of inbound connections, attached per namespace.
-const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
+pub(super) const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 
@@ -49,14 +93,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 pub struct Loaded {
     /// Maps by name; programs.
     pub ebpf: Ebpf,
-    /// Held open; pinned as well.
-    pub links: Vec<OwnedFd>,
+    /// What is attached.
+    pub attached: Attached,
     /// For `sk_lookup` links.
     pub inbound_program: OwnedFd,
     /// `<bpffs>/<ABI>`.
     pub pins: PathBuf,
-    /// Pinned maps were found.
-    pub adopted: bool,
 }
 
 /// Where this ABI's pins are.
@@ -104,16 +146,20 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
     let mut links = Vec::new();
     for (name, at) in CGROUP_PROGRAMS {
         let program = program_fd(&mut ebpf, name)?;
-        links.push(attach(name, at, program.as_fd(), cgroup.as_fd(), cgroup_id, pins, &options.cgroup)?);
+        let fd = attach(name, at, program.as_fd(), cgroup.as_fd(), cgroup_id, pins, &options.cgroup)?;
+        links.push(Link { name, at, fd });
     }
     let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
     update_inbound(pins, inbound_program.as_fd())?;
-    going::watch(&mut ebpf);
+    let watches = going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
-    Ok(Loaded { ebpf, links, inbound_program, pins: pins.to_owned(), adopted })
+    let (path, telemetry) = (options.cgroup.clone(), options.telemetry);
+    let attached = Attached { adopted, links, cgroup, path, watches, telemetry };
+    Ok(Loaded { ebpf, attached, inbound_program, pins: pins.to_owned() })
 }
 
 fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
+    let by_endpoint = u8::from(options.telemetry.by_endpoint);
     let mut loader = EbpfLoader::new();
     for spec in maps::ALL {
         loader.map_pin_path(spec.name, pins.join("maps").join(spec.name));
@@ -121,6 +167,8 @@ fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
     for (name, size) in &options.sizes {
         loader.map_max_entries(name, *size);
     }
+    loader.override_global(telemetry::GLOBAL, &options.telemetry.level, true);
+    loader.override_global(telemetry::BY_ENDPOINT, &by_endpoint, true);
     loader.load(OBJECT).map_err(|e| refused(&e))
 }
 
@@ -252,15 +300,24 @@ fn update_inbound(pins: &Path, program: BorrowedFd<'_>) -> Result<(), LoadError>
     Ok(())
 }
 
-fn check_kernel() -> Result<(), LoadError> {
+/// Release and version of the kernel.
+pub(super) fn kernel() -> (String, (u32, u32)) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).filter_map(|p| p.parse::<u32>().ok());
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    (release, version)
+}
+
+/// The oldest kernel that is tested.
+pub(super) const TESTED: (u32, u32) = (6, 1);
+
+fn check_kernel() -> Result<(), LoadError> {
+    let (release, version) = kernel();
     if version < (5, 18) {
         return Err(LoadError::TooOld { found: release });
     }
-    if version < (6, 1) {
+    if version < TESTED {
         tracing::warn!(%release, "mesh-agent is tested from Linux 6.1 on");
     }
     Ok(())

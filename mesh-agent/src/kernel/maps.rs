@@ -1,23 +1,27 @@
 //! Typed access to the maps.
 
 use std::borrow::BorrowMut;
-use std::collections::HashMap as StdHashMap;
+use std::collections::{HashMap as StdHashMap, HashSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use aya::maps::{
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, SockMap,
+};
 use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
     Endpoint, Enrolled, EnrolledKey, Load, Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::verdict::Verdict;
 use mesh_core::plan::MapOp;
 use parking_lot::Mutex;
 
 use super::error::{ApplyError, KernelError, LoadError};
 use super::events::Events;
-use super::load::{self, LoadOptions, Loaded};
+use super::load::{self, Attached, FlowTelemetry, LoadOptions, Loaded};
+use super::open::Flows;
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::{Mapped, monotonic_ns};
 
@@ -39,27 +43,28 @@ pub struct Kernel {
     services: Mutex<HashMap<MapData, ServiceKey, Service>>,
     workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
     listeners: Mutex<SockMap<MapData>>,
+    /// Slots of it that hold a socket: nobody can ask the map.
+    pub(super) listening: Mutex<HashSet<u32>>,
     epoch: Mutex<Array<MapData, u64>>,
     totals: Mutex<PerCpuHashMap<MapData, TotalsKey, Totals>>,
     verdicts: Mutex<PerCpuArray<MapData, u64>>,
     endpoints: Mapped<Endpoint>,
-    load: Mapped<Load>,
-    service_load: Mapped<Load>,
-    heartbeat: Mapped<u64>,
-    flow_homes: Mapped<u64>,
+    pub(super) load: Mapped<Load>,
+    pub(super) service_load: Mapped<Load>,
+    pub(super) heartbeat: Mapped<u64>,
+    pub(super) flows: Flows,
     pub(super) captured: OwnedFd,
-    inbound_program: OwnedFd,
-    inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
-    pins: PathBuf,
+    pub(super) inbound_program: OwnedFd,
+    pub(super) inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
+    pub(super) pins: PathBuf,
     sizes: StdHashMap<&'static str, u32>,
-    adopted: bool,
-    _links: Vec<OwnedFd>,
+    pub(super) attached: Attached,
 }
 
 impl Kernel {
     /// Loads or adopts, attaches, maps.
     pub fn load(options: &LoadOptions) -> Result<Self, LoadError> {
-        let Loaded { mut ebpf, links, inbound_program, pins, adopted } = load::load(options)?;
+        let Loaded { mut ebpf, attached, inbound_program, pins } = load::load(options)?;
         let mut sizes = StdHashMap::new();
         let mut take = |spec: Spec| -> Result<Map, LoadError> {
             let map = ebpf
@@ -74,27 +79,37 @@ impl Kernel {
             services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
             workloads: Mutex::new(typed(names::WORKLOADS, take(names::WORKLOADS)?)?),
             listeners: Mutex::new(typed(names::LISTENERS, take(names::LISTENERS)?)?),
+            listening: Mutex::default(),
             epoch: Mutex::new(typed(names::EPOCH, take(names::EPOCH)?)?),
-            totals: Mutex::new(typed(names::FLOW_TOTALS, take(names::FLOW_TOTALS)?)?),
+            totals: Mutex::new(with_overflow(typed(names::FLOW_TOTALS, take(names::FLOW_TOTALS)?)?)),
             verdicts: Mutex::new(typed(names::VERDICTS, take(names::VERDICTS)?)?),
             endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
             load: mapped(names::LOAD, &take(names::LOAD)?)?,
             service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
-            flow_homes: mapped(names::FLOW_HOMES, &take(names::FLOW_HOMES)?)?,
+            flows: Flows {
+                homes: mapped(names::FLOW_HOMES, &take(names::FLOW_HOMES)?)?,
+                at_home: mapped(names::FLOWS, &take(names::FLOWS)?)?,
+                abroad: Mutex::new(typed(names::FLOWS_ABROAD, take(names::FLOWS_ABROAD)?)?),
+                namespaces: Mutex::default(),
+            },
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
             inbound_program,
             inbound_links: Mutex::new(StdHashMap::new()),
             pins,
             sizes,
-            adopted,
-            _links: links,
+            attached,
         })
     }
 
     /// Were pinned maps of an earlier agent found?
     pub fn adopted(&self) -> bool {
-        self.adopted
+        self.attached.adopted
+    }
+
+    /// What the programs note of flows.
+    pub fn flow_telemetry(&self) -> FlowTelemetry {
+        self.attached.telemetry
     }
 
     /// Entries that a map has room for: a pinned map keeps the size it was made with.
@@ -165,12 +180,15 @@ impl Kernel {
         self.listeners
             .lock()
             .set(slot, &fd, 0)
-            .map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
+            .map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))?;
+        self.listening.lock().insert(slot);
+        Ok(())
     }
 
     /// Empties a slot.
     pub fn clear_listener(&self, slot: u32) -> Result<(), KernelError> {
         let cleared = self.listeners.lock().clear_index(&slot);
+        self.listening.lock().remove(&slot);
         ignore_missing(cleared).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
     }
 
@@ -181,6 +199,7 @@ impl Kernel {
         let pin = self.inbound_pin(workload);
         let failed =
             |e: std::io::Error| KernelError::new(format!("inbound program of workload {workload}"), e);
+        self.remember_namespace(workload, netns).map_err(failed)?;
         if let Ok(link) = bpf::pinned(&pin) {
             if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
                 self.inbound_links.lock().insert(workload, link);
@@ -197,6 +216,7 @@ impl Kernel {
 
     /// Detaches it.
     pub fn detach_inbound(&self, workload: u32) -> Result<(), KernelError> {
+        self.forget_namespace(workload);
         self.inbound_links.lock().remove(&workload);
         match fs::remove_file(self.inbound_pin(workload)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -244,10 +264,17 @@ impl Kernel {
             .map_err(|e| KernelError::new("map VERDICTS, read", e))
     }
 
+    /// How often the programs decided this.
+    pub fn verdict(&self, verdict: Verdict) -> Result<u64, KernelError> {
+        let counts = self.verdicts.lock().get(&(verdict as u32), 0);
+        counts.map(|cpus| cpus.iter().sum()).map_err(|e| KernelError::new("map VERDICTS, read", e))
+    }
+
     /// How many flows are under way, and where they live.
     pub fn flows(&self) -> FlowsHeld {
         let mut held = FlowsHeld::default();
-        for word in (0..self.flow_homes.len()).filter_map(|slot| self.flow_homes.get(slot)) {
+        let homes = &self.flows.homes;
+        for word in (0..homes.len()).filter_map(|slot| homes.get(slot)) {
             held.home += u32::from(!flows::lives(word, 0));
             held.abroad += flows::abroad(word) as u32;
         }
@@ -282,6 +309,24 @@ impl Kernel {
 
 fn netns_inode(netns: BorrowedFd<'_>) -> Option<u32> {
     rustix::fs::fstat(netns).ok().map(|stat| stat.st_ino as u32)
+}
+
+/// Keeps a place for what finds no room: the programs could not make it when it is needed.
+fn with_overflow(
+    mut totals: PerCpuHashMap<MapData, TotalsKey, Totals>,
+) -> PerCpuHashMap<MapData, TotalsKey, Totals> {
+    const NOEXIST: u64 = 1;
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error);
+    let zeros = cpus.and_then(|cpus| PerCpuValues::try_from(vec![Totals::default(); cpus]));
+    let kept = zeros.map(|zeros| totals.insert(TotalsKey::OVERFLOW, zeros, NOEXIST));
+    match kept {
+        Ok(Ok(())) => {}
+        Ok(Err(MapError::SyscallError(e))) if e.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        other => {
+            tracing::warn!(?other, "flow totals have no place for what finds no room: it is not counted");
+        }
+    }
+    totals
 }
 
 fn of_map(spec: Spec, error: &dyn std::error::Error) -> LoadError {

@@ -5,20 +5,28 @@
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
+//! - [`open`]: flows under way, and how they stand. [`diag`]: what their sockets show.
 //! - [`going`]: the kernel learns of the agent's end.
+//! - [`view`]: what is attached, how full the maps are, what the programs cost.
 //!
 //! Invariant: dropping the handle detaches nothing that a connection meets; all of that is pinned.
 //! Not here: what to write (mesh-core's plan), who is enrolled (`enrol`).
 
+mod diag;
 mod error;
 mod events;
 mod going;
 mod load;
 mod maps;
+mod open;
 mod sockets;
+mod view;
 
+pub use diag::Standing;
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
-pub use load::{LoadOptions, cleanup, pin_directory, verify};
+pub use load::{FlowTelemetry, LoadOptions, cleanup, pin_directory, verify};
 pub use maps::{Held, Kernel};
+pub use open::OpenFlow;
 pub use sockets::Leg;
+pub use view::Fill;

@@ -42,14 +42,14 @@ pub enum AttachType {
     SkLookup = 36,
 }
 
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i64> {
+pub(super) fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i64> {
     // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` whose size is passed with it; the pointers in
     // it are to live values of the sizes that the kernel knows from the map or the command.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn descriptor(result: i64) -> OwnedFd {
+pub(super) fn descriptor(result: i64) -> OwnedFd {
     // SAFETY: the commands that lead here return a new descriptor that nobody else owns.
     unsafe { OwnedFd::from_raw_fd(result as i32) }
 }
@@ -134,28 +134,34 @@ struct Info {
     out: u64,
 }
 
-/// The head of `struct bpf_link_info` and its first member by kind.
-#[repr(C)]
-#[derive(Default)]
-struct LinkInfo {
-    kind: u32,
-    id: u32,
-    program: u32,
-    pad: u32,
-    target: u64,
-    attach_type: u32,
-    pad2: u32,
+/// Fills `out` with what the kernel says of a program, map or link: a prefix of its `struct bpf_*_info`.
+pub(super) fn info<T: Pod>(object: BorrowedFd<'_>, out: &mut T) -> io::Result<()> {
+    let mut attr = Info {
+        fd: object.as_raw_fd() as u32,
+        len: size_of::<T>() as u32,
+        out: std::ptr::from_mut(out) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// Words of the head of `struct bpf_link_info`: kind, id, program, hole, target (8 bytes).
+type LinkWords = [u32; 8];
+
+fn link_words(link: BorrowedFd<'_>) -> io::Result<LinkWords> {
+    let mut words = LinkWords::default();
+    info(link, &mut words)?;
+    Ok(words)
 }
 
 fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut info = LinkInfo::default();
-    let mut attr = Info {
-        fd: link.as_raw_fd() as u32,
-        len: size_of::<LinkInfo>() as u32,
-        out: std::ptr::from_mut(&mut info) as u64,
-    };
-    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info.target)
+    let words = link_words(link)?;
+    Ok(u64::from(words[4]) | u64::from(words[5]) << 32)
+}
+
+/// Ids of a link and of its program.
+pub fn link_ids(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let words = link_words(link)?;
+    Ok((words[1], words[2]))
 }
 
 /// The cgroup id that a cgroup link is attached to; 0: to none any more.

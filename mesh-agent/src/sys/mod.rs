@@ -1,6 +1,7 @@
 //! Calls to the kernel that no library makes for us. `unsafe` of the agent lives here and nowhere else.
 
 pub mod bpf;
+pub mod inspect;
 mod mapped;
 mod memory;
 mod netns;

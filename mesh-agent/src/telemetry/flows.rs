@@ -1,17 +1,16 @@
 //! The kernel's flow counters as series by name.
 //!
-//! totals (exact, pinned, counted while no agent runs) ──▶ `mesh_flow_*_total`
-//! ring of ended flows ──▶ `mesh_flow_duration_seconds`
+//! totals (exact, pinned, counted while no agent runs) + open flows ──▶ `mesh_flow_*_total`
 //!
-//! Bounded by the kernel's own map, which has its overflow key, and by [`DURATIONS`].
+//! Bytes are those of ended flows, which the kernel has added up, and those that open connections show now
+//! (`open`). A series never falls: what a flow shows is missing for the moment between its end and the next
+//! reading of the totals.
+//!
+//! Bounded by the kernel's own map, which has its overflow key.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::{HashMap, HashSet};
 
-use mesh_common::record::{
-    DEST_OVERFLOW, DEST_SERVICE, DEST_WORKLOAD, Flow, FlowEvent, Totals, TotalsKey, app,
-};
+use mesh_common::record::{DEST_OVERFLOW, DEST_SERVICE, DEST_WORKLOAD, Totals, TotalsKey, app};
 use mesh_common::verdict::Verdict;
 use mesh_core::snapshot::Snapshot;
 use prometheus::proto::MetricFamily;
@@ -19,33 +18,7 @@ use prometheus::proto::MetricFamily;
 use super::family::Family;
 use super::metrics as m;
 use super::names::Names;
-use super::table::Table;
-use crate::kernel::Kernel;
-
-/// Upper bounds, seconds.
-const BOUNDS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0];
-const BUCKETS: usize = BOUNDS.len() + 1;
-/// Series of durations.
-const DURATIONS: usize = 4096;
-
-/// What a duration is kept under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DurationKey {
-    source: u32,
-    dest: u32,
-    kind: u8,
-    protocol: u8,
-    path: &'static str,
-}
-
-/// Durations of ended flows.
-pub struct Durations(Table<DurationKey, BUCKETS>);
-
-impl Default for Durations {
-    fn default() -> Self {
-        Self(Table::new(BOUNDS, DURATIONS))
-    }
-}
+use crate::kernel::OpenFlow;
 
 /// Which way a verdict sent a connection.
 pub const fn path(verdict: Option<Verdict>) -> &'static str {
@@ -63,7 +36,8 @@ pub const fn path(verdict: Option<Verdict>) -> &'static str {
     }
 }
 
-const fn protocol(number: u8) -> &'static str {
+/// Name of an application protocol.
+pub const fn protocol(number: u8) -> &'static str {
     match number as u32 {
         app::TCP => "tcp",
         app::HTTP => "http",
@@ -72,7 +46,8 @@ const fn protocol(number: u8) -> &'static str {
     }
 }
 
-fn destination(names: &Names, snapshot: &Snapshot, kind: u8, id: u32) -> String {
+/// Name of a destination.
+pub fn destination(names: &Names, snapshot: &Snapshot, kind: u8, id: u32) -> String {
     match kind {
         DEST_SERVICE => names.service(snapshot, id),
         DEST_WORKLOAD => names.workload(snapshot, id),
@@ -81,89 +56,92 @@ fn destination(names: &Names, snapshot: &Snapshot, kind: u8, id: u32) -> String 
     }
 }
 
-fn source(names: &Names, snapshot: &Snapshot, kind: u8, id: u32) -> String {
+/// Name of a source.
+pub fn source(names: &Names, snapshot: &Snapshot, kind: u8, id: u32) -> String {
     if kind == DEST_OVERFLOW { "overflow".into() } else { names.workload(snapshot, id) }
 }
 
-impl Durations {
-    fn record(&self, event: &FlowEvent, now: Instant) {
-        let FlowEvent { flow, end_ns, .. } = event;
-        let Flow { workload, service, peer_workload, protocol, verdict, start_ns, .. } = *flow;
-        let (kind, dest) = match (service, peer_workload) {
-            (0, 0) => (mesh_common::record::DEST_OUTSIDE, 0),
-            (0, peer) => (DEST_WORKLOAD, peer),
-            (service, _) => (DEST_SERVICE, service),
-        };
-        let path = path(Verdict::from_u8(verdict));
-        let key = DurationKey { source: workload, dest, kind, protocol, path };
-        self.0.record(key, Duration::from_nanos(end_ns.saturating_sub(start_ns)).as_secs_f64(), now);
-    }
-
-    /// As a family.
-    pub fn family(&self, names: &Names, snapshot: &Snapshot) -> MetricFamily {
-        let mut family = Family::new(&m::FLOW_DURATION);
-        for (key, histogram) in self.0.read() {
-            let (counts, sum) = (&histogram.buckets, histogram.sum);
-            let Some(key) = key else {
-                family.add_histogram(&["overflow"; 4], BOUNDS, counts, sum);
-                continue;
-            };
-            let from = source(names, snapshot, key.kind, key.source);
-            let to = destination(names, snapshot, key.kind, key.dest);
-            family.add_histogram(&[&from, &to, protocol(key.protocol), key.path], BOUNDS, counts, sum);
-        }
-        family.finish()
-    }
+/// Name of an endpoint; empty: none was asked for, or none is known.
+pub fn endpoint(names: &Names, snapshot: &Snapshot, id: u32) -> String {
+    if id == 0 { String::new() } else { names.workload(snapshot, id) }
 }
 
-/// Reads the ring for as long as the agent runs.
-pub async fn follow(kernel: Arc<Kernel>, durations: Arc<Durations>) {
-    let mut events = match kernel.events() {
-        Ok(events) => events,
-        Err(error) => {
-            tracing::error!(%error, "records of ended flows cannot be read: no durations in metrics");
-            return;
+/// Source, destination, endpoint, protocol, verdict: what makes a series.
+type Series = (String, String, String, u8, u8);
+
+/// Bytes sent and received that each series has shown.
+#[derive(Debug, Default)]
+pub struct Shown(HashMap<Series, [u64; 2]>);
+
+/// What the kernel counted, and what is open.
+pub struct Counted<'a> {
+    /// Totals of ended flows.
+    pub totals: &'a [(TotalsKey, Totals)],
+    /// Open ones, of which nothing is in `totals`.
+    pub open: &'a [OpenFlow],
+    /// Is there a series an endpoint?
+    pub by_endpoint: bool,
+}
+
+impl Counted<'_> {
+    /// By name. Keys of one name (a number that was given out again) are added up.
+    fn sums(&self, names: &Names, snapshot: &Snapshot) -> HashMap<Series, Totals> {
+        let known: HashSet<TotalsKey> = self.totals.iter().map(|(key, _)| *key).collect();
+        let open = self.open.iter().map(|flow| {
+            let key = TotalsKey::of(&flow.flow, self.by_endpoint);
+            // Established flows are in the totals, under this key or, where that found no room, another.
+            let room = known.contains(&key) || known.contains(&TotalsKey { endpoint: 0, ..key });
+            let (sent, received) = (flow.standing.sent, flow.standing.received);
+            (if room { key } else { TotalsKey::OVERFLOW }, Totals { sent, received, ..Totals::default() })
+        });
+        let mut sums: HashMap<Series, Totals> = HashMap::new();
+        for (key, t) in self.totals.iter().copied().chain(open) {
+            let to = if self.by_endpoint { endpoint(names, snapshot, key.endpoint) } else { String::new() };
+            let series = (
+                source(names, snapshot, key.kind, key.source),
+                destination(names, snapshot, key.kind, key.dest),
+                to,
+                key.protocol,
+                key.verdict,
+            );
+            *sums.entry(series).or_default() += t;
         }
-    };
-    let mut batch = Vec::new();
-    loop {
-        batch.clear();
-        if let Err(error) = events.next_batch(&mut batch).await {
-            tracing::error!(%error, "records of ended flows cannot be read any more: no durations in metrics");
-            return;
-        }
-        let now = Instant::now();
-        for event in &batch {
-            durations.record(event, now);
-        }
+        sums
     }
 }
 
 /// Reads one counter.
 type Field = fn(&Totals) -> u64;
 
-/// The flow counters. Keys of one name (a number that was given out again) are added up.
-pub fn totals(all: &[(TotalsKey, Totals)], names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
-    let mut sums: HashMap<(String, String, u8, u8), Totals> = HashMap::new();
-    for (key, t) in all {
-        let from = source(names, snapshot, key.kind, key.source);
-        let to = destination(names, snapshot, key.kind, key.dest);
-        *sums.entry((from, to, key.protocol, key.verdict)).or_default() += *t;
+/// The flow counters; `shown` is what they showed before.
+pub fn totals(
+    counted: &Counted<'_>,
+    shown: &mut Shown,
+    names: &Names,
+    snapshot: &Snapshot,
+) -> Vec<MetricFamily> {
+    let mut sums = counted.sums(names, snapshot);
+    for (series, sum) in &mut sums {
+        let [sent, received] = shown.0.get(series).copied().unwrap_or_default();
+        sum.sent = sum.sent.max(sent);
+        sum.received = sum.received.max(received);
     }
-    let read: [(&'static m::Metric, Field); 6] = [
+    shown.0 = sums.iter().map(|(series, sum)| (series.clone(), [sum.sent, sum.received])).collect();
+    let read: [(&'static m::Metric, Field); 7] = [
         (&m::FLOW_OPENED, |t| t.opened),
         (&m::FLOW_CLOSED, |t| t.closed),
         (&m::FLOW_FAILED, |t| t.failed),
         (&m::FLOW_REFUSED, |t| t.refused),
         (&m::FLOW_SENT, |t| t.sent),
         (&m::FLOW_RECEIVED, |t| t.received),
+        (&m::FLOW_RETRANSMITS, |t| t.retransmits),
     ];
     let family = |(metric, value): (&'static m::Metric, Field)| {
         let mut family = Family::new(metric);
-        for ((from, to, app, verdict), sum) in &sums {
+        for ((from, to, endpoint, app, verdict), sum) in &sums {
             let verdict = Verdict::from_u8(*verdict);
             let name = verdict.map_or("unknown", Verdict::name);
-            family.add(&[from, to, protocol(*app), path(verdict), name], value(sum) as f64);
+            family.add(&[from, to, endpoint, protocol(*app), path(verdict), name], value(sum) as f64);
         }
         family.finish()
     };
@@ -183,22 +161,88 @@ pub fn verdicts(counts: &[u64]) -> [MetricFamily; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Standing;
+    use mesh_common::record::Flow;
+
+    fn names() -> Names {
+        let names = Names::default();
+        names.learn(mesh_core::ids::IdKind::Workload, 1, "a/client");
+        names.learn(mesh_core::ids::IdKind::Workload, 2, "a/web-1");
+        names.learn(mesh_core::ids::IdKind::Service, 7, "a/web:80");
+        names.learn(mesh_core::ids::IdKind::Service, 8, "a/web:80");
+        names
+    }
+
+    fn key(dest: u32, kind: u8) -> TotalsKey {
+        TotalsKey { source: 1, dest, kind, protocol: 1, verdict: 3, pad: 0, endpoint: 0 }
+    }
+
+    fn text(counted: &Counted<'_>, shown: &mut Shown) -> String {
+        let families = totals(counted, shown, &names(), &Snapshot::default());
+        prometheus::TextEncoder::new().encode_to_string(&families).unwrap()
+    }
+
+    fn open(service: u32, sent: u64) -> OpenFlow {
+        let flow = Flow {
+            peer: mesh_common::addr::UNSPECIFIED,
+            start_ns: 1,
+            workload: 1,
+            service,
+            endpoint: 0,
+            peer_workload: 2,
+            flags: 0,
+            identity: 0,
+            at_fin_wait2: 0,
+            peer_port_be: 0,
+            verdict: 3,
+            protocol: 1,
+            reserved: 0,
+        };
+        OpenFlow { cookie: 9, flow, standing: Standing { sent, ..Standing::default() } }
+    }
 
     #[test]
     fn totals_of_one_name_are_added_up_and_overflow_is_shown() {
-        let names = Names::default();
-        names.learn(mesh_core::ids::IdKind::Workload, 1, "a/client");
-        names.learn(mesh_core::ids::IdKind::Service, 7, "a/web:80");
-        names.learn(mesh_core::ids::IdKind::Service, 8, "a/web:80");
-        let key = |dest, kind| TotalsKey { source: 1, dest, kind, protocol: 1, verdict: 3, pad: 0 };
         let t = Totals { opened: 2, ..Totals::default() };
-        let all = [(key(7, DEST_SERVICE), t), (key(8, DEST_SERVICE), t), (key(0, DEST_OVERFLOW), t)];
-        let families = totals(&all, &names, &Snapshot::default());
-        assert_eq!(families.len(), 6);
-        let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
-        let line = r#"mesh_flow_opened_total{source="a/client",destination="a/web:80",protocol="http",path="proxy",verdict="captured"} 4"#;
+        let all = [(key(7, DEST_SERVICE), t), (key(8, DEST_SERVICE), t), (TotalsKey::OVERFLOW, t)];
+        let text = text(&Counted { totals: &all, open: &[], by_endpoint: false }, &mut Shown::default());
+        let line = r#"mesh_flow_opened_total{source="a/client",destination="a/web:80",endpoint="",protocol="http",path="proxy",verdict="captured"} 4"#;
         assert!(text.contains(line), "{text}");
         assert!(text.contains(r#"source="overflow",destination="overflow""#));
+    }
+
+    #[test]
+    fn bytes_of_open_flows_are_added_and_never_taken_back() {
+        let all = [(key(7, DEST_SERVICE), Totals { sent: 100, ..Totals::default() })];
+        let mut shown = Shown::default();
+        let sent = |text: &str| {
+            let line = text.lines().find(|line| line.starts_with("mesh_flow_sent_bytes_total{")).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let now = text(&Counted { totals: &all, open: &[open(7, 50)], by_endpoint: false }, &mut shown);
+        assert_eq!(sent(&now), 150);
+        // Ended, and the totals are older than its end.
+        let now = text(&Counted { totals: &all, open: &[], by_endpoint: false }, &mut shown);
+        assert_eq!(sent(&now), 150);
+        let all = [(key(7, DEST_SERVICE), Totals { sent: 160, ..Totals::default() })];
+        let now = text(&Counted { totals: &all, open: &[], by_endpoint: false }, &mut shown);
+        assert_eq!(sent(&now), 160);
+        // One whose key found no room.
+        let now = text(&Counted { totals: &all, open: &[open(9, 5)], by_endpoint: false }, &mut shown);
+        assert!(now.contains(r#"mesh_flow_sent_bytes_total{source="overflow""#), "{now}");
+    }
+
+    #[test]
+    fn endpoints_are_told_apart_where_that_was_asked_for() {
+        let by = TotalsKey { endpoint: 2, ..key(7, DEST_SERVICE) };
+        let t = Totals { opened: 3, ..Totals::default() };
+        let all = [(by, t), (key(7, DEST_SERVICE), t)];
+        let mut counted = Counted { totals: &all, open: &[], by_endpoint: true };
+        let apart = text(&counted, &mut Shown::default());
+        assert!(apart.contains(r#"endpoint="a/web-1",protocol="http",path="proxy",verdict="captured"} 3"#));
+        counted.by_endpoint = false;
+        let together = text(&counted, &mut Shown::default());
+        assert!(together.contains(r#"endpoint="",protocol="http",path="proxy",verdict="captured"} 6"#));
     }
 
     #[test]

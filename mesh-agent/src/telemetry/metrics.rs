@@ -2,7 +2,8 @@
 //!
 //! Names begin with `mesh_`. Labels of flows and requests: `source` and `destination` are
 //! `<namespace>/<name>`, a destination service with `:<port>`; `outside` is whatever is not of the mesh,
-//! `overflow` what found no room, `unknown` what had no name any more.
+//! `overflow` what found no room, `unknown` what had no name any more. `endpoint` is the workload that the
+//! kernel chose, where the agent was asked for it.
 
 use std::fmt::Write as _;
 
@@ -41,7 +42,9 @@ pub struct Metric {
     pub help: &'static str,
 }
 
-const FLOW: &[&str] = &["source", "destination", "protocol", "path", "verdict"];
+const FLOW: &[&str] = &["source", "destination", "endpoint", "protocol", "path", "verdict"];
+const ENDED: &[&str] = &["source", "destination", "endpoint", "protocol", "path"];
+const MAP: &[&str] = &["map"];
 const REQUEST: &[&str] = &["direction", "source", "destination", "route", "protocol"];
 const ENDPOINT: &[&str] = &["destination", "workload"];
 
@@ -58,9 +61,11 @@ metrics! {
     FLOW_CLOSED = "mesh_flow_closed_total", Counter, FLOW, "Established connections that have ended.";
     FLOW_FAILED = "mesh_flow_failed_total", Counter, FLOW, "Connections that were begun and never established.";
     FLOW_REFUSED = "mesh_flow_refused_total", Counter, FLOW, "Connections refused in connect(); the verdict says why.";
-    FLOW_SENT = "mesh_flow_sent_bytes_total", Counter, FLOW, "Payload bytes that peers acknowledged, of ended connections.";
-    FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections.";
-    FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, &["source", "destination", "protocol", "path"], "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
+    FLOW_SENT = "mesh_flow_sent_bytes_total", Counter, FLOW, "Payload bytes that peers acknowledged, of ended connections, and of open ones as they stand.";
+    FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections, and of open ones as they stand.";
+    FLOW_RETRANSMITS = "mesh_flow_retransmits_total", Counter, FLOW, "Segments sent again, of ended connections, SYNs among them.";
+    FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, ENDED, "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
+    FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end. From the same records.";
     FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
     VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection.";
     REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";
@@ -79,6 +84,8 @@ metrics! {
     ENDPOINT_LIVE = "mesh_endpoint_live", Gauge, ENDPOINT, "Connections from this node to an endpoint now. Only with /metrics?endpoints.";
     ENDPOINT_OPENED = "mesh_endpoint_opened_total", Counter, ENDPOINT, "Connections from this node to an endpoint. Only with /metrics?endpoints.";
     ENDPOINT_FAILURES = "mesh_endpoint_failures_total", Counter, ENDPOINT, "Of those, never established. Only with /metrics?endpoints.";
+    MAP_ENTRIES = "mesh_map_entries", Gauge, MAP, "Entries of a BPF map; of FLOW_EVENTS the bytes that wait. At most 10 s old.";
+    MAP_CAPACITY = "mesh_map_capacity", Gauge, MAP, "Room of a BPF map, in the same unit.";
     SNAPSHOT_EPOCH = "mesh_snapshot_epoch", Gauge, &[], "Epoch of the snapshot in force.";
     SNAPSHOT_AGE = "mesh_snapshot_age_seconds", Gauge, &[], "Since it came into force.";
     CONFIG_ACKS = "mesh_config_acks_total", Counter, &[], "Responses of the control plane that were taken.";
@@ -95,7 +102,8 @@ pub fn markdown() -> String {
         "# Metrics of mesh-agent\n\n\
          Made by `mesh-agent metrics-doc`; `cargo xtask tidy` compares. Served on `:15090/metrics`.\n\n\
          `source` and `destination` are `<namespace>/<name>`, a destination service with `:<port>`; `outside`: not of\n\
-         the mesh; `overflow`: found no room; `unknown`: had no name any more.\n\n\
+         the mesh; `overflow`: found no room; `unknown`: had no name any more. `endpoint` is the workload that the kernel\n\
+         chose, with `--flow-endpoints`, and else empty.\n\n\
          | name | type | labels | what |\n|---|---|---|---|\n",
     );
     for metric in ALL {

@@ -8,17 +8,19 @@
 //! Invariant: no family is unbounded; what does not fit has an overflow series. Not here: access logs,
 //! traces.
 
+pub mod ended;
 mod family;
-mod flows;
+pub mod flows;
 mod http;
 pub mod metrics;
 pub mod names;
+pub mod open;
 mod requests;
 mod table;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
@@ -27,18 +29,27 @@ use prometheus::{Registry, TextEncoder};
 
 use crate::config::Handle as Config;
 use crate::config::xds::XdsStats;
-use crate::kernel::Kernel;
+use crate::kernel::{Fill, Kernel};
 use crate::path::Proxy;
+use ended::Ended;
 use family::Family;
-use flows::Durations;
+use flows::{Counted, Shown};
 pub use http::Readiness;
 use metrics as m;
+use open::Open;
+
+/// How old the fill of the maps may be: some of them are walked.
+const FILL: Duration = Duration::from_secs(10);
 
 /// Where the numbers come from.
 #[derive(Clone)]
 pub struct Sources {
     /// Totals, verdicts, load.
     pub kernel: Arc<Kernel>,
+    /// Flows that have ended.
+    pub ended: Arc<Ended>,
+    /// Flows that have not.
+    pub open: Arc<Open>,
     /// Requests.
     pub proxy: Proxy,
     /// Snapshot and conditions.
@@ -77,8 +88,7 @@ pub enum TelemetryError {
 
 impl Telemetry {
     fn new(sources: Sources) -> Result<Self, TelemetryError> {
-        let durations = Arc::new(Durations::default());
-        tokio::spawn(flows::follow(sources.kernel.clone(), durations.clone()));
+        tokio::spawn(ended::follow(sources.kernel.clone(), sources.ended.clone()));
         let described = |metric: &m::Metric| {
             let labels = metric.labels.iter().map(|l| (*l).to_owned()).collect();
             Desc::new(metric.name.into(), metric.help.into(), labels, std::collections::HashMap::new())
@@ -86,7 +96,8 @@ impl Telemetry {
         let descriptions = m::ALL.iter().map(described).collect::<Result<Vec<_>, _>>()?;
         let registry = Registry::new();
         let epoch = Mutex::new((0, Instant::now()));
-        let collector = Mesh { sources: sources.clone(), durations, descriptions, epoch };
+        let (shown, fill) = (Mutex::default(), Mutex::default());
+        let collector = Mesh { sources: sources.clone(), descriptions, epoch, shown, fill };
         registry.register(Box::new(collector))?;
         Ok(Self { sources, registry })
     }
@@ -126,10 +137,13 @@ impl Telemetry {
 /// Everything, collected when asked.
 struct Mesh {
     sources: Sources,
-    durations: Arc<Durations>,
     descriptions: Vec<Desc>,
     /// The epoch last seen, and since when.
     epoch: Mutex<(u64, Instant)>,
+    /// Bytes that the flow series have shown.
+    shown: Mutex<Shown>,
+    /// How full the maps were, and when.
+    fill: Mutex<Option<(Instant, Vec<Fill>)>>,
 }
 
 impl Collector for Mesh {
@@ -138,11 +152,17 @@ impl Collector for Mesh {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Sources { kernel, proxy, config, .. } = &self.sources;
+        let Sources { kernel, proxy, config, open, ended, .. } = &self.sources;
         let snapshot = config.snapshot();
         let names = config.names();
-        let mut families = match kernel.totals() {
-            Ok(totals) => flows::totals(&totals, names, &snapshot),
+        // Held from the reading on: a scrape that began earlier must not show its numbers later.
+        let mut shown = self.shown.lock();
+        let mut families = match open.with_totals() {
+            Ok((totals, open)) => {
+                let by_endpoint = kernel.flow_telemetry().by_endpoint;
+                let counted = Counted { totals: &totals, open: &open, by_endpoint };
+                flows::totals(&counted, &mut shown, names, &snapshot)
+            }
             Err(error) => {
                 tracing::warn!(%error, "flow totals cannot be read");
                 Vec::new()
@@ -151,7 +171,9 @@ impl Collector for Mesh {
         if let Ok(counts) = kernel.verdicts() {
             families.extend(flows::verdicts(&counts));
         }
-        families.push(self.durations.family(names, &snapshot));
+        drop(shown);
+        families.extend(ended.families(names, &snapshot));
+        families.extend(self.fill());
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());
         families
@@ -159,6 +181,22 @@ impl Collector for Mesh {
 }
 
 impl Mesh {
+    fn fill(&self) -> [MetricFamily; 2] {
+        let (mut entries, mut capacity) = (Family::new(&m::MAP_ENTRIES), Family::new(&m::MAP_CAPACITY));
+        let mut last = self.fill.lock();
+        let fresh = last.as_ref().is_some_and(|(at, _)| at.elapsed() < FILL);
+        if !fresh {
+            *last = Some((Instant::now(), self.sources.kernel.fill()));
+        }
+        for Fill { map, entries: held, capacity: room } in last.iter().flat_map(|(_, fill)| fill) {
+            if let Some(held) = held {
+                entries.add(&[map], *held as f64);
+                capacity.add(&[map], *room as f64);
+            }
+        }
+        [entries.finish(), capacity.finish()]
+    }
+
     fn state(&self) -> Vec<MetricFamily> {
         let Sources { config, xds, .. } = &self.sources;
         let snapshot = config.snapshot();

@@ -1,5 +1,6 @@
 //! What the programs know of connections: nothing is left when they end, wherever it lived.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
@@ -77,6 +78,31 @@ fn come_round(first: u64) {
     }
 }
 
+/// What each connection carries is read from its socket, wherever its flow lives.
+fn open_flows_carry(kernel: &Kernel, held: &mut [TcpStream], listener: &TcpListener) -> std::io::Result<()> {
+    let mut wanted = Vec::new();
+    for (number, stream) in held.iter_mut().enumerate() {
+        let (mut server, _) = listener.accept()?;
+        stream.write_all(&vec![1; number + 1])?;
+        server.read_exact(&mut vec![0; number + 1])?;
+        wanted.push((socket_cookie(&*stream)?, number as u64 + 1));
+        // Kept open: the client's end is what is looked at.
+        std::mem::forget(server);
+    }
+    let namespace = std::fs::File::open("/proc/thread-self/ns/net")?;
+    kernel.attach_inbound(1, namespace.as_fd()).unwrap();
+    let open = kernel.open_flows().unwrap();
+    let mut seen: Vec<_> = open.iter().map(|flow| (flow.cookie, flow.standing.sent)).collect();
+    seen.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(seen, wanted);
+    assert!(open.iter().all(|flow| kernel.still_open(flow)));
+    kernel.detach_inbound(1).unwrap();
+    // Without its namespace a flow is known, and what it carries is not.
+    assert_eq!(kernel.open_flows().unwrap().iter().map(|flow| flow.standing.sent).sum::<u64>(), 0);
+    Ok(())
+}
+
 #[test]
 fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
     const HELD: usize = 40;
@@ -104,6 +130,7 @@ fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
         for stream in &held {
             assert_eq!(stream.peer_addr()?, vip(), "shown by getpeername()");
         }
+        open_flows_carry(&kernel, &mut held, &listener)?;
         // Those at home leave first, then those abroad, then one of each by turns.
         held.drain(..HELD / 2);
         held.drain(held.len() - HELD / 2..);

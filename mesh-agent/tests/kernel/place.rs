@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mesh_agent::kernel::{Kernel, LoadOptions, cleanup};
+use mesh_agent::kernel::{FlowTelemetry, Kernel, LoadOptions, cleanup};
 use mesh_common::addr::{UNSPECIFIED, from_ip};
 use mesh_common::record::{Enrolled, EnrolledKey, KIND_NETNS};
 use parking_lot::{Mutex, MutexGuard};
@@ -44,7 +44,12 @@ impl Place {
 
     /// Loads the programs onto this place's cgroup.
     pub fn kernel(&self) -> Kernel {
-        let options = LoadOptions { bpffs: self.bpffs.clone(), cgroup: self.cgroup.clone(), sizes: vec![] };
+        let options = LoadOptions {
+            bpffs: self.bpffs.clone(),
+            cgroup: self.cgroup.clone(),
+            sizes: vec![],
+            telemetry: FlowTelemetry::default(),
+        };
         Kernel::load(&options).unwrap()
     }
 

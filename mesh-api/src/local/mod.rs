@@ -1,8 +1,8 @@
 //! What `agent.sock` carries: one JSON message a packet (`SOCK_SEQPACKET`), descriptors beside it.
 //!
-//! A request is answered by one packet. `enrol` brings the descriptors of a network namespace and of a
-//! cgroup directory, `run` that of a namespace; the answer to `snapshot` brings a file with the JSON,
-//! because a packet is bounded.
+//! A request is answered by one packet; `flows` by [`FlowPage`]s up to the last one, or until the reader hangs
+//! up. `enrol` brings the descriptors of a network namespace and of a cgroup directory, `run` that of a
+//! namespace; the answer to `snapshot` brings a file with the JSON, because a packet is bounded.
 //!
 //! Not here: the socket itself (mesh-agent, meshctl), who may speak (root only, checked by the agent).
 
@@ -10,6 +10,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+mod view;
+
+pub use view::{
+    FeatureStatus, FlowLine, FlowPage, FlowQuery, KernelStatus, MapStatus, PAGE, ProgramStatus, names_match,
+};
 
 /// The version of these messages. Another is refused.
 pub const VERSION: u32 = 1;
@@ -24,7 +30,8 @@ pub const SOCKET: &str = "agent.sock";
 pub struct Request {
     /// [`VERSION`].
     pub v: u32,
-    /// `enrol`, `run`, `leave`, `status`, `snapshot` or `log`; between two agents `handOver` and `taken`.
+    /// `enrol`, `run`, `leave`, `status`, `kernel`, `flows`, `snapshot` or `log`; between two agents `handOver`
+    /// and `taken`.
     pub op: String,
     /// Mesh namespace of the workload.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -47,6 +54,18 @@ pub struct Request {
     /// Log filter (`log`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub level: String,
+    /// Which flows (`flows`).
+    #[serde(default, skip_serializing_if = "FlowQuery::is_all")]
+    pub flows: FlowQuery,
+    /// For how many milliseconds the programs' runs are counted (`kernel`); 0: not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub measure_ms: u32,
+}
+
+// serde passes references.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// A service port that a workload serves.
@@ -89,6 +108,9 @@ pub struct Answer {
     /// The node (`status`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<NodeStatus>,
+    /// The kernel's side (`kernel`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelStatus>,
 }
 
 /// An enrolled workload of the agent's node.
@@ -148,6 +170,20 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_without_a_namespace_or_port_matches_any() {
+        for (wanted, same) in [
+            ("web", true),
+            ("shop/web", true),
+            ("web:80", true),
+            ("other/web", false),
+            ("shop/web:81", false),
+        ] {
+            assert_eq!(names_match(wanted, "shop/web:80"), same, "{wanted}");
+        }
+        assert!(names_match("cart", "shop/cart") && !names_match("car", "shop/cart"));
+    }
 
     #[test]
     fn requests_have_the_documented_form() {

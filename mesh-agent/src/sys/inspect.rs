@@ -1,0 +1,197 @@
+//! What the kernel says of programs and maps: names, runs, order, fill. Changes nothing.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::bpf::{AttachType, bpf, descriptor, info};
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const PROG_QUERY: libc::c_int = 16;
+const ENABLE_STATS: libc::c_int = 32;
+/// `BPF_F_QUERY_EFFECTIVE`: those of the cgroups above as well, in the order in which they run.
+const EFFECTIVE: u32 = 1;
+/// Programs at one place, at most: the kernel allows 64.
+const PROGRAMS_MAX: usize = 64;
+/// Longest key that is walked, bytes.
+const KEY_MAX: usize = 64;
+
+/// Opens a program by its id.
+pub fn program(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    bpf(PROG_GET_FD_BY_ID, &mut attr).map(descriptor)
+}
+
+/// A program, and what it has cost while the kernel counted that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its id.
+    pub id: u32,
+    /// Its name, cut at 15 bytes.
+    pub name: String,
+    /// Runs that were counted.
+    pub runs: u64,
+    /// Nanoseconds that they took.
+    pub run_ns: u64,
+}
+
+/// What the kernel says of a program.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    // `struct bpf_prog_info` up to `run_cnt`, in words: id in 0, name in 8 and 9, run time and runs in 24, 25.
+    let mut words = [0u64; 26];
+    info(program, &mut words)?;
+    let name: Vec<u8> =
+        words[8..10].iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
+    Ok(ProgramInfo {
+        id: (words[0] >> 32) as u32,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        runs: words[25],
+        run_ns: words[24],
+    })
+}
+
+/// Makes the kernel count the runs of all programs until the descriptor is closed.
+pub fn count_runs() -> io::Result<OwnedFd> {
+    // `BPF_STATS_RUN_TIME`.
+    bpf(ENABLE_STATS, &mut [0u32]).map(descriptor)
+}
+
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    found_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    program_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+fn query(cgroup: BorrowedFd<'_>, at: AttachType, flags: u32) -> io::Result<(Vec<u32>, u64)> {
+    let mut ids = vec![0u32; PROGRAMS_MAX];
+    let mut attr = Query {
+        target: cgroup.as_raw_fd() as u32,
+        attach_type: at as u32,
+        flags,
+        found_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: PROGRAMS_MAX as u32,
+        pad: 0,
+        program_flags: 0,
+        link_ids: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    ids.truncate(attr.count as usize);
+    Ok((ids, attr.revision))
+}
+
+/// Ids of the programs that run for a cgroup at this place, in their order.
+pub fn effective(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    Ok(query(cgroup, at, EFFECTIVE)?.0)
+}
+
+/// Does the kernel let a program be attached before others? Such kernels number the changes of a place.
+pub fn knows_order(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<bool> {
+    Ok(query(cgroup, at, 0)?.1 != 0)
+}
+
+/// What a map is (`enum bpf_map_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its type.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key: u32,
+    /// Bytes of a value.
+    pub value: u32,
+    /// Entries; bytes of a ring.
+    pub capacity: u32,
+}
+
+/// What the kernel says of a map.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut words = [0u32; 6];
+    info(map, &mut words)?;
+    Ok(MapInfo { kind: words[0], key: words[2], value: words[3], capacity: words[4] })
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn element(map: BorrowedFd<'_>, key: u64, value: u64) -> Element {
+    Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 }
+}
+
+/// How many keys a hash map holds. A system call a key; entries that come and go meanwhile count or not.
+pub fn keys(map: BorrowedFd<'_>, of: MapInfo) -> io::Result<u64> {
+    if of.key as usize > KEY_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the map's keys are too long"));
+    }
+    let (mut key, mut next) = ([0u8; KEY_MAX], [0u8; KEY_MAX]);
+    let mut count = 0;
+    // Where a key goes under the walk the kernel begins again: bounded all the same.
+    while count < u64::from(of.capacity) {
+        let from = if count == 0 { 0 } else { key.as_ptr() as u64 };
+        // Both arrays hold the longest key that was let in.
+        match bpf(MAP_GET_NEXT_KEY, &mut element(map, from, next.as_mut_ptr() as u64)) {
+            Ok(_) => key = next,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+            Err(e) => return Err(e),
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// How many words of an array are not 0.
+pub fn taken(map: BorrowedFd<'_>, of: MapInfo) -> io::Result<u64> {
+    if of.value != 8 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the map does not hold words"));
+    }
+    let mut count = 0;
+    for slot in 0..of.capacity {
+        let mut value = 0u64;
+        let (key, out) = (std::ptr::from_ref(&slot) as u64, std::ptr::from_mut(&mut value) as u64);
+        match bpf(MAP_LOOKUP_ELEM, &mut element(map, key, out)) {
+            Ok(_) => count += u64::from(value != 0),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(count)
+}
+
+/// Bytes that wait in a ring.
+pub fn waiting(ring: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let bytes = 2 * page;
+    // SAFETY: a fresh mapping chosen by the kernel, of the two pages that each ring begins with.
+    let base = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, ring, 0)? };
+    // SAFETY: the first word of each page: the reader's place and the writer's, both only rising. The reader's
+    // first: so the difference is never below zero.
+    let (read, written) = unsafe {
+        let read = base.cast::<u64>().read_volatile();
+        (read, base.cast::<u64>().add(page / size_of::<u64>()).read_volatile())
+    };
+    // SAFETY: the mapping made above, whole.
+    unsafe { munmap(base, bytes)? };
+    Ok(written.saturating_sub(read))
+}
