@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mesh_common::{maps, verdict::Verdict};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -259,6 +259,25 @@ impl Node {
             request.extend(fields);
         }
         agent_socket::request(&self.socket(), &request, descriptors)
+    }
+
+    fn meshctl_command(&self, args: &[&str]) -> Command {
+        let mut command = process::command(&self.agent_cgroup, own_program("meshctl"));
+        command.args(args).arg("--run-dir").arg(self.work.join("run"));
+        command
+    }
+
+    /// Runs `meshctl` against the agent; what it printed.
+    pub fn meshctl(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.meshctl_command(args);
+        self.netns.with(|| shell::run(&mut command, "")).context("meshctl")
+    }
+
+    /// Starts `meshctl` against the agent; what it prints is its log.
+    #[track_caller]
+    pub fn start_meshctl(&self, name: &str, args: &[&str]) -> Process {
+        let log = self.work.join(format!("{name}.log"));
+        Process::start(&self.netns, self.meshctl_command(args), &log).expect("start meshctl")
     }
 
     /// Ids of the programs on its cgroup.
