@@ -67,17 +67,30 @@ struct Ground {
     _bare_nginx: Vec<Nginx>,
 }
 
+/// How many CPUs there are: asked once, before anything is pinned.
+fn cpus() -> usize {
+    static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Where what is started from now on runs. Servers on one CPU and clients on the other: what the scheduler
 /// makes of two busy processes would be most of the spread.
-fn pin(cpu: usize) -> Result<()> {
+pub fn pin(cpu: usize) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu % std::thread::available_parallelism()?.get());
+    set.set(cpu % cpus());
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// What is started from now on runs anywhere.
+pub fn unpin() -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    (0..cpus()).for_each(|cpu| set.set(cpu));
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
 /// One congestion control for all, and none that paces: veth has nothing to pace for. Any namespace may have
 /// reno; others must be allowed by the host.
-fn reno(pod: &Pod) -> Result<()> {
+pub fn reno(pod: &Pod) -> Result<()> {
     pod.netns().sysctl("net/ipv4/tcp_congestion_control", "reno")
 }
 
@@ -346,7 +359,7 @@ fn connect_median(pod: &Pod, to: SocketAddr) -> Result<f64> {
 }
 
 /// Requests a second that wrk counts; any error is an error.
-fn wrk(pod: &Pod, args: &[&str], url: &str) -> Result<f64> {
+pub fn wrk(pod: &Pod, args: &[&str], url: &str) -> Result<f64> {
     let output = pod.run("wrk", &[args, &["-d", LEG, url]].concat())?;
     ensure!(!output.contains("Socket errors") && !output.contains("Non-2xx"), "wrk: {output}");
     let rate = output.lines().find_map(|line| line.strip_prefix("Requests/sec:"));

@@ -5,7 +5,8 @@
 //! Always against a peer in the same run; a goal that is not met is printed as such and fails the run only
 //! with `--gate`. A case that could not be measured is an error, never a blank.
 //!
-//! [`l4`]: kernel path against no mesh. [`scale`]: a thousand services: propagation, memory.
+//! [`l4`]: kernel path against no mesh. [`scale`]: a thousand services: propagation, memory. [`telemetry`]: what
+//! noting flows costs.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ mod l4;
 mod report;
 mod scale;
 mod stats;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -70,6 +72,7 @@ fn run() -> Result<bool> {
     let mut report = Report::new("l4");
     l4::run(&options, &mut report)?;
     scale::run(&options, &mut report)?;
+    telemetry::run(&options, &mut report)?;
     if let Some(path) = json {
         report.write(path.as_ref())?;
         println!("written to {path}");
