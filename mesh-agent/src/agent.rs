@@ -29,7 +29,7 @@ use crate::handover::{self, Leaving, Predecessor};
 use crate::kernel::{self, Kernel, LoadOptions};
 use crate::path::{Budget, Limits, Proxy};
 use crate::telemetry::{self, ended::Ended, open::Open};
-use crate::{cgroups, session};
+use crate::{authorise, cgroups, session};
 
 /// Most workers that are started unasked.
 const WORKERS_MAX: usize = 16;
@@ -159,20 +159,23 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         flow_readers: admin::flow_readers(),
     };
     tokio::spawn(admin.serve(socket));
+    let revoked = authorise::start(kernel.clone(), proxy.clone(), config.clone());
+    let adopted = kernel.adopted();
     let sources = telemetry::Sources {
-        kernel: kernel.clone(),
+        kernel,
         ended,
         open,
         proxy: proxy.clone(),
         config: config.clone(),
         xds,
+        revoked,
     };
     let passed_on = metrics.try_clone()?;
     let ready = telemetry::start(sources, metrics).context("telemetry")?;
     if let Some(predecessor) = predecessor {
         predecessor.release().await;
     }
-    tracing::info!(node = args.node, workers, adopted = kernel.adopted(), "mesh-agent serves");
+    tracing::info!(node = args.node, workers, adopted, "mesh-agent serves");
 
     let drain = Duration::from_secs(args.drain_seconds);
     tokio::select! {

@@ -147,6 +147,12 @@ pub struct MapSizes {
     /// Addresses and ports of workloads.
     #[arg(long, default_value_t = maps::WORKLOADS.capacity, env = "NODEMESH_MAP_WORKLOADS")]
     pub map_workloads: u32,
+    /// What policies say, by class of source, port and addresses.
+    #[arg(long, default_value_t = maps::POLICY.capacity, env = "NODEMESH_MAP_POLICY")]
+    pub map_policy: u32,
+    /// Ranges of addresses that policies tell apart.
+    #[arg(long, default_value_t = maps::POLICY_CIDRS.capacity, env = "NODEMESH_MAP_POLICY_CIDRS")]
+    pub map_policy_cidrs: u32,
     /// Keys of flow totals.
     #[arg(long, default_value_t = maps::FLOW_TOTALS.capacity, env = "NODEMESH_MAP_FLOW_TOTALS")]
     pub map_flow_totals: u32,
@@ -163,6 +169,8 @@ impl MapSizes {
             (maps::ENDPOINTS.name, self.map_endpoints),
             (maps::LOAD.name, self.map_endpoints),
             (maps::WORKLOADS.name, self.map_workloads),
+            (maps::POLICY.name, self.map_policy),
+            (maps::POLICY_CIDRS.name, self.map_policy_cidrs),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
             (maps::FLOW_EVENTS.name, self.map_flow_events),
         ]

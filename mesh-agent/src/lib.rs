@@ -7,6 +7,7 @@
 //! - [`handover`]: one agent takes over from another.
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
 //! - [`path`]: a proxied connection, from accept to close.
+//! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
 //! - [`telemetry`]: what Prometheus sees.
 
 #![deny(unsafe_code)]
@@ -14,6 +15,7 @@
 pub mod admin;
 pub mod agent;
 pub mod args;
+pub mod authorise;
 mod cgroups;
 pub mod config;
 pub mod enrol;

@@ -55,6 +55,7 @@ fn spec(kind: Kind) -> Value {
         Kind::Workload => workload(),
         Kind::HttpRoute => http_route(),
         Kind::TrafficPolicy => traffic_policy(),
+        Kind::AuthorizationPolicy => authorization_policy(),
         Kind::Mesh => mesh(),
     }
 }
@@ -185,6 +186,31 @@ fn traffic_policy() -> Value {
             "http": words(&["proxy", "kernel"]),
             "onProxyLoss": words(&["bypass", "refuse"]),
             "balancing": words(&["roundRobin"]),
+        }),
+    )
+}
+
+fn authorization_policy() -> Value {
+    let text = json!({ "type": "string", "minLength": 1 });
+    let labels =
+        json!({ "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } });
+    let from = object(
+        &json!([]),
+        &json!({
+            "serviceAccounts": list(&text, 1, 64),
+            "principals": list(&json!({ "type": "string", "pattern": "^spiffe://" }), 1, 64),
+            "namespaces": list(&label(), 1, 64),
+            "cidrs": list(&text, 1, 64),
+        }),
+    );
+    let to = object(&json!(["ports"]), &json!({ "ports": list(&port(), 1, 64) }));
+    let rule = object(&json!([]), &json!({ "from": list(&from, 1, 16), "to": list(&to, 1, 16) }));
+    object(
+        &json!([]),
+        &json!({
+            "selector": object(&json!([]), &json!({ "matchLabels": labels })),
+            "action": words(&["allow", "deny"]),
+            "rules": list(&rule, 0, 64),
         }),
     )
 }

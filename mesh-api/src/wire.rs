@@ -6,8 +6,9 @@
 
 use crate::proto::v1;
 use crate::resource::{
-    Balancing, HttpMode, HttpRouteSpec, HttpRule, Inbound, Kind, MeshSpec, OnProxyLoss, PathMatch, Protocol,
-    Resource, ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, Balancing, HttpMode, HttpRouteSpec, HttpRule,
+    Inbound, Kind, MeshSpec, OnProxyLoss, PathMatch, Protocol, Resource, ServicePort, ServiceSpec, Spec,
+    TrafficPolicySpec, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -21,6 +22,8 @@ pub enum Wire {
     HttpRoute(v1::HttpRoute),
     /// `TrafficPolicy`
     TrafficPolicy(v1::TrafficPolicy),
+    /// `AuthorizationPolicy`
+    AuthorizationPolicy(v1::AuthorizationPolicy),
     /// `Mesh`
     Mesh(v1::Mesh),
 }
@@ -34,6 +37,7 @@ impl Wire {
             Self::Workload(message) => message.encode_to_vec(),
             Self::HttpRoute(message) => message.encode_to_vec(),
             Self::TrafficPolicy(message) => message.encode_to_vec(),
+            Self::AuthorizationPolicy(message) => message.encode_to_vec(),
             Self::Mesh(message) => message.encode_to_vec(),
         }
     }
@@ -45,6 +49,7 @@ impl Wire {
             Self::Workload(_) => Kind::Workload,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::Mesh(_) => Kind::Mesh,
         }
     }
@@ -57,6 +62,7 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
         Spec::HttpRoute(spec) => Wire::HttpRoute(http_route(resource, spec)),
         Spec::TrafficPolicy(spec) => Wire::TrafficPolicy(traffic_policy(resource, spec)),
+        Spec::AuthorizationPolicy(spec) => Wire::AuthorizationPolicy(authorization_policy(resource, spec)),
         Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
     }
 }
@@ -158,6 +164,45 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         on_proxy_loss: on_proxy_loss.into(),
         balancing: balancing.into(),
         created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> v1::AuthorizationPolicy {
+    let own = &resource.metadata.namespace;
+    let action = match spec.action {
+        Action::Allow => v1::AuthorizationAction::Allow,
+        Action::Deny => v1::AuthorizationAction::Deny,
+    };
+    v1::AuthorizationPolicy {
+        namespace: own.clone(),
+        name: resource.metadata.name.clone(),
+        selector: spec.selector.match_labels.clone().into_iter().collect(),
+        action: action.into(),
+        rules: spec.rules.iter().map(|rule| authorization_rule(rule, own)).collect(),
+    }
+}
+
+fn authorization_rule(rule: &AuthorizationRule, own: &str) -> v1::AuthorizationRule {
+    let from = rule.from.iter().map(|terms| {
+        let accounts = terms.service_accounts.iter().map(|account| v1::Principal {
+            trust_domain: String::new(),
+            namespace: account.namespace.clone().unwrap_or_else(|| own.to_owned()),
+            service_account: account.name.clone(),
+        });
+        let principals = terms.principals.iter().map(|id| v1::Principal {
+            trust_domain: id.trust_domain().to_owned(),
+            namespace: id.namespace().to_owned(),
+            service_account: id.service_account().to_owned(),
+        });
+        v1::SourceTerms {
+            identities: accounts.chain(principals).collect(),
+            namespaces: terms.namespaces.clone(),
+            cidrs: terms.cidrs.iter().map(ToString::to_string).collect(),
+        }
+    });
+    v1::AuthorizationRule {
+        from: from.collect(),
+        ports: rule.to.iter().flat_map(|to| &to.ports).map(|port| u32::from(*port)).collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`record`]: keys and values, `repr(C)`, sizes asserted.
 //! - [`verdict`]: why a connection went where it went: one [`verdict::Verdict`] a connection.
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
+//! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
 //!
 //! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
@@ -21,5 +22,6 @@ pub mod going;
 pub mod maps;
 #[cfg(feature = "pod")]
 mod pod;
+pub mod policy;
 pub mod record;
 pub mod verdict;

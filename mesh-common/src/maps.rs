@@ -60,6 +60,12 @@ pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), siz
 pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 1 << 19);
 /// Counts by verdict, per CPU.
 pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT);
+/// What policy sets say.
+pub const POLICY: Spec = spec("POLICY", size_of::<r::PolicyKey>(), 4, 16_384);
+/// Ranges of addresses that policy sets tell apart, by longest prefix.
+pub const POLICY_CIDRS: Spec = spec("POLICY_CIDRS", 4 + size_of::<r::PolicyCidr>(), 4, 8_192);
+/// Connections that a policy refused, a ring.
+pub const DENIALS: Spec = spec("DENIALS", 0, size_of::<r::Denial>(), 1 << 14);
 /// Word 0: epoch of the snapshot that the maps hold.
 pub const EPOCH: Spec = spec("EPOCH", 4, 8, 1);
 /// One value: the agent, and since when it is going.
@@ -85,6 +91,9 @@ pub const ALL: &[Spec] = &[
     FLOW_TOTALS,
     FLOW_EVENTS,
     VERDICTS,
+    POLICY,
+    POLICY_CIDRS,
+    DENIALS,
     EPOCH,
     AGENT,
 ];

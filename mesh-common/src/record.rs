@@ -36,8 +36,8 @@ pub struct Enrolled {
     /// The scope that is looked up first: node-local id of the workload's mesh namespace; 0: no service is
     /// scoped to it.
     pub scope: u32,
-    /// Policy set of the workload; 0: none.
-    pub policy_set: u32,
+    /// Node-local id of the workload's mesh namespace, by which policies may know it.
+    pub namespace: u32,
     /// Slot of the IPv4 outbound listener in `LISTENERS`; IPv6 and inbound follow, see [`listener`].
     pub listener_slot: u32,
     /// Word of the home worker in `HEARTBEAT`.
@@ -150,7 +150,7 @@ pub struct Workload {
     pub workload: u32,
     /// Node-local identity id.
     pub identity: u32,
-    /// Policy set of this destination; 0: none.
+    /// Policy set of this destination, see [`crate::policy`]; 0: none.
     pub policy_set: u32,
     /// Endpoint id of this port; 0: the port serves no service.
     pub endpoint: u32,
@@ -191,8 +191,10 @@ pub struct Endpoint {
     pub port_be: u16,
     /// 0.
     pub pad: u16,
+    /// Policy set of the workload behind it, see [`crate::policy`]; 0: none.
+    pub policy_set: u32,
     /// 0: room to 64 bytes, one cache line a slot.
-    pub reserved: [u32; 4],
+    pub reserved: [u32; 3],
 }
 const _: () = assert!(size_of::<Endpoint>() == 64);
 
@@ -237,10 +239,59 @@ pub struct FlowSource {
     pub workload: u32,
     /// Its identity.
     pub identity: u32,
+    /// Node-local id of its mesh namespace; 0 where `authorised` is 1.
+    pub namespace: u32,
     /// 1: the agent opened it on the workload's behalf and has authorised it; the destination's side asks no more.
     pub authorised: u32,
+    /// `CLOCK_MONOTONIC` nanoseconds at which its handshake was done; 0: not yet. See [`crate::policy::proves`].
+    pub established_ns: u64,
 }
-const _: () = assert!(size_of::<FlowSource>() == 12);
+const _: () = assert!(size_of::<FlowSource>() == 24);
+
+/// Key of `POLICY`: what a set says of a class of sources.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// The set.
+    pub set: u32,
+    /// [`crate::policy::class`].
+    pub class: u32,
+    /// Number of the range of addresses, from `POLICY_CIDRS`; 0: outside all of them.
+    pub addresses: u32,
+    /// Target port; 0: all that the set does not name.
+    pub port_be: u16,
+    /// 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<PolicyKey>() == 16);
+
+/// Key of `POLICY_CIDRS`, behind the length of the prefix in bits: the set, all 32 bits of it, and an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyCidr {
+    /// The set.
+    pub set: u32,
+    /// Address.
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<PolicyCidr>() == 20);
+
+/// A record of `DENIALS`: an inbound connection that was refused by policy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Where it came from; unspecified: not known in `connect()`.
+    pub source_addr: Addr,
+    /// Workload that called; 0: nobody has proved who.
+    pub source: u32,
+    /// Workload that was called.
+    pub destination: u32,
+    /// Target port.
+    pub port_be: u16,
+    /// 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<Denial>() == 28);
 
 /// Key of `CAPTURE_SYN`: a loopback connection inside one namespace, for the microseconds between its SYN
 /// and its acceptance.

@@ -39,11 +39,15 @@ pub enum Verdict {
     TotalsFull = 15,
     /// The ring of flow records was full: the record is lost, the totals are not.
     EventLost = 16,
+    /// A policy of the destination refuses it: `ECONNREFUSED`; inbound: dropped, which is the same to the client.
+    DeniedByPolicy = 17,
+    /// The destination's policies do not fit the map `POLICY`: refused, as `DeniedByPolicy` is.
+    PolicyFull = 18,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 17;
+    pub const COUNT: u32 = 19;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -64,6 +68,8 @@ impl Verdict {
         Self::FlowSourceFull,
         Self::TotalsFull,
         Self::EventLost,
+        Self::DeniedByPolicy,
+        Self::PolicyFull,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -86,6 +92,8 @@ impl Verdict {
             Self::FlowSourceFull => "flow_source_full",
             Self::TotalsFull => "totals_full",
             Self::EventLost => "event_lost",
+            Self::DeniedByPolicy => "denied_by_policy",
+            Self::PolicyFull => "policy_full",
         }
     }
 
@@ -98,7 +106,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn errno(self) -> Option<i32> {
         match self {
-            Self::ProxyLost | Self::NoEndpoint | Self::RecordFull | Self::BudgetPending => Some(ECONNREFUSED),
+            Self::ProxyLost
+            | Self::NoEndpoint
+            | Self::RecordFull
+            | Self::BudgetPending
+            | Self::DeniedByPolicy
+            | Self::PolicyFull => Some(ECONNREFUSED),
             Self::TableChanged => Some(EHOSTUNREACH),
             _ => None,
         }

@@ -2,8 +2,8 @@
 //!
 //! xDS ──[`Batch`]──▶ model ──touched──▶ **compile** ──[`Snapshot`], [`Dirty`]──▶ { proxy, plan }
 //!
-//! One pass a batch, in the order in which things depend on each other: ids of service ports, routes,
-//! service ports, workloads, endpoints. Each step says what the next has to look at; what comes out as it
+//! One pass a batch, in the order in which things depend on each other: authorisation, ids of service ports,
+//! routes, service ports, workloads, endpoints. Each step says what the next has to look at; what comes out as it
 //! was is left as it is, shared with the snapshot before.
 //!
 //! Invariants: whatever a resource refers to that isn't there, or that does not fit, is left out and named
@@ -12,6 +12,7 @@
 //! Cost: that of what a change concerns, never of the mesh. Not here: who refers to whom (model), the maps
 //! (plan).
 
+mod authorisation;
 mod policy;
 mod problems;
 mod routes;
@@ -20,18 +21,20 @@ mod services;
 pub(crate) mod tests;
 mod workloads;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
 use crate::model::{Batch, Interned, Model, Name, Touched, join, parents};
 use crate::route::RouteSpec;
-use crate::snapshot::{Revision, ServiceId, Snapshot, WorkloadId};
+use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
 
 pub use policy::needs_proxy;
 pub use problems::Condition;
 
+use authorisation::Authorization;
 use problems::Problems;
 use services::Port;
 use workloads::Held;
@@ -47,6 +50,8 @@ pub struct Dirty {
     pub services: BTreeSet<ServiceId>,
     /// Workloads, removed ones included.
     pub workloads: BTreeSet<WorkloadId>,
+    /// Policy sets, removed ones included.
+    pub policies: BTreeSet<PolicySetId>,
 }
 
 impl Dirty {
@@ -55,6 +60,7 @@ impl Dirty {
         Self {
             services: snapshot.services.keys().copied().collect(),
             workloads: snapshot.workloads.keys().copied().collect(),
+            policies: snapshot.policies.keys().copied().collect(),
         }
     }
 
@@ -62,11 +68,12 @@ impl Dirty {
     pub fn merge(&mut self, other: &Self) {
         self.services.extend(&other.services);
         self.workloads.extend(&other.workloads);
+        self.policies.extend(&other.policies);
     }
 
     /// Nothing?
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.workloads.is_empty()
+        self.services.is_empty() && self.workloads.is_empty() && self.policies.is_empty()
     }
 }
 
@@ -105,6 +112,12 @@ pub struct Compiler {
     ports: HashMap<Name, Vec<Port>>,
     specs: HashMap<Name, Arc<RouteSpec>>,
     workloads: HashMap<Name, Held>,
+    /// Workloads of this node that the control plane knows.
+    locals: BTreeSet<Name>,
+    authorizations: BTreeMap<Name, Authorization>,
+    sets: HashMap<Arc<PolicySet>, PolicySetId>,
+    /// The number of the next set.
+    next_set: PolicySetId,
     /// Service port → those whose connections may end there.
     senders: HashMap<ServiceId, BTreeSet<ServiceId>>,
     problems: Problems,
@@ -135,6 +148,10 @@ impl Compiler {
             ports: HashMap::new(),
             specs: HashMap::new(),
             workloads: HashMap::new(),
+            locals: BTreeSet::new(),
+            authorizations: BTreeMap::new(),
+            sets: HashMap::new(),
+            next_set: mesh_common::policy::FIRST_SET,
             senders: HashMap::new(),
             problems: Problems::default(),
             interned: Interned::default(),
@@ -173,8 +190,23 @@ impl Compiler {
     }
 
     fn compile(&mut self, touched: Touched, work: &mut Work) {
-        let Touched { services: changed, attached, mut routes, mut policies, workloads, mesh } = touched;
+        let Touched {
+            services: changed,
+            attached,
+            mut routes,
+            mut policies,
+            mut authorizations,
+            workloads,
+            mesh,
+        } = touched;
         work.workloads.extend(workloads);
+        if mesh {
+            // Identities are named with the mesh's trust domain.
+            authorizations.extend(self.authorizations.keys().map(Arc::clone));
+        }
+        for name in &authorizations {
+            self.compile_authorization(name, work);
+        }
         for name in &changed {
             self.allot_ports(name, work);
             routes.extend(self.model.children(name).chain(self.model.senders(name)).map(Arc::clone));
@@ -198,6 +230,7 @@ impl Compiler {
         for name in std::mem::take(&mut work.workloads) {
             self.compile_workload(&name, work);
         }
+        self.drop_unused_sets(work);
         for id in std::mem::take(&mut work.endpoints) {
             self.gather_endpoints(id, work);
         }

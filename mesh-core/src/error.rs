@@ -35,6 +35,9 @@ pub enum ProxyError {
     /// The service has no endpoint that takes connections.
     #[error("the service has no endpoint that takes connections")]
     NoEndpoints,
+    /// An authorisation policy of the workload that is called does not let the caller in.
+    #[error("a policy of the workload that is called refuses this caller")]
+    DeniedByPolicy,
     /// The endpoint refused the connection.
     #[error("the endpoint refused the connection")]
     ConnectRefused,
@@ -75,7 +78,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -83,6 +86,7 @@ impl ProxyError {
         Self::NoRoute,
         Self::NoBackend,
         Self::NoEndpoints,
+        Self::DeniedByPolicy,
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed(ErrorKind::Other),
@@ -134,6 +138,7 @@ impl ProxyError {
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
             Self::NoEndpoints => "no_endpoints",
+            Self::DeniedByPolicy => "denied_by_policy",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed(_) => "connect_failed",
@@ -153,6 +158,7 @@ impl ProxyError {
     pub const fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::NotHttp => 400,
+            Self::DeniedByPolicy => 403,
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,
             Self::HeadTooLarge => 431,

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alias;
+pub mod authorise;
 pub mod balance;
 pub mod compile;
 pub mod error;

@@ -38,14 +38,22 @@ pub enum Kind {
     HttpRoute,
     /// A policy on a service's traffic.
     TrafficPolicy,
+    /// Who may connect to workloads.
+    AuthorizationPolicy,
     /// The mesh.
     Mesh,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Service, Self::Workload, Self::HttpRoute, Self::TrafficPolicy, Self::Mesh];
+    pub const ALL: [Self; 6] = [
+        Self::Service,
+        Self::Workload,
+        Self::HttpRoute,
+        Self::TrafficPolicy,
+        Self::AuthorizationPolicy,
+        Self::Mesh,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -55,6 +63,7 @@ impl fmt::Display for Kind {
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::Mesh => "Mesh",
         })
     }
@@ -88,6 +97,7 @@ pub(crate) struct Touched {
     pub workloads: BTreeSet<Name>,
     pub routes: BTreeSet<Name>,
     pub policies: BTreeSet<Name>,
+    pub authorizations: BTreeSet<Name>,
     pub mesh: bool,
 }
 
@@ -145,6 +155,7 @@ impl Model {
                 touched.attached.extend(before.into_iter().chain(after));
                 touched.policies.insert(name);
             }
+            Kind::AuthorizationPolicy => drop(touched.authorizations.insert(name)),
             Kind::Mesh => touched.mesh = true,
         }
     }
@@ -175,6 +186,11 @@ impl Model {
 
     /// The policy of that name.
     pub fn policy(&self, name: &str) -> Option<v1::TrafficPolicy> {
+        self.get(name)
+    }
+
+    /// The authorisation policy of that name.
+    pub fn authorization(&self, name: &str) -> Option<v1::AuthorizationPolicy> {
         self.get(name)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! compile ──Snapshot, Dirty──▶ **plan** ──[`MapOp`]s──▶ executor (mesh-agent)
 //!
-//! The order of the operations is the safety: slots of new tables, then workloads, then the service
+//! The order of the operations is the safety: policy sets, slots of new tables, then workloads, then the service
 //! entries that point to the slots, then deletions, then the epoch. A reader in the kernel sees an entry
 //! whose slots are there, or the one before.
 //!
@@ -15,6 +15,7 @@
 
 mod alloc;
 mod claims;
+mod policies;
 mod services;
 mod table;
 mod view;
@@ -33,11 +34,27 @@ use crate::compile::{Condition, Dirty};
 use crate::model::Kind;
 use crate::snapshot::{Snapshot, WorkloadId};
 
-pub use view::{Capacities, GRACE, View};
+pub use view::{Adopted, Capacities, GRACE, View};
 
 /// One change of a map. Executed in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapOp {
+    /// Insert into `POLICY`.
+    PutPolicy {
+        /// Its key.
+        key: record::PolicyKey,
+        /// [`mesh_common::policy::ALLOW`] or [`mesh_common::policy::DENY`].
+        value: u32,
+    },
+    /// Insert into `POLICY_CIDRS`.
+    PutPolicyCidr {
+        /// Bits of the prefix.
+        length: u32,
+        /// The prefix.
+        prefix: record::PolicyCidr,
+        /// Number of the range.
+        value: u32,
+    },
     /// Fill `ENDPOINTS` from `first` on. Nobody points there yet.
     PutSlots {
         /// Index of the first slot.
@@ -68,6 +85,18 @@ pub enum MapOp {
     DelWorkload {
         /// Its key.
         key: record::WorkloadKey,
+    },
+    /// Delete from `POLICY`.
+    DelPolicy {
+        /// Its key.
+        key: record::PolicyKey,
+    },
+    /// Delete from `POLICY_CIDRS`.
+    DelPolicyCidr {
+        /// Bits of the prefix.
+        length: u32,
+        /// The prefix.
+        prefix: record::PolicyCidr,
     },
     /// Word 0 of `EPOCH`: the maps hold the snapshot of this epoch.
     SetEpoch(u64),
@@ -110,11 +139,21 @@ pub fn plan(
     view.slots.settle(now);
     let sweep = full && !view.swept;
     let mut ops = Ops::default();
-    services::plan(view, snapshot, &dirty.services, Scope { full, sweep }, now, &mut ops);
-    workloads::plan(view, snapshot, &dirty.workloads, locals, Scope { full, sweep }, &mut ops);
+    let scope = Scope { full, sweep };
+    view.policy_room = false;
+    // A set that is closed or opened stands in entries that are not dirty by themselves: rare, and then all.
+    let all = policies::plan(view, snapshot, &dirty.policies, scope, &mut ops).then(|| {
+        let mut all = Dirty::all(snapshot);
+        all.merge(dirty);
+        all
+    });
+    let dirty = all.as_ref().unwrap_or(dirty);
+    services::plan(view, snapshot, &dirty.services, scope, now, &mut ops);
+    workloads::plan(view, snapshot, &dirty.workloads, locals, scope, &mut ops);
     view.swept |= full;
-    let Ops { slots, workloads, services, deletions } = ops;
-    let mut ops: Vec<MapOp> = [slots, workloads, services, deletions].into_iter().flatten().collect();
+    let Ops { policies, slots, workloads, services, deletions } = ops;
+    let mut ops: Vec<MapOp> =
+        [policies, slots, workloads, services, deletions].into_iter().flatten().collect();
     if view.epoch != Some(snapshot.epoch) {
         view.epoch = Some(snapshot.epoch);
         ops.push(MapOp::SetEpoch(snapshot.epoch));
@@ -134,6 +173,7 @@ struct Scope {
 /// Operations by the stage they are executed in.
 #[derive(Default)]
 struct Ops {
+    policies: Vec<MapOp>,
     slots: Vec<MapOp>,
     workloads: Vec<MapOp>,
     services: Vec<MapOp>,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use imbl::HashMap;
 use mesh_api::proto::v1::Protocol;
 
+use crate::authorise::PolicySet;
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -21,6 +22,8 @@ pub type ServiceId = u32;
 pub type EndpointId = u32;
 /// Node-local id of a workload. Never 0.
 pub type WorkloadId = u32;
+/// Number of a [`PolicySet`], as the kernel knows it; see [`mesh_common::policy`]. 0: none.
+pub type PolicySetId = u32;
 
 /// Where in the control plane's history a snapshot stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Snapshot {
     pub services: HashMap<ServiceId, Arc<Service>>,
     /// By id.
     pub workloads: HashMap<WorkloadId, Arc<Workload>>,
+    /// Who may connect to workloads of this node, by number.
+    pub policies: HashMap<PolicySetId, Arc<PolicySet>>,
     /// Trust domain of the mesh.
     pub trust_domain: Arc<str>,
 }
@@ -135,6 +140,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Lives on this node.
     pub local: bool,
+    /// Its workload's, where that lives on this node.
+    pub policy_set: PolicySetId,
 }
 
 impl Endpoint {
@@ -164,6 +171,8 @@ pub struct Workload {
     pub identity: u32,
     /// Node-local id of its mesh namespace.
     pub mesh_ns: u32,
+    /// Who may connect to it; 0: everybody. Known only of workloads of this node.
+    pub policy_set: PolicySetId,
     /// Addresses.
     pub addresses: Box<[IpAddr]>,
     /// What it serves, by port; of several services on one port the one with the lowest id comes first, and

@@ -13,6 +13,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, Way};
+use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
     Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, Service, ServiceKey, Workload,
     WorkloadKey, flags, flow, listener, role,
@@ -21,6 +22,7 @@ use mesh_common::verdict::Verdict;
 
 use crate::flows;
 use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
+use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::totals;
 
@@ -154,10 +156,9 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         flow.endpoint = peer.endpoint;
         flow.peer_workload = peer.workload;
         flow.protocol = peer.protocol as u8;
-        flow.flags |= proof(peer.flags);
         return match decide::way_direct(peer.flags, alive(call, me, peer.flags)) {
-            Way::Kernel => Verdict::Direct,
-            Way::Bypass => Verdict::Bypassed,
+            Way::Kernel => asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Direct),
+            Way::Bypass => asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Bypassed),
             Way::Capture => capture(call, me, flow),
             Way::Refuse(verdict) => verdict,
         };
@@ -165,10 +166,22 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
     Verdict::Outside
 }
 
-/// Does the destination want to know who is calling?
+/// Where the destination wants to know who is calling: is told, or refuses. A workload may always call itself.
+/// A set that asks for addresses is asked by the destination's `sk_lookup` alone: here the connection has none.
 #[inline(always)]
-fn proof(entry_flags: u32) -> u32 {
-    if entry_flags & flags::ASKS != 0 { flow::PROVE } else { 0 }
+fn asked(me: &Enrolled, flow: &mut Flow, entry_flags: u32, set: u32, port_be: u16) -> Option<Verdict> {
+    if entry_flags & flags::ASKS == 0 {
+        return None;
+    }
+    flow.flags |= flow::PROVE;
+    if set == 0 || policy::asks_address(set) || flow.peer_workload == me.workload {
+        return None;
+    }
+    let caller = Caller { identity: me.identity, namespace: me.namespace };
+    if kernel_policy::allowed(set, policy::OTHER_ADDRESSES, port_be, caller) {
+        return None;
+    }
+    Some(kernel_policy::refused(set, &addr::UNSPECIFIED, me.workload, flow.peer_workload, port_be))
 }
 
 /// Asked only where the answer matters: it costs a socket look-up and a clock.
@@ -221,7 +234,10 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
     };
     flow.endpoint = endpoint.endpoint;
     flow.peer_workload = endpoint.workload;
-    flow.flags |= flow::SHOW_PEER | proof(endpoint.flags);
+    flow.flags |= flow::SHOW_PEER;
+    if let Some(refused) = asked(me, flow, endpoint.flags, endpoint.policy_set, endpoint.port_be) {
+        return refused;
+    }
     redirect(call, &endpoint.addr, endpoint.port_be);
     if fallback { Verdict::Bypassed } else { Verdict::Balanced }
 }

@@ -6,6 +6,7 @@
 //! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
 //! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
+//! - [`policy`]: may this caller connect?
 //! - [`flows`]: what is known of a connection while it lives.
 //! - [`going`]: a signal or an exit ends the agent.
 //! - [`maps`], [`socket`], [`totals`]: what they share.
@@ -23,6 +24,7 @@ mod flows;
 mod going;
 mod maps;
 mod names;
+mod policy;
 mod release;
 mod sk_lookup;
 mod sock_ops;

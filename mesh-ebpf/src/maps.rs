@@ -3,12 +3,12 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
 use mesh_common::going::Agent;
 use mesh_common::maps as m;
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, Service, ServiceKey, SynKey,
-    Totals, TotalsKey, Workload, WorkloadKey,
+    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Service,
+    ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 
 // Not allocated in advance: memory is paid for what is there.
@@ -54,6 +54,14 @@ pub static FLOWS_ABROAD: HashMap<u64, Flow> =
     HashMap::with_max_entries(m::FLOWS_ABROAD.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
+#[map]
+pub static POLICY: HashMap<PolicyKey, u32> =
+    HashMap::with_max_entries(m::POLICY.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_CIDRS: LpmTrie<PolicyCidr, u32> =
+    LpmTrie::with_max_entries(m::POLICY_CIDRS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static DENIALS: RingBuf = RingBuf::with_byte_size(m::DENIALS.capacity, 0);
 #[map]
 pub static EPOCH: Array<u64> = Array::with_max_entries(m::EPOCH.capacity, 0);
 #[map]

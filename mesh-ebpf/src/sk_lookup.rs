@@ -1,17 +1,21 @@
 //! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped.
 //!
-//! Skipped: loopback and what a pod sends to its own address; whatever no entry names. A connection that
+//! Asked in this order: the policies of the workload that is called, then who takes the connection. Skipped:
+//! loopback and what a pod sends to its own address; whatever no entry names. A connection that
 //! the agent opened on this node, and has asked everything about, carries a flow source that says so.
 
 use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{Inbound, inbound};
-use mesh_common::record::{FlowKey, PROTO_TCP, Workload, WorkloadKey, flags};
+use mesh_common::policy::{Caller, UNPROVED, proves};
+use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, Workload, WorkloadKey, flags};
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{FLOW_SRC, LISTENERS, WORKLOADS};
+use crate::policy;
 use crate::socket::{count, worker_alive};
 
 const PASS: u32 = 1;
@@ -27,8 +31,21 @@ macro_rules! field {
     };
 }
 
+/// For a workload without policies: what no entry names passes.
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
+    look_up(&ctx, false)
+}
+
+/// For a workload with policies: an address that it was not enrolled with (link-local, added later) would be a
+/// way around them. Which workload it is cannot be told from here, so nobody is asked: it is closed.
+#[sk_lookup]
+pub fn mesh_sk_policed(ctx: SkLookupContext) -> u32 {
+    look_up(&ctx, true)
+}
+
+#[inline(always)]
+fn look_up(ctx: &SkLookupContext, policed: bool) -> u32 {
     let c = ctx.lookup;
     if field!(c, protocol) != u32::from(PROTO_TCP) || field!(c, ingress_ifindex) <= LOOPBACK_IFINDEX {
         return PASS;
@@ -38,19 +55,53 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     let port_be = (field!(c, local_port) as u16).to_be();
+    let mut key = WorkloadKey { addr: local, port_be, proto: PROTO_TCP, network: 0 };
     // SAFETY: entries are replaced whole; a stale one is still one.
-    let Some(entry) =
-        (unsafe { WORKLOADS.get(&WorkloadKey { addr: local, port_be, proto: PROTO_TCP, network: 0 }) })
-    else {
+    let mut found = unsafe { WORKLOADS.get(&key) };
+    if found.is_none() {
+        key.port_be = 0;
+        // SAFETY: as above.
+        found = unsafe { WORKLOADS.get(&key) };
+    }
+    let Some(entry) = found else {
+        if policed {
+            count(policy::refused(0, &remote, 0, 0, port_be));
+            return DROP;
+        }
         return PASS;
     };
-    if entry.flags & flags::INBOUND_PROXY == 0 {
+    if entry.flags & flags::INBOUND_PROXY == 0 && entry.policy_set == 0 {
         return PASS;
     }
     let flow = FlowKey { src: remote, dst: local, src_port_be: field!(c, remote_port), dst_port_be: port_be };
     // SAFETY: read at once.
-    let authorised = unsafe { FLOW_SRC.get(&flow) }.is_some_and(|source| source.authorised != 0);
-    act(&ctx, entry, authorised)
+    let source = unsafe { FLOW_SRC.get(&flow) }
+        // SAFETY: no arguments.
+        .filter(|source| proves(source.established_ns, unsafe { bpf_ktime_get_ns() }));
+    let authorised = source.is_some_and(|source| source.authorised != 0);
+    if entry.policy_set != 0
+        && !authorised
+        && let Some(verdict) = refused(entry, source, &remote, port_be)
+    {
+        count(verdict);
+        return DROP;
+    }
+    if entry.flags & flags::INBOUND_PROXY == 0 {
+        return PASS;
+    }
+    act(ctx, entry, authorised)
+}
+
+/// Do the workload's policies refuse it? Who has no flow source here has an address and no identity.
+#[inline(always)]
+fn refused(entry: &Workload, source: Option<&FlowSource>, remote: &Addr, port_be: u16) -> Option<Verdict> {
+    let caller = source.map_or(UNPROVED, |s| Caller { identity: s.identity, namespace: s.namespace });
+    let set = entry.policy_set;
+    if policy::allowed(set, policy::range_of(set, remote), port_be, caller) {
+        return None;
+    }
+    let who = source.map_or(0, |s| s.workload);
+    Some(policy::refused(set, remote, who, entry.workload, port_be))
 }
 
 #[inline(always)]

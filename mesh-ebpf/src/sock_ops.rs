@@ -12,11 +12,13 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, tcp};
-use mesh_common::record::{BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role};
+use mesh_common::record::{
+    BUDGET_DIALS, EnrolledKey, Flow, FlowEvent, FlowKey, FlowSource, KIND_NETNS, SynKey, flow, role,
+};
 use mesh_common::verdict::Verdict;
 
 use crate::flows;
-use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
+use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, ENROLLED, FLOW_EVENTS, FLOW_SRC};
 use crate::socket::{add, copy_words, count, live, record, zero};
 use crate::totals;
 
@@ -76,8 +78,13 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         }
     }
     if flow.flags & flow::PROVE != 0 {
-        let value =
-            FlowSource { workload: flow.workload, identity: flow.identity, authorised: u32::from(leg) };
+        let value = FlowSource {
+            workload: flow.workload,
+            identity: flow.identity,
+            namespace: namespace(ops),
+            authorised: u32::from(leg),
+            established_ns: 0,
+        };
         if FLOW_SRC.insert(&ends(ops, false), &value, ANY).is_ok() {
             flow.flags |= flow::SOURCED;
         } else {
@@ -87,6 +94,16 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     hand_over(ops, sk, flow);
     // SAFETY: a valid context.
     unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
+}
+
+/// The mesh namespace of the workload whose network namespace this is.
+#[inline(always)]
+fn namespace(ops: *mut bpf_sock_ops) -> u32 {
+    // SAFETY: a valid context; the entry is read at once.
+    unsafe {
+        let id = bpf_get_netns_cookie(ops.cast());
+        ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id }).map_or(0, |me| me.namespace)
+    }
 }
 
 /// Leaves the capture record for the socket that will be accepted at the other end of loopback.
@@ -149,6 +166,12 @@ fn established(ops: *mut bpf_sock_ops) {
         return;
     };
     flow.flags |= flow::ESTABLISHED;
+    if flow.flags & flow::SOURCED != 0
+        && let Some(source) = FLOW_SRC.get_ptr_mut(&ends(ops, false))
+    {
+        // SAFETY: an aligned word of a live map value.
+        unsafe { core::ptr::write_volatile(&raw mut (*source).established_ns, bpf_ktime_get_ns()) };
+    }
     if flow.flags & flow::LEG == 0
         && totals::wanted()
         && let Some(totals) = totals::of(flow)

@@ -13,7 +13,7 @@ use crate::table::{self, or_dash};
 /// Shows objects.
 #[derive(Args)]
 pub struct Get {
-    /// service, workload, httproute, trafficpolicy or mesh (plural is fine too)
+    /// service, workload, httproute, trafficpolicy, authorizationpolicy or mesh (plural is fine too)
     #[arg(value_parser = kind)]
     kind: Kind,
     /// One object instead of all
@@ -29,7 +29,7 @@ pub struct Get {
 /// Removes an object.
 #[derive(Args)]
 pub struct Delete {
-    /// service, workload, httproute or trafficpolicy
+    /// service, workload, httproute, trafficpolicy or authorizationpolicy
     #[arg(value_parser = kind)]
     kind: Kind,
     /// Which
@@ -82,6 +82,7 @@ impl Get {
             Kind::Workload => &["NAMESPACE", "NAME", "NODE", "ADDRESSES", "ACCOUNT", "SERVICES", "OWNER"],
             Kind::HttpRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
+            Kind::AuthorizationPolicy => &["NAMESPACE", "NAME", "SELECTOR", "ACTION", "RULES"],
         };
         let rows: Vec<_> = items.iter().map(|item| row(self.kind, item)).collect();
         table::print(head, &rows);
@@ -145,6 +146,14 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             or_dash(text(&spec["onProxyLoss"])),
             or_dash(text(&spec["balancing"])),
         ]),
+        Kind::AuthorizationPolicy => {
+            let labels = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
+            row.extend([
+                join(labels.map(|(key, value)| format!("{key}={}", text(value)))),
+                text(&spec["action"]),
+                array(&spec["rules"]).count().to_string(),
+            ]);
+        }
     }
     row
 }

@@ -99,3 +99,14 @@ pub fn on_proxy_loss(service: &str, what: &str) -> String {
 pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
+
+/// An `AuthorizationPolicy` for workloads labelled `app: <app>` (empty: all of the namespace); `rules` is a flow
+/// list as in `[{from: [{serviceAccounts: [a]}]}]`.
+pub fn authorization(name: &str, app: &str, action: &str, rules: &str) -> String {
+    let selector =
+        if app.is_empty() { String::new() } else { format!("  selector: {{matchLabels: {{app: {app}}}}}\n") };
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n{selector}  action: {action}\n  rules: {rules}\n"
+    )
+}

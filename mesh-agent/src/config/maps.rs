@@ -3,16 +3,16 @@
 
 use mesh_common::maps as names;
 use mesh_core::ids::IdKind;
-use mesh_core::plan::{Capacities, MapOp};
+use mesh_core::plan::{Adopted, Capacities, MapOp};
 
-use crate::kernel::{ApplyError, Held, Kernel, KernelError};
+use crate::kernel::{ApplyError, Kernel, KernelError};
 
 /// The maps that a plan writes.
 pub trait Maps: Send + Sync + 'static {
     /// Executes a plan in its order.
     fn apply(&self, ops: &[MapOp]) -> Result<(), ApplyError>;
     /// What the maps hold.
-    fn held(&self) -> Result<Held, KernelError>;
+    fn held(&self) -> Result<Adopted, KernelError>;
     /// Entries that they have room for.
     fn capacities(&self) -> Capacities;
     /// Numbers that the counters by service have room for, and those by endpoint.
@@ -31,7 +31,7 @@ impl Maps for Kernel {
         Self::apply(self, ops)
     }
 
-    fn held(&self) -> Result<Held, KernelError> {
+    fn held(&self) -> Result<Adopted, KernelError> {
         Self::held(self)
     }
 
@@ -40,6 +40,8 @@ impl Maps for Kernel {
             services: self.capacity(names::SERVICES),
             workloads: self.capacity(names::WORKLOADS),
             endpoints: self.capacity(names::ENDPOINTS),
+            policy: self.capacity(names::POLICY),
+            policy_cidrs: self.capacity(names::POLICY_CIDRS),
         }
     }
 

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use mesh_api::proto::v1;
 use mesh_core::compile::WorkloadIds;
 use mesh_core::plan::LocalSlots;
 use mesh_core::snapshot::{Revision, Snapshot, WorkloadId};
@@ -79,6 +80,7 @@ enum Command {
     Place {
         workload: WorkloadId,
         slots: LocalSlots,
+        described: Box<v1::Workload>,
         reply: oneshot::Sender<()>,
     },
     Leave {
@@ -159,9 +161,11 @@ impl Handle {
         answer.unwrap_or_else(|| Err("the agent is ending".into()))
     }
 
-    /// Where an enrolled workload's listeners are.
-    pub async fn place(&self, workload: WorkloadId, slots: LocalSlots) {
-        self.ask(|reply| Command::Place { workload, slots, reply }).await;
+    /// Where an enrolled workload's listeners are, and what it is: policies select it from now on, whether the
+    /// control plane knows it or not.
+    pub async fn place(&self, workload: WorkloadId, slots: LocalSlots, described: v1::Workload) {
+        let described = Box::new(described);
+        self.ask(|reply| Command::Place { workload, slots, described, reply }).await;
     }
 
     /// The workload is no longer enrolled.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use mesh_api::proto::v1;
 use mesh_core::compile::{Compiler, Condition, Dirty};
 use mesh_core::ids::{IdKind, IdLimits};
 use mesh_core::model::{Batch, Resource};
@@ -48,6 +49,9 @@ pub(super) struct Owner {
     /// Workloads of this node that have ended, and of which the control plane has not said so yet: it is
     /// still told of their versions, and the compiler is not told of them.
     hidden: BTreeMap<Key, Resource>,
+    /// Workloads enrolled on this node, as they were enrolled: what holds of them where the control plane says
+    /// nothing. Without it their policies would not be asked for as long as it is away.
+    own: BTreeMap<Key, Resource>,
     /// The maps follow; before, an earlier agent's entries stay as they are.
     begun: bool,
     /// Everything has come once since this agent started.
@@ -114,9 +118,12 @@ impl Owner {
                 shared.names.learn(kind, id, name);
             }
         }
-        let compiler = Compiler::new(&options.node, saved.ids, limits).after_epoch(epoch);
+        let view = view(&*maps);
+        let compiler = Compiler::new(&options.node, saved.ids, limits)
+            .after_epoch(epoch)
+            .after_policy_set(view.last_policy_set());
         let mut owner = Self {
-            view: view(&*maps),
+            view,
             options,
             maps,
             shared,
@@ -125,6 +132,7 @@ impl Owner {
             revision: Revision::default(),
             locals: HashMap::new(),
             hidden: BTreeMap::new(),
+            own: BTreeMap::new(),
             begun: false,
             full: false,
             pending: Dirty::default(),
@@ -193,15 +201,18 @@ impl Owner {
                 self.save_soon();
                 let _ = reply.send(numbers.map_err(|full| full.to_string()));
             }
-            Command::Place { workload, slots, reply } => {
+            Command::Place { workload, slots, described, reply } => {
                 self.locals.insert(workload, slots);
                 self.shared.enrolled.store(self.locals.len(), Relaxed);
+                self.describe(*described);
                 self.workload_changed(workload);
                 let _ = reply.send(());
             }
             Command::Leave { namespace, name, workload, reply } => {
                 self.compiler.leave(&namespace, &name);
-                self.hide((Kind::Workload, format!("{namespace}/{name}")));
+                let key = (Kind::Workload, format!("{namespace}/{name}"));
+                self.own.remove(&key);
+                self.hide(key);
                 if self.locals.remove(&workload).is_some() {
                     self.shared.enrolled.store(self.locals.len(), Relaxed);
                     self.workload_changed(workload);
@@ -247,9 +258,29 @@ impl Owner {
                 Err(reason) => rejected.push(Rejected { key, reason }),
             }
         }
+        self.keep_own(&mut batch);
         self.revision = revision;
         self.compile(batch, began);
         rejected
+    }
+
+    /// A workload that lives here is not gone because the control plane does not know it.
+    fn keep_own(&self, batch: &mut Batch) {
+        let (own, gone) = batch.removes.drain(..).partition(|key| self.own.contains_key(key));
+        batch.removes = gone;
+        let own: Vec<Key> = own;
+        batch.upserts.extend(own.iter().filter_map(|key| self.own.get(key).cloned()));
+    }
+
+    /// Notes what a workload of this node is; the control plane's word counts where there is one.
+    fn describe(&mut self, workload: v1::Workload) {
+        let name = format!("{}/{}", workload.namespace, workload.name);
+        let unknown = self.compiler.model().workload(&name).is_none();
+        let resource = Resource::from(workload);
+        self.own.insert((Kind::Workload, name), resource.clone());
+        if unknown {
+            self.compile(Batch { upserts: vec![resource], ..Batch::default() }, Instant::now());
+        }
     }
 
     /// What a stream tells the control plane.
@@ -434,7 +465,7 @@ async fn finished<T>(running: &mut Option<JoinHandle<T>>) -> Option<T> {
 /// What the maps hold; where they cannot be read, nothing: then everything is written again.
 fn view(maps: &dyn Maps) -> View {
     match maps.held() {
-        Ok((services, workloads)) => View::adopt(services, workloads, maps.capacities()),
+        Ok(adopted) => View::adopt(adopted, maps.capacities()),
         Err(error) => {
             tracing::error!(%error, "the maps cannot be read; writing everything again");
             View::new(maps.capacities())

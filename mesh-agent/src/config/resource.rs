@@ -15,6 +15,7 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::Workload => "type.googleapis.com/nodemesh.v1.Workload",
         Kind::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
         Kind::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
+        Kind::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
     }
 }
 

@@ -212,7 +212,7 @@ mod tests {
     fn nothing_is_applied_before_all_types_have_answered() {
         let mut sync = Sync::new(true, Revision::default());
         assert_eq!(sync.on_response(response(Kind::Service, "s/3", &["a/b"], &["a/c"])), Step::Wait);
-        for kind in [Kind::Mesh, Kind::Workload, Kind::HttpRoute] {
+        for kind in [Kind::Mesh, Kind::Workload, Kind::HttpRoute, Kind::AuthorizationPolicy] {
             assert_eq!(sync.on_response(response(kind, "s/4", &[], &[])), Step::Wait);
         }
         assert_eq!(sync.missing(), "TrafficPolicy");
@@ -221,7 +221,7 @@ mod tests {
         else {
             panic!("not applied")
         };
-        assert!(update.full && answers.len() == 5 && sync.past_barrier());
+        assert!(update.full && answers.len() == 6 && sync.past_barrier());
         assert_eq!(update.revision, rev("s", 4));
         assert_eq!(update.changes.len(), 2);
     }

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_api::proto::v1;
 use mesh_core::ids::IdKind;
-use mesh_core::plan::{Capacities, LocalSlots, MapOp};
+use mesh_core::plan::{Adopted, Capacities, LocalSlots, MapOp};
 use mesh_core::snapshot::{Revision, Snapshot};
 use parking_lot::Mutex;
 use prost::Message;
 
 use super::resource::{Key, Kind, Raw, Update};
 use super::{Handle, Maps, Options, start};
-use crate::kernel::Held;
 use crate::kernel::{ApplyError, KernelError};
 
 /// Remembers operations.
@@ -38,8 +37,8 @@ impl Maps for Fake {
         self.ops.lock().extend_from_slice(ops);
         Ok(())
     }
-    fn held(&self) -> Result<Held, KernelError> {
-        Ok((Vec::new(), Vec::new()))
+    fn held(&self) -> Result<Adopted, KernelError> {
+        Ok(Adopted::default())
     }
     fn capacities(&self) -> Capacities {
         Capacities::default()
@@ -227,7 +226,9 @@ async fn a_workload_that_ended_here_takes_no_connections_while_the_control_plane
     let rig = Rig::new("ended");
     rig.config.begin().await;
     let numbers = rig.config.identify("a", "w", "default").await.unwrap();
-    rig.config.place(numbers.workload, LocalSlots { listener_slot: 0, heartbeat_slot: 0 }).await;
+    let described = v1::Workload { namespace: "a".into(), name: "w".into(), ..v1::Workload::default() };
+    let slots = LocalSlots { listener_slot: 0, heartbeat_slot: 0 };
+    rig.config.place(numbers.workload, slots, described).await;
     rig.apply(1, true, vec![service("web", "240.0.0.1"), workload("w", "10.0.0.1", "web")]).await;
     assert_eq!((rig.endpoints(), rig.config.enrolled()), (1, 1));
     rig.config.leave("a", "w", numbers.workload).await;
@@ -238,4 +239,42 @@ async fn a_workload_that_ended_here_takes_no_connections_while_the_control_plane
     assert!(rig.config.known().await.unwrap().versions[&Kind::Workload].contains_key("a/w"));
     // A workload of another node is not ours to hide.
     rig.config.leave("a", "elsewhere", 0).await;
+}
+
+#[tokio::test]
+async fn a_workload_that_lives_here_has_its_policies_whether_the_control_plane_knows_it_or_not() {
+    let rig = Rig::new("own");
+    rig.config.begin().await;
+    let policy = v1::AuthorizationPolicy {
+        namespace: "a".into(),
+        name: "p".into(),
+        selector: [("app".to_owned(), "db".to_owned())].into(),
+        ..v1::AuthorizationPolicy::default()
+    };
+    let policy = ((Kind::AuthorizationPolicy, "a/p".into()), Some(raw(&policy)));
+    rig.apply(1, true, vec![policy.clone()]).await;
+    let numbers = rig.config.identify("a", "w", "default").await.unwrap();
+    let described = v1::Workload {
+        namespace: "a".into(),
+        name: "w".into(),
+        service_account: "default".into(),
+        node: "n1".into(),
+        addresses: vec!["10.0.0.1".into()],
+        labels: [("app".to_owned(), "db".to_owned())].into(),
+        ..v1::Workload::default()
+    };
+    let slots = LocalSlots { listener_slot: 0, heartbeat_slot: 0 };
+    rig.config.place(numbers.workload, slots, described).await;
+    let set = || rig.config.snapshot().workloads.get(&numbers.workload).map(|w| w.policy_set);
+    let first = set().expect("known");
+    assert_ne!(first, 0);
+    // A control plane that does not know it, and one that says it has gone.
+    rig.apply(2, true, vec![policy]).await;
+    rig.apply(3, false, vec![((Kind::Workload, "a/w".into()), None)]).await;
+    assert_eq!(set(), Some(first));
+    // Its word counts where there is one.
+    rig.apply(4, false, vec![workload("w", "10.0.0.1", "web")]).await;
+    assert_eq!(set(), Some(0));
+    rig.config.leave("a", "w", numbers.workload).await;
+    assert_eq!(set(), None);
 }

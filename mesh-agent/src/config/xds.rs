@@ -31,7 +31,7 @@ use super::{Handle, Known};
 const MAX_RESPONSE: usize = 64 << 20;
 /// From connecting to the barrier, at most.
 const FIRST_SYNC: Duration = Duration::from_secs(15);
-/// Answers on their way, at most: five types, each with a response or two in flight.
+/// Answers on their way, at most: six types, each with a response or two in flight.
 const ANSWERS: usize = 16;
 /// `INVALID_ARGUMENT` of gRPC: the code of a NACK.
 const INVALID: i32 = 3;

@@ -76,7 +76,7 @@ impl Live {
             workload: numbers.workload,
             identity: numbers.identity,
             scope: 0,
-            policy_set: 0,
+            namespace: numbers.mesh_ns,
             listener_slot: slot,
             heartbeat_slot: self.proxy.home(numbers.workload),
             budget_pending: self.pending,
@@ -94,6 +94,7 @@ impl Live {
         let enrolment = Enrolment {
             workload: numbers.workload,
             identity: numbers.identity,
+            namespace: numbers.mesh_ns,
             netns: netns.clone(),
             out4,
             out6,

@@ -246,9 +246,10 @@ impl Enrolments {
         }
         let home = inner.data.home(numbers.workload);
         let slots = LocalSlots { listener_slot: slot, heartbeat_slot: home };
-        inner.config.place(numbers.workload, slots).await;
-        let lived = Arc::new(AtomicBool::new(place.restored));
         let upsert = wanted.upsert(&inner.settings.node, &addresses);
+        let described = upsert.workload.clone().unwrap_or_default();
+        inner.config.place(numbers.workload, slots, described).await;
+        let lived = Arc::new(AtomicBool::new(place.restored));
         let record = wanted.into_record(addresses, place.cgroup, place.own_cgroup);
         let watcher = Some(self.watch(name.clone(), record.cgroup.clone(), lived.clone()));
         table.insert(Live { record, key, numbers, slot, lived, watcher });

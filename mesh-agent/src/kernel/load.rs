@@ -86,6 +86,8 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
 
 /// The program of inbound connections, attached per namespace.
 pub(super) const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
+/// The same for a workload with policies.
+pub(super) const POLICED_PROGRAM: &str = "mesh_sk_policed";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 
@@ -97,6 +99,8 @@ pub struct Loaded {
     pub attached: Attached,
     /// For `sk_lookup` links.
     pub inbound_program: OwnedFd,
+    /// For those of workloads with policies.
+    pub policed_program: OwnedFd,
     /// `<bpffs>/<ABI>`.
     pub pins: PathBuf,
 }
@@ -113,7 +117,10 @@ pub fn verify() -> Result<(), LoadError> {
     for (name, _) in CGROUP_PROGRAMS {
         program_fd(&mut ebpf, name)?;
     }
-    program_fd(&mut ebpf, INBOUND_PROGRAM).map(drop)
+    for name in [INBOUND_PROGRAM, POLICED_PROGRAM] {
+        program_fd(&mut ebpf, name)?;
+    }
+    Ok(())
 }
 
 /// Does it all. On failure nothing stays that was not there before.
@@ -150,12 +157,14 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
         links.push(Link { name, at, fd });
     }
     let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
-    update_inbound(pins, inbound_program.as_fd())?;
+    let policed_program = program_fd(&mut ebpf, POLICED_PROGRAM)?;
+    // Closed until it is known whose workload has no policies: the agent says so at its first epoch.
+    update_inbound(pins, policed_program.as_fd())?;
     let watches = going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
     let (path, telemetry) = (options.cgroup.clone(), options.telemetry);
     let attached = Attached { adopted, links, cgroup, path, watches, telemetry };
-    Ok(Loaded { ebpf, attached, inbound_program, pins: pins.to_owned() })
+    Ok(Loaded { ebpf, attached, inbound_program, policed_program, pins: pins.to_owned() })
 }
 
 fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {

@@ -6,16 +6,18 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use aya::maps::lpm_trie::{self, LpmTrie};
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, SockMap,
 };
 use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
-    Endpoint, Enrolled, EnrolledKey, Load, Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Service,
+    ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::verdict::Verdict;
-use mesh_core::plan::MapOp;
+use mesh_core::plan::{Adopted, MapOp};
 use parking_lot::Mutex;
 
 use super::error::{ApplyError, KernelError, LoadError};
@@ -24,9 +26,6 @@ use super::load::{self, Attached, FlowTelemetry, LoadOptions, Loaded};
 use super::open::Flows;
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::{Mapped, monotonic_ns};
-
-/// Entries of `SERVICES` and of `WORKLOADS`.
-pub type Held = (Vec<(ServiceKey, Service)>, Vec<(WorkloadKey, Workload)>);
 
 /// Flows under way, see [`flows`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +41,9 @@ pub struct Kernel {
     enrolled: Mutex<HashMap<MapData, EnrolledKey, Enrolled>>,
     services: Mutex<HashMap<MapData, ServiceKey, Service>>,
     workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
+    policy: Mutex<HashMap<MapData, PolicyKey, u32>>,
+    policy_cidrs: Mutex<LpmTrie<MapData, PolicyCidr, u32>>,
+    sources: Mutex<HashMap<MapData, FlowKey, FlowSource>>,
     listeners: Mutex<SockMap<MapData>>,
     /// Slots of it that hold a socket: nobody can ask the map.
     pub(super) listening: Mutex<HashSet<u32>>,
@@ -55,6 +57,7 @@ pub struct Kernel {
     pub(super) flows: Flows,
     pub(super) captured: OwnedFd,
     pub(super) inbound_program: OwnedFd,
+    pub(super) policed_program: OwnedFd,
     pub(super) inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
     pub(super) pins: PathBuf,
     sizes: StdHashMap<&'static str, u32>,
@@ -64,7 +67,7 @@ pub struct Kernel {
 impl Kernel {
     /// Loads or adopts, attaches, maps.
     pub fn load(options: &LoadOptions) -> Result<Self, LoadError> {
-        let Loaded { mut ebpf, attached, inbound_program, pins } = load::load(options)?;
+        let Loaded { mut ebpf, attached, inbound_program, policed_program, pins } = load::load(options)?;
         let mut sizes = StdHashMap::new();
         let mut take = |spec: Spec| -> Result<Map, LoadError> {
             let map = ebpf
@@ -78,6 +81,9 @@ impl Kernel {
             enrolled: Mutex::new(typed(names::ENROLLED, take(names::ENROLLED)?)?),
             services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
             workloads: Mutex::new(typed(names::WORKLOADS, take(names::WORKLOADS)?)?),
+            policy: Mutex::new(typed(names::POLICY, take(names::POLICY)?)?),
+            policy_cidrs: Mutex::new(typed(names::POLICY_CIDRS, take(names::POLICY_CIDRS)?)?),
+            sources: Mutex::new(typed(names::FLOW_SRC, take(names::FLOW_SRC)?)?),
             listeners: Mutex::new(typed(names::LISTENERS, take(names::LISTENERS)?)?),
             listening: Mutex::default(),
             epoch: Mutex::new(typed(names::EPOCH, take(names::EPOCH)?)?),
@@ -95,6 +101,7 @@ impl Kernel {
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
             inbound_program,
+            policed_program,
             inbound_links: Mutex::new(StdHashMap::new()),
             pins,
             sizes,
@@ -140,15 +147,44 @@ impl Kernel {
                 put(names::WORKLOADS, &mut self.workloads.lock(), key, value)
             }
             MapOp::DelWorkload { key } => del(names::WORKLOADS, &mut self.workloads.lock(), key),
+            MapOp::PutPolicy { key, value } => put(names::POLICY, &mut self.policy.lock(), key, value),
+            MapOp::DelPolicy { key } => del(names::POLICY, &mut self.policy.lock(), key),
+            MapOp::PutPolicyCidr { length, prefix, value } => {
+                let key = lpm_trie::Key::new(*length, *prefix);
+                let done = self.policy_cidrs.lock().insert(&key, value, 0);
+                done.map_err(|e| apply_error(names::POLICY_CIDRS, e))
+            }
+            MapOp::DelPolicyCidr { length, prefix } => {
+                let key = lpm_trie::Key::new(*length, *prefix);
+                let done = self.policy_cidrs.lock().remove(&key);
+                ignore_missing(done).map_err(|e| apply_error(names::POLICY_CIDRS, e))
+            }
             MapOp::SetEpoch(epoch) => {
                 self.epoch.lock().set(0, epoch, 0).map_err(|e| apply_error(names::EPOCH, e))
             }
         }
     }
 
-    /// What `SERVICES` and `WORKLOADS` hold, for a planner that takes over.
-    pub fn held(&self) -> Result<Held, KernelError> {
-        Ok((all(names::SERVICES, &self.services.lock())?, all(names::WORKLOADS, &self.workloads.lock())?))
+    /// What the planner's maps hold, for one that takes over.
+    pub fn held(&self) -> Result<Adopted, KernelError> {
+        let policy = all(names::POLICY, &self.policy.lock())?;
+        let cidrs: Result<Vec<_>, MapError> = self
+            .policy_cidrs
+            .lock()
+            .keys()
+            .map(|key| key.map(|key| (key.prefix_len(), key.data())))
+            .collect();
+        Ok(Adopted {
+            services: all(names::SERVICES, &self.services.lock())?,
+            workloads: all(names::WORKLOADS, &self.workloads.lock())?,
+            policy: policy.into_iter().map(|(key, _)| key).collect(),
+            policy_cidrs: cidrs.map_err(|e| KernelError::new("map POLICY_CIDRS, walk", e))?,
+        })
+    }
+
+    /// Who opened this connection, where its destination has asked for the proof.
+    pub fn source_of(&self, flow: &FlowKey) -> Option<FlowSource> {
+        self.sources.lock().get(flow, 0).ok()
     }
 
     /// The epoch that the maps hold; 0: none yet.
@@ -192,7 +228,8 @@ impl Kernel {
         ignore_missing(cleared).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
     }
 
-    /// Attaches the inbound program to a namespace, under the workload's id. Where an earlier agent has done
+    /// Attaches the inbound program to a namespace, under the workload's id: closed, until [`Kernel::set_policed`],
+    /// for addresses that no entry names. Where an earlier agent has done
     /// so, the link is kept if it is still that namespace's, which the caller knows by the workload being
     /// the same.
     pub fn attach_inbound(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
@@ -208,10 +245,20 @@ impl Kernel {
             fs::remove_file(&pin).map_err(failed)?;
         }
         let link =
-            bpf::link_create(self.inbound_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
+            bpf::link_create(self.policed_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
         bpf::pin(link.as_fd(), &pin).map_err(failed)?;
         self.inbound_links.lock().insert(workload, link);
         Ok(())
+    }
+
+    /// Says whether a workload has policies: then the addresses that no entry names are closed.
+    pub fn set_policed(&self, workload: u32, policed: bool) -> Result<(), KernelError> {
+        let program = if policed { &self.policed_program } else { &self.inbound_program };
+        match self.inbound_links.lock().get(&workload) {
+            None => Ok(()),
+            Some(link) => bpf::link_update(link.as_fd(), program.as_fd())
+                .map_err(|e| KernelError::new(format!("inbound program of workload {workload}"), e)),
+        }
     }
 
     /// Detaches it.
@@ -296,6 +343,14 @@ impl Kernel {
         Ok(out)
     }
 
+    /// The ring of refusals by policy; one reader at a time.
+    pub fn denials(&self) -> Result<Denials, KernelError> {
+        let path = self.pins.join("maps").join(names::DENIALS.name);
+        let failed = |e: MapError| KernelError::new("map DENIALS, open", e);
+        let data = MapData::from_pin(path).map_err(failed)?;
+        Ok(Denials(RingBuf::try_from(Map::RingBuf(data)).map_err(failed)?))
+    }
+
     /// The ring of ended flows. Call it inside a tokio runtime; one reader at a time.
     pub fn events(&self) -> Result<Events, KernelError> {
         let path = self.pins.join("maps").join(names::FLOW_EVENTS.name);
@@ -304,6 +359,19 @@ impl Kernel {
         let data = MapData::from_pin(path).map_err(|e| failed(e.into()))?;
         let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(|e| failed(e.into()))?;
         Events::new(ring).map_err(|e| failed(e.into()))
+    }
+}
+
+/// The reading end of `DENIALS`.
+pub struct Denials(RingBuf<MapData>);
+
+/// The records that wait.
+impl Iterator for Denials {
+    type Item = Denial;
+
+    fn next(&mut self) -> Option<Denial> {
+        let item = self.0.next()?;
+        crate::sys::read_pod(&item)
     }
 }
 
@@ -337,6 +405,7 @@ fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
         Map::Array(d)
         | Map::HashMap(d)
+        | Map::LpmTrie(d)
         | Map::PerCpuArray(d)
         | Map::PerCpuHashMap(d)
         | Map::RingBuf(d)

@@ -26,7 +26,7 @@ pub use diag::Standing;
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
 pub use load::{FlowTelemetry, LoadOptions, cleanup, pin_directory, verify};
-pub use maps::{Held, Kernel};
+pub use maps::{Denials, Kernel};
 pub use open::OpenFlow;
 pub use sockets::Leg;
 pub use view::Fill;

@@ -125,7 +125,7 @@ impl Kernel {
 
     /// Slots of `ENDPOINTS` that an entry points to.
     fn slots_in_use(&self) -> Option<u64> {
-        let (services, _) = self.held().ok()?;
+        let services = self.held().ok()?.services;
         let mut ranges: Vec<(u32, u32)> = services
             .iter()
             .flat_map(|(_, s)| [(s.table, s.table_len), (s.fallback, s.fallback_len)])
@@ -200,17 +200,19 @@ impl Kernel {
             });
         }
         let links = self.inbound_links.lock();
-        let mut ids: Vec<u32> =
-            links.values().filter_map(|link| bpf::link_ids(link.as_fd()).ok()).map(|ids| ids.0).collect();
-        ids.sort_unstable();
-        ids.truncate(LINKS_SHOWN);
-        all.push(ProgramStatus {
-            name: load::INBOUND_PROGRAM.to_owned(),
-            attach: place(AttachType::SkLookup).to_owned(),
-            target: format!("{} namespaces", links.len()),
-            links: ids,
-            ..costs(&inspect::program_info(self.inbound_program.as_fd())?)
-        });
+        let links: Vec<(u32, u32)> =
+            links.values().filter_map(|link| bpf::link_ids(link.as_fd()).ok()).collect();
+        let inbound =
+            [(load::INBOUND_PROGRAM, &self.inbound_program), (load::POLICED_PROGRAM, &self.policed_program)];
+        for (name, program) in inbound {
+            let costs = costs(&inspect::program_info(program.as_fd())?);
+            let mut ids: Vec<u32> = links.iter().filter(|ids| ids.1 == costs.id).map(|ids| ids.0).collect();
+            let target = format!("{} namespaces", ids.len());
+            ids.sort_unstable();
+            ids.truncate(LINKS_SHOWN);
+            let attach = place(AttachType::SkLookup).to_owned();
+            all.push(ProgramStatus { name: name.to_owned(), attach, target, links: ids, ..costs });
+        }
         for watch in &attached.watches {
             let Ok((link, program)) = watch.ids else { continue };
             all.push(ProgramStatus {

@@ -22,6 +22,7 @@ use mesh_common::record::{Capture, role};
 use mesh_core::snapshot::{Endpoint, Service, Snapshot};
 
 use super::accept::Job;
+use super::authorise::authorise;
 use super::clock::Watched;
 use super::link::Link;
 use super::member::{Held, Member};
@@ -43,13 +44,16 @@ pub struct Hop {
     pub address: SocketAddr,
     /// The client that the application is to see.
     pub show: Option<SocketAddr>,
+    /// Its workload, where that lives here and has policies that are to be asked; 0: nobody is asked.
+    pub policed: u32,
 }
 
 impl Hop {
     /// The way to an endpoint of a service.
     pub fn to(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
         let address = endpoint.address(prefer_v6)?;
-        Some(Self { service, endpoint: endpoint.id, local: endpoint.local, address, show: None })
+        let policed = if endpoint.policy_set == 0 { 0 } else { endpoint.workload };
+        Some(Self { service, endpoint: endpoint.id, local: endpoint.local, address, show: None, policed })
     }
 
     /// As a target of `source`.
@@ -173,7 +177,11 @@ async fn serve_tcp(session: Session, hop: Hop) {
     let begun = Instant::now();
     let worker = session.worker.clone();
     let target = hop.target(&session.member, worker.limits.connect);
-    let reason = match worker.transport.open(&target, &session.watch).await {
+    let opened = match authorise(&worker, &session.member, &hop) {
+        Ok(()) => worker.transport.open(&target, &session.watch).await,
+        Err(error) => Err(error),
+    };
+    let reason = match opened {
         Ok(stream) => {
             one(&worker.shared.counters.upstream_opened);
             let upstream = Rc::new(Link::new(stream));
@@ -278,6 +286,8 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
             local: true,
             address: wanted,
             show: Some(client),
+            // The kernel has asked before it handed the connection over.
+            policed: 0,
         }),
         spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
         prefer_v6: wanted.is_ipv6(),
@@ -321,7 +331,7 @@ mod tests {
     }
 
     fn hop(service: u32, endpoint: u32, address: SocketAddr) -> To {
-        To::Hop(Hop { service, endpoint, local: true, address, show: None })
+        To::Hop(Hop { service, endpoint, local: true, address, show: None, policed: 0 })
     }
 
     #[test]

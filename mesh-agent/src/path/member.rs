@@ -20,6 +20,8 @@ pub struct Member {
     pub workload: u32,
     /// Node-local identity id.
     pub identity: u32,
+    /// Node-local id of its mesh namespace.
+    pub namespace: u32,
     /// Its network namespace.
     pub netns: Arc<OwnedFd>,
     /// Own IPv4 address.
@@ -49,6 +51,7 @@ impl Member {
         Arc::new(Self {
             workload: 7,
             identity: 0,
+            namespace: 0,
             netns: Arc::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()),
             addr4: None,
             addr6: None,

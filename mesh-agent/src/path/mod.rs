@@ -5,7 +5,7 @@
 //!                intercept   capture record ─▶ which workload calls which service
 //!                detect      (not built: the port's declared protocol is believed)
 //!                route       HTTP: host and path ─▶ backend service, by weight      mesh-core::route
-//!                authorise   (not built)
+//!                authorise   may it be called? asked of workloads of this node         mesh-core::authorise
 //!                balance     HTTP: an endpoint a request; TCP: the kernel's choice  mesh-core::balance
 //!                resilience  a failed connect is tried elsewhere; a stale connection is replaced
 //!                            (breakers, limits, retries on answers: not built)
@@ -15,8 +15,8 @@
 //! endpoint ◀──── telemetry   counters and histograms by source, service, route, outcome
 //! ```
 //!
-//! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`http1`], [`tcp`]
-//! the steps; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`authorise`],
+//! [`http1`], [`tcp`] the steps; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
 //! [`sockets`] what is asked of the kernel.
 //!
@@ -25,6 +25,7 @@
 //! answer and in the counters; a panic ends one connection.
 
 pub mod accept;
+mod authorise;
 pub mod budget;
 pub mod buffers;
 pub mod clock;

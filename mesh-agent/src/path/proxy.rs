@@ -30,6 +30,8 @@ pub struct Enrolment {
     pub workload: u32,
     /// Node-local identity id.
     pub identity: u32,
+    /// Node-local id of its mesh namespace.
+    pub namespace: u32,
     /// Its network namespace.
     pub netns: Arc<OwnedFd>,
     /// Captured connections over IPv4.
@@ -126,6 +128,7 @@ impl Proxy {
         let member = Arc::new(Member {
             workload,
             identity: enrolment.identity,
+            namespace: enrolment.namespace,
             netns: enrolment.netns,
             addr4: enrolment.addr4,
             addr6: enrolment.addr6,
@@ -157,6 +160,12 @@ impl Proxy {
                 );
             }
         }
+    }
+
+    /// The workloads that it serves, with their network namespaces.
+    pub fn workloads(&self) -> Vec<(u32, Arc<OwnedFd>)> {
+        let members = self.inner.members.lock();
+        members.iter().map(|(workload, member)| (*workload, member.netns.clone())).collect()
     }
 
     /// What was counted, over all workers.

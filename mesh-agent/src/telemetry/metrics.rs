@@ -86,6 +86,7 @@ metrics! {
     ENDPOINT_FAILURES = "mesh_endpoint_failures_total", Counter, ENDPOINT, "Of those, never established. Only with /metrics?endpoints.";
     MAP_ENTRIES = "mesh_map_entries", Gauge, MAP, "Entries of a BPF map; of FLOW_EVENTS the bytes that wait. At most 10 s old.";
     MAP_CAPACITY = "mesh_map_capacity", Gauge, MAP, "Room of a BPF map, in the same unit.";
+    POLICY_ENDED = "mesh_policy_ended_total", Counter, &[], "Connections of this node's workloads that were ended because a changed policy no longer allows them.";
     SNAPSHOT_EPOCH = "mesh_snapshot_epoch", Gauge, &[], "Epoch of the snapshot in force.";
     SNAPSHOT_AGE = "mesh_snapshot_age_seconds", Gauge, &[], "Since it came into force.";
     CONFIG_ACKS = "mesh_config_acks_total", Counter, &[], "Responses of the control plane that were taken.";

@@ -19,7 +19,7 @@ mod requests;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -56,6 +56,8 @@ pub struct Sources {
     pub config: Config,
     /// Acknowledgements.
     pub xds: Arc<XdsStats>,
+    /// Connections that a change of policy has ended.
+    pub revoked: Arc<AtomicU64>,
 }
 
 /// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
@@ -215,6 +217,7 @@ impl Mesh {
             (&m::CONTROL_CONNECTED, if xds.connected.load(Relaxed) { 1.0 } else { 0.0 }),
             (&m::WORKLOADS, config.enrolled() as f64),
             (&m::SERVICES, snapshot.services.len() as f64),
+            (&m::POLICY_ENDED, self.sources.revoked.load(Relaxed) as f64),
             (&m::CONDITIONS, config.conditions().count() as f64),
         ];
         values.into_iter().map(|(metric, value)| Family::single(metric, value)).collect()

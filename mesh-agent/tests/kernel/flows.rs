@@ -32,7 +32,8 @@ fn lead(kernel: &Kernel, vip: &str, to: SocketAddr) {
         alias: 0,
         port_be: to.port().to_be(),
         pad: 0,
-        reserved: [0; 4],
+        policy_set: 0,
+        reserved: [0; 3],
     };
     let key = ServiceKey {
         addr: from_ip(vip.parse().unwrap()),

@@ -82,7 +82,7 @@ pub fn enrol(kernel: &Kernel, cookie: u64) {
         workload: 1,
         identity: 1,
         scope: 0,
-        policy_set: 0,
+        namespace: 1,
         listener_slot: 0,
         heartbeat_slot: 0,
         budget_pending: 16,

@@ -37,7 +37,8 @@ fn swap(which: usize, generation: u32, first: u32, port: u16) -> [MapOp; 2] {
         alias: (generation + 1) % SLOTS,
         port_be: port.to_be(),
         pad: 0,
-        reserved: [0; 4],
+        policy_set: 0,
+        reserved: [0; 3],
     };
     let key = ServiceKey {
         addr: from_ip(VIPS[which].parse().unwrap()),

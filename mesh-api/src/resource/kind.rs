@@ -22,6 +22,8 @@ pub enum Kind {
     HttpRoute,
     /// `TrafficPolicy`
     TrafficPolicy,
+    /// `AuthorizationPolicy`
+    AuthorizationPolicy,
 }
 
 /// Planned kinds.
@@ -30,7 +32,6 @@ const UNBUILT: &[&str] = &[
     "TCPRoute",
     "TLSRoute",
     "UDPRoute",
-    "AuthorizationPolicy",
     "RateLimitPolicy",
     "TransportPolicy",
     "ExternalService",
@@ -40,8 +41,14 @@ const UNBUILT: &[&str] = &[
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 5] =
-        [Self::Mesh, Self::Service, Self::Workload, Self::HttpRoute, Self::TrafficPolicy];
+    pub const ALL: [Self; 6] = [
+        Self::Mesh,
+        Self::Service,
+        Self::Workload,
+        Self::HttpRoute,
+        Self::TrafficPolicy,
+        Self::AuthorizationPolicy,
+    ];
 
     /// As `kind:` says it.
     pub const fn name(self) -> &'static str {
@@ -51,6 +58,7 @@ impl Kind {
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
@@ -62,6 +70,7 @@ impl Kind {
             Self::Workload => "workloads",
             Self::HttpRoute => "httproutes",
             Self::TrafficPolicy => "trafficpolicies",
+            Self::AuthorizationPolicy => "authorizationpolicies",
         }
     }
 
@@ -81,6 +90,7 @@ impl Kind {
             Self::Workload => "type.googleapis.com/nodemesh.v1.Workload",
             Self::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
             Self::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
+            Self::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
         }
     }
 

@@ -7,6 +7,7 @@
 //! the store by the same parser; what users send there is overwritten ([`Resource::admitted`]).
 //! Not here: whether what is referred to exists (mesh-registry says so in conditions).
 
+mod authorization_policy;
 mod envelope;
 mod http_route;
 mod kind;
@@ -15,6 +16,9 @@ mod service;
 mod traffic_policy;
 mod workload;
 
+pub use authorization_policy::{
+    Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, Selector, SourceTerms, TargetTerms,
+};
 pub use envelope::{Condition, Metadata, Status};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
 pub use kind::{Key, Kind};
@@ -59,6 +63,8 @@ pub enum Spec {
     HttpRoute(HttpRouteSpec),
     /// How traffic to a service is treated.
     TrafficPolicy(TrafficPolicySpec),
+    /// Who may connect to workloads.
+    AuthorizationPolicy(AuthorizationPolicySpec),
     /// Settings of the whole mesh.
     Mesh(MeshSpec),
 }
@@ -78,6 +84,9 @@ impl Resource {
             (Kind::Workload, Some(at)) => Spec::Workload(WorkloadSpec::read(&at)?),
             (Kind::HttpRoute, Some(at)) => Spec::HttpRoute(HttpRouteSpec::read(&at, &metadata.namespace)?),
             (Kind::TrafficPolicy, Some(at)) => Spec::TrafficPolicy(TrafficPolicySpec::read(&at)?),
+            (Kind::AuthorizationPolicy, Some(at)) => {
+                Spec::AuthorizationPolicy(AuthorizationPolicySpec::read(&at)?)
+            }
             (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
         };
         let status = fields.read("status", |at| Status::read(&at))?.unwrap_or_default();
@@ -113,6 +122,7 @@ impl Resource {
             Spec::Workload(_) => Kind::Workload,
             Spec::HttpRoute(_) => Kind::HttpRoute,
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Spec::Mesh(_) => Kind::Mesh,
         }
     }

@@ -62,6 +62,23 @@ fn examples() -> Vec<Value> {
             "Mesh",
             &json!({"trustDomain": "example.org", "vipPool": {"v4": "10.96.0.0/12", "v6": "fd12::/64"}, "http": "kernel"}),
         ),
+        object(
+            "AuthorizationPolicy",
+            &json!({
+                "selector": {"matchLabels": {"app": "db"}}, "action": "deny",
+                "rules": [
+                    {
+                        "from": [
+                            {"serviceAccounts": ["cart", "shop/pay"], "principals": ["spiffe://mesh.local/ns/a/sa/b"]},
+                            {"namespaces": ["ops"], "cidrs": ["10.0.0.0/8", "fd00::/8"]},
+                        ],
+                        "to": [{"ports": [5432, 80]}],
+                    },
+                    {},
+                ],
+            }),
+        ),
+        object("AuthorizationPolicy", &json!({})),
     ]
 }
 
@@ -220,6 +237,37 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     for bad in ["fd12::1/64", "fe80::/64", "fd12::/127", "::/64"] {
         refuses(&changed(7, "/spec/vipPool/v6", json!(bad)), BadFormat, "spec.vipPool.v6");
     }
+}
+
+#[test]
+fn an_authorization_policy_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    let from = |terms: Value| changed(8, "/spec/rules/0/from/0", terms);
+    let at = |field: &str| format!("spec.rules[0].from[0].{field}");
+    refuses(&changed(8, "/spec/action", json!("audit")), NotBuiltYet, "spec.action");
+    refuses(&changed(8, "/spec/action", json!("ALLOW")), BadFormat, "spec.action");
+    refuses(&changed(8, "/spec/rules/1/when", json!([])), NotBuiltYet, "spec.rules[1].when");
+    for unbuilt in ["paths", "methods", "headers", "hosts"] {
+        let to = changed(8, &format!("/spec/rules/0/to/0/{unbuilt}"), json!(["x"]));
+        refuses(&to, NotBuiltYet, &format!("spec.rules[0].to[0].{unbuilt}"));
+    }
+    refuses(&from(json!({"jwt": {}})), NotBuiltYet, &at("jwt"));
+    refuses(&from(json!({})), OutOfRange, "spec.rules[0].from[0]");
+    refuses(&from(json!({"namespaces": []})), OutOfRange, &at("namespaces"));
+    refuses(&from(json!({"serviceAccounts": ["a/b/c"]})), BadFormat, &at("serviceAccounts[0]"));
+    refuses(&from(json!({"principals": ["a"]})), BadFormat, &at("principals[0]"));
+    refuses(&from(json!({"cidrs": ["10.0.0.1/8"]})), BadFormat, &at("cidrs[0]"));
+    refuses(&changed(8, "/spec/rules/0/from", json!([])), OutOfRange, "spec.rules[0].from");
+    refuses(&changed(8, "/spec/rules/0/to/0/ports", json!([0])), OutOfRange, "spec.rules[0].to[0].ports[0]");
+    refuses(&changed(8, "/spec/selector", json!({"app": "db"})), UnknownField, "spec.selector.app");
+
+    let policy = Resource::parse(&examples()[8]).unwrap();
+    let Wire::AuthorizationPolicy(policy) = wire(&policy, vec![]) else { panic!("a policy") };
+    let identities = &policy.rules[0].from[0].identities;
+    let names = |i: usize| (identities[i].namespace.as_str(), identities[i].service_account.as_str());
+    assert_eq!([names(0), names(1), names(2)], [("default", "cart"), ("shop", "pay"), ("a", "b")]);
+    assert_eq!(policy.rules[0].ports, [5432, 80]);
+    assert_eq!(policy.action(), v1::AuthorizationAction::Deny);
 }
 
 #[test]

@@ -25,6 +25,7 @@ async fn an_agent_is_sent_all_then_only_what_changes() {
         (Kind::Workload, vec!["shop/w1", "shop/w2"]),
         (Kind::HttpRoute, vec![]),
         (Kind::TrafficPolicy, vec![]),
+        (Kind::AuthorizationPolicy, vec![]),
     ] {
         let response = agent.first(kind, &nothing).await;
         assert_eq!(names(&response), expected, "{kind}");

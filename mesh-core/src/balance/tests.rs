@@ -15,6 +15,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         port: 80,
         weight,
         local: false,
+        policy_set: 0,
     };
     Service {
         id: 1,

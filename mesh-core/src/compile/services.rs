@@ -154,6 +154,7 @@ impl Compiler {
                     port: member.port,
                     weight: member.weight,
                     local: held.workload.local,
+                    policy_set: held.workload.policy_set,
                 };
                 let dialled = !held.workload.addresses.is_empty();
                 let takes = member.healthy && member.weight > 0 && dialled;

@@ -8,7 +8,7 @@ use mesh_api::proto::v1::{self, Health};
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
-use crate::snapshot::{EndpointId, ServiceId, Workload, WorkloadPort};
+use crate::snapshot::{EndpointId, PolicySetId, ServiceId, Workload, WorkloadPort};
 
 /// What is kept of a compiled workload.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ impl Compiler {
     /// Compiles a workload anew.
     pub(super) fn compile_workload(&mut self, name: &Name, work: &mut Work) {
         let before = self.workloads.remove(name);
+        self.locals.remove(name);
         let Some(spec) = self.model.workload(name) else {
             self.problems.set(Kind::Workload, name, 0, Vec::new());
             if let Some(before) = before {
@@ -49,7 +50,14 @@ impl Compiler {
         }
         match ids {
             Ok(ids) => {
-                let mut held = self.build(name, ids, &spec, before.as_ref(), &mut problems);
+                let local = !spec.node.is_empty() && *spec.node == *self.node;
+                let policy_set = if local {
+                    self.locals.insert(Name::clone(name));
+                    self.policy_set(&spec, work)
+                } else {
+                    0
+                };
+                let mut held = self.build(name, ids, policy_set, &spec, before.as_ref(), &mut problems);
                 self.exchange(before.as_ref(), &held, work);
                 match self.next.workloads.get(&ids.workload) {
                     Some(old) if *old == held.workload => held.workload = Arc::clone(old),
@@ -83,6 +91,7 @@ impl Compiler {
         &mut self,
         name: &Name,
         ids: super::WorkloadIds,
+        policy_set: PolicySetId,
         spec: &v1::Workload,
         before: Option<&Held>,
         problems: &mut Vec<String>,
@@ -118,6 +127,7 @@ impl Compiler {
             local: !spec.node.is_empty() && *spec.node == *self.node,
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
+            policy_set,
             ports: ports.into(),
             addresses: addresses.into(),
         };
@@ -170,7 +180,7 @@ impl Compiler {
     fn exchange(&mut self, before: Option<&Held>, after: &Held, work: &mut Work) {
         let members = before.map_or(&[][..], |b| &b.members);
         self.end_members(members, &after.members, work);
-        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local);
+        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local, w.policy_set);
         let moved = before.is_none_or(|before| dialled(&before.workload) != dialled(&after.workload));
         let changed = after.members.iter().filter(|m| moved || !members.contains(m));
         work.endpoints.extend(changed.map(|m| m.service));

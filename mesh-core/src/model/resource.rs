@@ -37,7 +37,7 @@ macro_rules! messages {
     )*};
 }
 
-messages!(Service, Workload, HttpRoute, TrafficPolicy);
+messages!(Service, Workload, HttpRoute, TrafficPolicy, AuthorizationPolicy);
 
 impl Message for v1::Mesh {
     const KIND: Kind = Kind::Mesh;
@@ -65,6 +65,7 @@ impl Resource {
             Kind::Workload => full_name::<v1::Workload>(&raw),
             Kind::HttpRoute => full_name::<v1::HttpRoute>(&raw),
             Kind::TrafficPolicy => full_name::<v1::TrafficPolicy>(&raw),
+            Kind::AuthorizationPolicy => full_name::<v1::AuthorizationPolicy>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),
         }
         .map_err(|error| format!("it cannot be decoded: {error}"))?;

@@ -88,7 +88,7 @@ fn put(
             service.port, service.namespace, service.name
         )));
     }
-    let content = Content::of(service, vip.is_ipv6(), snapshot);
+    let content = Content::of(service, vip.is_ipv6(), snapshot, view);
     if let Some(problem) = unreachable_family(service, vip, &content) {
         troubles.push(of(service, problem));
     }

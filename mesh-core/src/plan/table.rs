@@ -10,8 +10,11 @@ use mesh_api::proto::v1::Protocol;
 use mesh_common::addr::{self, Addr};
 use mesh_common::record::{self, app, flags};
 
+use super::view::View;
 use crate::alias;
-use crate::snapshot::{Endpoint, EndpointId, OnProxyLoss, Service, ServiceId, Snapshot, WorkloadId};
+use crate::snapshot::{
+    Endpoint, EndpointId, OnProxyLoss, PolicySetId, Service, ServiceId, Snapshot, WorkloadId,
+};
 
 /// An endpoint in a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +24,7 @@ pub(super) struct Choice {
     endpoint: EndpointId,
     workload: WorkloadId,
     flags: u32,
+    policy_set: PolicySetId,
     weight: u64,
 }
 
@@ -47,8 +51,8 @@ pub(super) struct Content {
 
 impl Content {
     /// The entry of `service` under a virtual address of this family.
-    pub fn of(service: &Service, v6: bool, snapshot: &Snapshot) -> Self {
-        let table = choices(service, v6);
+    pub fn of(service: &Service, v6: bool, snapshot: &Snapshot, view: &View) -> Self {
+        let table = choices(service, v6, view);
         let mut content = Self {
             service: service.id,
             table,
@@ -61,7 +65,7 @@ impl Content {
         }
         content.flags = flags::PROXY;
         let own = service.routes.is_none();
-        let backends = if own { Vec::new() } else { weighted(&service.fallback, v6, snapshot) };
+        let backends = if own { Vec::new() } else { weighted(&service.fallback, v6, snapshot, view) };
         let bypass = if own { &content.table } else { &backends };
         if !bypass.is_empty() {
             if service.on_proxy_loss == OnProxyLoss::Bypass {
@@ -76,7 +80,7 @@ impl Content {
         let reachable = service.backends.iter().filter_map(|id| snapshot.services.get(id));
         let any = reachable
             .flat_map(|s| s.serving().iter().map(|e| (e, s.inbound_proxy)))
-            .find_map(|(e, asks)| choice(e, v6, asks).or_else(|| choice(e, !v6, asks)));
+            .find_map(|(e, asks)| choice(e, v6, asks, view).or_else(|| choice(e, !v6, asks, view)));
         content.fallback = Fallback::Own(any.into_iter().collect());
         content
     }
@@ -150,15 +154,16 @@ impl Content {
             alias: slot.alias,
             port_be: choice.port.to_be(),
             pad: 0,
-            reserved: [0; 4],
+            policy_set: choice.policy_set,
+            reserved: [0; 3],
         }));
     }
 }
 
 /// `asks`: its port wants to know who is calling.
-fn choice(e: &Endpoint, v6: bool, asks: bool) -> Option<Choice> {
+fn choice(e: &Endpoint, v6: bool, asks: bool, view: &View) -> Option<Choice> {
     let ip = if v6 { e.v6.map(IpAddr::V6) } else { e.v4.map(IpAddr::V4) };
-    let flags = match (e.local, asks) {
+    let flags = match (e.local, asks || e.policy_set != 0) {
         (true, true) => flags::LOCAL | flags::ASKS,
         (true, false) => flags::LOCAL,
         (false, _) => 0,
@@ -169,21 +174,22 @@ fn choice(e: &Endpoint, v6: bool, asks: bool) -> Option<Choice> {
         endpoint: e.id,
         workload: e.workload,
         flags,
+        policy_set: view.asked(e.policy_set),
         weight: u64::from(e.weight),
     })
 }
 
-fn choices(service: &Service, v6: bool) -> Vec<Choice> {
-    service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy)).collect()
+fn choices(service: &Service, v6: bool, view: &View) -> Vec<Choice> {
+    service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy, view)).collect()
 }
 
 /// The endpoints of several services, each service's weight shared out among its endpoints by theirs. A
 /// service without an endpoint leaves its share to the others.
-fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot) -> Vec<Choice> {
+fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot, view: &View) -> Vec<Choice> {
     let mut all = Vec::new();
     for &(id, weight) in backends {
         let Some(service) = snapshot.services.get(&id) else { continue };
-        let mut own = choices(service, v6);
+        let mut own = choices(service, v6, view);
         let sum: u128 = own.iter().map(|c| u128::from(c.weight)).sum();
         if weight == 0 || sum == 0 {
             continue;

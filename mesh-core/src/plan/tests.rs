@@ -2,6 +2,7 @@
 
 mod golden;
 mod limits;
+mod policies;
 mod property;
 mod restart;
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use mesh_common::decide;
-use mesh_common::record::{Endpoint, Service, ServiceKey, Workload, WorkloadKey};
+use mesh_common::record::{Endpoint, PolicyCidr, PolicyKey, Service, ServiceKey, Workload, WorkloadKey};
 
 use super::{Capacities, LocalSlots, MapOp, Plan, View, plan};
 use crate::compile::tests::{apply, compiler};
@@ -23,6 +24,8 @@ struct Maps {
     services: BTreeMap<ServiceKey, Service>,
     workloads: BTreeMap<WorkloadKey, Workload>,
     slots: Vec<Option<Endpoint>>,
+    policy: BTreeMap<PolicyKey, u32>,
+    cidrs: BTreeMap<(u32, PolicyCidr), u32>,
     epoch: u64,
 }
 
@@ -32,6 +35,8 @@ impl Maps {
             services: BTreeMap::new(),
             workloads: BTreeMap::new(),
             slots: vec![None; capacities.endpoints as usize],
+            policy: BTreeMap::new(),
+            cidrs: BTreeMap::new(),
             epoch: 0,
         }
     }
@@ -47,6 +52,14 @@ impl Maps {
             MapOp::PutService { key, value } => drop(self.services.insert(*key, *value)),
             MapOp::DelService { key } => assert!(self.services.remove(key).is_some(), "{key:?}"),
             MapOp::DelWorkload { key } => assert!(self.workloads.remove(key).is_some(), "{key:?}"),
+            MapOp::PutPolicy { key, value } => assert_eq!(self.policy.insert(*key, *value), None),
+            MapOp::PutPolicyCidr { length, prefix, value } => {
+                assert_eq!(self.cidrs.insert((*length, *prefix), *value), None);
+            }
+            MapOp::DelPolicy { key } => assert!(self.policy.remove(key).is_some(), "{key:?}"),
+            MapOp::DelPolicyCidr { length, prefix } => {
+                assert!(self.cidrs.remove(&(*length, *prefix)).is_some(), "{prefix:?}");
+            }
             MapOp::SetEpoch(epoch) => self.epoch = *epoch,
         }
     }
@@ -95,7 +108,7 @@ impl Node {
     }
 
     fn small(services: u32, workloads: u32, endpoints: u32) -> Self {
-        Self::new(Capacities { services, workloads, endpoints })
+        Self::new(Capacities { services, workloads, endpoints, ..Capacities::default() })
     }
 
     fn change(&mut self, upserts: Vec<Resource>, removes: &[(Kind, &str)]) -> Plan {

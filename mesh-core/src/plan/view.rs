@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
-use mesh_common::{maps, record};
+use mesh_common::{maps, policy, record};
 
 use super::alloc::{Allocator, NoRoom, Range};
 use super::claims::Claims;
+use super::policies::HeldSet;
 use super::table::Content;
 use super::{Condition, MapOp};
-use crate::snapshot::{Service, Workload};
+use crate::snapshot::{PolicySetId, Service, Workload};
 
 /// How long a freed range of slots rests before it is written again. A program runs for microseconds.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -26,6 +27,10 @@ pub struct Capacities {
     pub workloads: u32,
     /// Of `ENDPOINTS`.
     pub endpoints: u32,
+    /// Of `POLICY`.
+    pub policy: u32,
+    /// Of `POLICY_CIDRS`.
+    pub policy_cidrs: u32,
 }
 
 impl Default for Capacities {
@@ -34,8 +39,23 @@ impl Default for Capacities {
             services: maps::SERVICES.capacity,
             workloads: maps::WORKLOADS.capacity,
             endpoints: maps::ENDPOINTS.capacity,
+            policy: maps::POLICY.capacity,
+            policy_cidrs: maps::POLICY_CIDRS.capacity,
         }
     }
+}
+
+/// What the maps of an agent before this one hold.
+#[derive(Clone, Debug, Default)]
+pub struct Adopted {
+    /// Of `SERVICES`.
+    pub services: Vec<(record::ServiceKey, record::Service)>,
+    /// Of `WORKLOADS`.
+    pub workloads: Vec<(record::WorkloadKey, record::Workload)>,
+    /// Keys of `POLICY`.
+    pub policy: Vec<record::PolicyKey>,
+    /// Keys of `POLICY_CIDRS`: length in bits and prefix.
+    pub policy_cidrs: Vec<(u32, record::PolicyCidr)>,
 }
 
 /// Stands for what was written: to see whether it has to be written anew, nobody needs all of it.
@@ -72,6 +92,15 @@ pub struct View {
     /// What is wrong, by the key that it is wrong with.
     pub(super) service_troubles: BTreeMap<record::ServiceKey, Vec<Condition>>,
     pub(super) workload_troubles: BTreeMap<record::WorkloadKey, Vec<Condition>>,
+    /// Policy sets that the maps hold.
+    pub(super) sets: HashMap<PolicySetId, HeldSet>,
+    /// Entries of them.
+    pub(super) verdicts_held: usize,
+    pub(super) cidrs_held: usize,
+    /// Policy sets that do not fit.
+    pub(super) closed: BTreeMap<PolicySetId, Condition>,
+    /// The plan under way deletes a policy set.
+    pub(super) policy_room: bool,
 }
 
 impl View {
@@ -92,17 +121,26 @@ impl View {
             waiting_workloads: BTreeSet::new(),
             service_troubles: BTreeMap::new(),
             workload_troubles: BTreeMap::new(),
+            sets: HashMap::new(),
+            verdicts_held: 0,
+            cidrs_held: 0,
+            closed: BTreeMap::new(),
+            policy_room: false,
         }
     }
 
     /// Maps that an agent before this one has filled. Their slots are not read: what is still wanted gets
     /// new tables. What is not wanted any more is deleted by the first full plan.
-    pub fn adopt(
-        services: Vec<(record::ServiceKey, record::Service)>,
-        workloads: Vec<(record::WorkloadKey, record::Workload)>,
-        capacities: Capacities,
-    ) -> Self {
+    pub fn adopt(adopted: Adopted, capacities: Capacities) -> Self {
+        let Adopted { services, workloads, policy, policy_cidrs } = adopted;
         let mut view = Self::new(capacities);
+        (view.verdicts_held, view.cidrs_held) = (policy.len(), policy_cidrs.len());
+        for key in policy {
+            view.sets.entry(key.set).or_default().verdicts.push(key);
+        }
+        for (length, prefix) in policy_cidrs {
+            view.sets.entry(prefix.set).or_default().cidrs.push((length, prefix));
+        }
         for (key, value) in services {
             view.generation = view.generation.max(value.generation);
             let mut ranges = Vec::new();
@@ -125,7 +163,18 @@ impl View {
 
     /// What does not fit or collides, as of now.
     pub(super) fn conditions(&self) -> Vec<Condition> {
-        self.service_troubles.values().chain(self.workload_troubles.values()).flatten().cloned().collect()
+        let entries = self.service_troubles.values().chain(self.workload_troubles.values()).flatten();
+        entries.chain(self.closed.values()).cloned().collect()
+    }
+
+    /// The number under which the kernel asks a policy set: its own, or that of none where it does not fit.
+    pub(super) fn asked(&self, set: PolicySetId) -> PolicySetId {
+        if self.closed.contains_key(&set) { policy::CLOSED } else { set }
+    }
+
+    /// The highest number of a policy set that the maps hold; 0: they hold none.
+    pub fn last_policy_set(&self) -> PolicySetId {
+        self.sets.keys().max().copied().unwrap_or(0)
     }
 
     /// When to plan again for what waits: at once where only entries lacked and this plan has deleted some,
@@ -135,7 +184,8 @@ impl View {
             && self.services.len() < self.capacities.services as usize;
         let for_workloads =
             !self.waiting_workloads.is_empty() && self.workloads.len() < self.capacities.workloads as usize;
-        if for_entries || for_workloads {
+        let for_policies = self.policy_room && !self.closed.is_empty();
+        if for_entries || for_workloads || for_policies {
             Some(now)
         } else if self.waiting_services.is_empty() {
             None

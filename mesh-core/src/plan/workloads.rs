@@ -11,7 +11,7 @@ use super::claims::Claimant;
 use super::table::protocol;
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
-use crate::snapshot::{OnProxyLoss, Snapshot, Workload, WorkloadId, WorkloadPort};
+use crate::snapshot::{OnProxyLoss, PolicySetId, Snapshot, Workload, WorkloadId, WorkloadPort};
 
 pub(super) fn plan(
     view: &mut View,
@@ -37,7 +37,8 @@ pub(super) fn plan(
         let mut troubles = Vec::new();
         if let Some(workload) = view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
             name_rivals(view, snapshot, key, workload, &mut troubles);
-            let value = value(workload, u16::from_be(key.port_be), locals.get(&workload.id).copied());
+            let set = view.asked(workload.policy_set);
+            let value = value(workload, u16::from_be(key.port_be), set, locals.get(&workload.id).copied());
             put(view, key, value, workload, ops, &mut troubles);
         }
         note(&mut view.workload_troubles, key, troubles);
@@ -75,11 +76,11 @@ fn served(workload: &Workload, port: u16) -> Option<&WorkloadPort> {
     workload.ports.iter().find(|p| p.port == port)
 }
 
-fn value(workload: &Workload, port: u16, slots: Option<LocalSlots>) -> record::Workload {
+fn value(workload: &Workload, port: u16, set: PolicySetId, slots: Option<LocalSlots>) -> record::Workload {
     let mut value = record::Workload {
         workload: workload.id,
         identity: workload.identity,
-        policy_set: 0,
+        policy_set: set,
         endpoint: 0,
         service: 0,
         flags: if workload.local || slots.is_some() { flags::LOCAL } else { 0 },
@@ -87,6 +88,9 @@ fn value(workload: &Workload, port: u16, slots: Option<LocalSlots>) -> record::W
         heartbeat_slot: 0,
         protocol: record::app::TCP,
     };
+    if set != 0 {
+        value.flags |= flags::ASKS;
+    }
     let Some(served) = served(workload, port) else { return value };
     value.endpoint = served.endpoint;
     value.service = served.service;

@@ -18,5 +18,6 @@ mod kernel_view;
 mod kills;
 mod limits;
 mod long;
+mod policy;
 mod telemetry;
 mod words;

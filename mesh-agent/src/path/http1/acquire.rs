@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use mesh_core::error::ProxyError;
 
+use super::super::authorise::authorise;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::PoolKey;
@@ -39,6 +40,7 @@ impl Connection {
         let mut failed = 0;
         loop {
             account.service = hop.service;
+            authorise(&self.session.worker, &self.session.member, &hop)?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);
                 return Ok((Acquired { upstream, hop, reused: true }, prepared));

@@ -100,6 +100,7 @@ impl Rig {
             .add_workload(Enrolment {
                 workload: CALLER,
                 identity: 3,
+                namespace: 1,
                 netns: Arc::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()),
                 out4: Some(out4),
                 out6: None,
@@ -173,6 +174,7 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
             port: address.port(),
             weight: 1,
             local: true,
+            policy_set: 0,
         })
         .collect();
     Service {
@@ -370,6 +372,7 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         id,
         identity: 3,
         mesh_ns: 1,
+        policy_set: 0,
         full_name: "default/caller".into(),
         service_account: "default".into(),
         node: "here".into(),

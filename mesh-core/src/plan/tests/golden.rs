@@ -31,7 +31,8 @@ fn slot(address: &str, generation: u32, endpoint: u32, threshold: u32, alias: u3
         alias,
         port_be: 8080u16.to_be(),
         pad: 0,
-        reserved: [0; 4],
+        policy_set: 0,
+        reserved: [0; 3],
     }
 }
 

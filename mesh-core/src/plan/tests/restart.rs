@@ -6,7 +6,7 @@ use super::{Capacities, MapOp, Node, View};
 use crate::compile::Dirty;
 use crate::compile::tests::{of, service, workload};
 use crate::model::Resource;
-use crate::plan::GRACE;
+use crate::plan::{Adopted, GRACE};
 
 fn world() -> Vec<Resource> {
     vec![
@@ -22,11 +22,12 @@ fn restarted() -> Node {
     let mut old = Node::new(Capacities::default());
     old.put(world());
     let mut node = Node::new(Capacities::default());
-    node.view = View::adopt(
-        old.maps.services.clone().into_iter().collect(),
-        old.maps.workloads.clone().into_iter().collect(),
-        Capacities::default(),
-    );
+    let adopted = Adopted {
+        services: old.maps.services.clone().into_iter().collect(),
+        workloads: old.maps.workloads.clone().into_iter().collect(),
+        ..Adopted::default()
+    };
+    node.view = View::adopt(adopted, Capacities::default());
     (node.maps, node.full) = (old.maps, false);
     node
 }

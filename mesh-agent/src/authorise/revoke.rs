@@ -1,0 +1,222 @@
+//! Ends connections that a changed policy no longer allows.
+//!
+//! For each workload of this node whose policy set is another than before: its connections from others are
+//! listed in its namespace, and who is not allowed in any more is reset. Once when the change is in the maps,
+//! and once more a moment later, for what was let in by the old policy and established after the first look.
+//!
+//! Who is calling is known as the kernel knows it: by the flow source, where the destination had asked for one
+//! when the connection began. Where it had not, by the other end: a socket in the namespace of a workload of
+//! this node belongs to that workload, whatever its address is. Otherwise there is an address and no proof.
+//!
+//! It also tells the kernel which workloads have policies at all: their other addresses are closed.
+//!
+//! Cost: a look at the changed workloads' sockets; at everybody's, once, where a proof is missing. Bounded by
+//! [`MOST`] sockets a namespace. Not here: connections that are cut because their workload has ended (enrol).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use mesh_common::addr;
+use mesh_common::policy::{Caller, UNPROVED};
+use mesh_common::record::FlowKey;
+use mesh_core::snapshot::{PolicySetId, Snapshot, WorkloadId};
+
+use super::diag::{Diag, MOST, Socket};
+use super::{caller, refusal};
+use crate::config::Handle as Config;
+use crate::kernel::Kernel;
+use crate::path::Proxy;
+use crate::sys;
+
+/// Between two looks at who is there, at most.
+const LOOK: Duration = Duration::from_millis(100);
+/// From the first look to the second.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A workload's sockets, and where they live.
+type Places = Vec<(WorkloadId, Arc<OwnedFd>)>;
+
+/// Looks at every epoch for as long as the agent runs.
+pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, ended: Arc<AtomicU64>) {
+    let mut epochs = config.epoch();
+    let mut known: HashMap<WorkloadId, PolicySetId> = HashMap::new();
+    let mut policed: HashMap<WorkloadId, bool> = HashMap::new();
+    loop {
+        let snapshot = config.snapshot();
+        let places = proxy.workloads();
+        let set = |workload: WorkloadId| snapshot.workloads.get(&workload).map_or(0, |w| w.policy_set);
+        let now: HashMap<WorkloadId, PolicySetId> = places.iter().map(|(id, _)| (*id, set(*id))).collect();
+        let changed: Vec<WorkloadId> = now
+            .iter()
+            .filter(|(id, set)| **set != 0 && known.get(*id) != Some(*set))
+            .map(|(id, _)| *id)
+            .collect();
+        known = now;
+        set_policed(&kernel, &known, &mut policed);
+        if !changed.is_empty() {
+            look(&kernel, &config, &places, &changed, &ended).await;
+            tokio::time::sleep(AGAIN).await;
+            look(&kernel, &config, &places, &changed, &ended).await;
+        }
+        // A workload may come without an epoch.
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, epochs.changed()).await {
+            return;
+        }
+    }
+}
+
+/// Tells the kernel which workloads have policies, where that is news.
+fn set_policed(
+    kernel: &Kernel,
+    known: &HashMap<WorkloadId, PolicySetId>,
+    told: &mut HashMap<WorkloadId, bool>,
+) {
+    told.retain(|workload, _| known.contains_key(workload));
+    for (workload, set) in known {
+        let policed = *set != 0;
+        if told.get(workload) == Some(&policed) {
+            continue;
+        }
+        match kernel.set_policed(*workload, policed) {
+            Ok(()) => drop(told.insert(*workload, policed)),
+            Err(error) => {
+                tracing::error!(%error, policed, "addresses that it was not enrolled with stay as they were");
+            }
+        }
+    }
+}
+
+async fn look(
+    kernel: &Arc<Kernel>,
+    config: &Config,
+    places: &Places,
+    changed: &[WorkloadId],
+    ended: &Arc<AtomicU64>,
+) {
+    let (kernel, snapshot) = (kernel.clone(), config.snapshot());
+    let (places, changed, ended) = (places.clone(), changed.to_vec(), ended.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        Look { kernel: &kernel, snapshot: &snapshot, places: &places, ends: None, ended: &ended }
+            .all(&changed);
+    });
+    if let Err(error) = looked.await {
+        tracing::error!(%error, "connections could not be looked at after a change of policy");
+    }
+}
+
+struct Look<'a> {
+    kernel: &'a Kernel,
+    snapshot: &'a Snapshot,
+    places: &'a Places,
+    /// Who holds the other end of connections on this node; `None`: not asked yet.
+    ends: Option<HashMap<(SocketAddr, SocketAddr), WorkloadId>>,
+    /// Connections ended, in all.
+    ended: &'a AtomicU64,
+}
+
+impl Look<'_> {
+    fn all(&mut self, changed: &[WorkloadId]) {
+        for workload in changed {
+            let Some((_, netns)) = self.places.iter().find(|(id, _)| id == workload) else { continue };
+            match sys::in_netns(netns.as_fd(), || {
+                let diag = Diag::new()?;
+                Ok((diag.sockets()?, diag))
+            }) {
+                Ok((sockets, diag)) => self.one(*workload, &sockets, &diag),
+                Err(error) => {
+                    let name = self.name(*workload);
+                    tracing::error!(%error, name, "connections cannot be listed: those that are no longer allowed go on");
+                }
+            }
+        }
+    }
+
+    fn one(&mut self, workload: WorkloadId, sockets: &[Socket], diag: &Diag) {
+        let Some(called) = self.snapshot.workloads.get(&workload) else { return };
+        if sockets.len() >= MOST {
+            tracing::warn!(
+                name = self.name(workload),
+                MOST,
+                "more connections than are looked at after a change of policy"
+            );
+        }
+        let listening: std::collections::HashSet<u16> =
+            sockets.iter().filter(|s| s.listens).map(|s| s.local.port()).collect();
+        let inbound = |s: &&Socket| {
+            let port = s.local.port();
+            let served = listening.contains(&port) || called.ports.iter().any(|p| p.port == port);
+            !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
+        };
+        let mut ended = 0;
+        for socket in sockets.iter().filter(inbound) {
+            let caller = self.caller_of(socket);
+            let Some(why) = refusal(self.snapshot, workload, caller, socket.remote.ip(), socket.local.port())
+            else {
+                continue;
+            };
+            match diag.destroy(socket) {
+                Ok(true) => {
+                    ended += 1;
+                    tracing::debug!(source = %socket.remote, port = socket.local.port(), why, "connection ended by policy");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, source = %socket.remote, "a connection that is no longer allowed cannot be ended");
+                }
+            }
+        }
+        self.ended.fetch_add(ended, Relaxed);
+        if ended > 0 {
+            tracing::info!(
+                workload = self.name(workload),
+                connections = ended,
+                "ended by a change of policy"
+            );
+        }
+    }
+
+    fn caller_of(&mut self, socket: &Socket) -> Caller {
+        let flow = FlowKey {
+            src: addr::from_ip(socket.remote.ip()),
+            dst: addr::from_ip(socket.local.ip()),
+            src_port_be: socket.remote.port().to_be(),
+            dst_port_be: socket.local.port().to_be(),
+        };
+        if let Some(source) = self.kernel.source_of(&flow) {
+            return Caller { identity: source.identity, namespace: source.namespace };
+        }
+        let places = self.places;
+        let ends = self.ends.get_or_insert_with(|| other_ends(places));
+        let holder = ends.get(&(socket.remote, socket.local)).copied();
+        holder.map_or(UNPROVED, |holder| caller(self.snapshot, holder))
+    }
+
+    fn name(&self, workload: WorkloadId) -> String {
+        self.snapshot.workloads.get(&workload).map_or_else(String::new, |w| w.full_name.to_string())
+    }
+}
+
+/// The connections of every workload of this node, by their two ends. Ends that several claim prove nothing.
+fn other_ends(places: &Places) -> HashMap<(SocketAddr, SocketAddr), WorkloadId> {
+    let mut ends: HashMap<(SocketAddr, SocketAddr), WorkloadId> = HashMap::new();
+    for (workload, netns) in places {
+        let sockets: io::Result<Vec<Socket>> = sys::in_netns(netns.as_fd(), || Diag::new()?.sockets());
+        // A namespace that is gone has no connections.
+        for socket in sockets.unwrap_or_default().iter().filter(|s| !s.listens && !is_local(s.remote.ip())) {
+            let claimed = ends.entry((socket.local, socket.remote)).or_insert(*workload);
+            if claimed != workload {
+                *claimed = 0;
+            }
+        }
+    }
+    ends
+}
+
+fn is_local(ip: IpAddr) -> bool {
+    ip.is_loopback()
+}

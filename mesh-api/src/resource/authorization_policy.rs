@@ -1,0 +1,276 @@
+//! `AuthorizationPolicy`: who may connect to which workloads of its namespace.
+//!
+//! Built: terms that a connection shows (identity, namespace, address, port), `allow` and `deny`. Terms of
+//! requests (paths, methods, headers, hosts, JWT claims) and `audit` are refused by name.
+//! Not here: what several policies come to (mesh-core's authorise).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Serialize, Serializer};
+
+use super::envelope::labels;
+use crate::error::{ApiError, Reason};
+use crate::name::{LABEL, SUBDOMAIN};
+use crate::spiffe::SpiffeId;
+use crate::walk::At;
+
+/// Most rules of a policy.
+const MAX_RULES: usize = 64;
+/// Most entries of a rule's `from` and `to`.
+const MAX_ENTRIES: usize = 16;
+/// Most values of one term.
+const MAX_VALUES: usize = 64;
+
+/// What an `AuthorizationPolicy` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AuthorizationPolicySpec {
+    /// Workloads of the policy's namespace that it is for; empty: all.
+    #[serde(skip_serializing_if = "Selector::is_empty")]
+    pub selector: Selector,
+    /// What becomes of connections that match.
+    pub action: Action,
+    /// One of them must match; none: nothing matches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<AuthorizationRule>,
+}
+
+/// Workloads by labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Selector {
+    /// Labels that a workload must have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+impl Selector {
+    fn is_empty(&self) -> bool {
+        self.match_labels.is_empty()
+    }
+}
+
+/// What becomes of connections that match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// They are let in, unless another policy denies them; what no such policy matches is refused.
+    #[default]
+    Allow,
+    /// They are refused.
+    Deny,
+}
+
+/// Matches where one entry of `from` and one of `to` do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AuthorizationRule {
+    /// Who calls; none: anybody.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<SourceTerms>,
+    /// What is called; none: every port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<TargetTerms>,
+}
+
+/// Matches where every kind of term that is there has a value that does; accounts and principals are one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceTerms {
+    /// Service accounts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<Account>,
+    /// Identities.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    pub principals: Vec<SpiffeId>,
+    /// Namespaces of the caller.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Addresses of the caller.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cidrs: Vec<Cidr>,
+}
+
+/// What of the destination matches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TargetTerms {
+    /// Ports of the workload (not of a service); at least one.
+    pub ports: Vec<u16>,
+}
+
+/// A service account: `<name>` of the policy's namespace, or `<namespace>/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its namespace; `None`: the policy's.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+/// A network: an address and how many bits of it count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cidr {
+    /// Its first address.
+    pub address: IpAddr,
+    /// Bits that count, 0..=32 or 0..=128.
+    pub length: u8,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl Serialize for Account {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+fn as_texts<S: Serializer>(all: &[SpiffeId], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(all.iter().map(ToString::to_string))
+}
+
+impl Cidr {
+    /// `<address>/<length>`, or an address alone; bits beyond the length are zero.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address.parse().ok()?, Some(length.parse::<u8>().ok()?)),
+            None => (text.parse().ok()?, None),
+        };
+        let (bits, host) = match address {
+            IpAddr::V4(v4) => {
+                let length = length.unwrap_or(32);
+                (32, u32::MAX.checked_shr(length.into()).unwrap_or(0) & u32::from(v4) != 0)
+            }
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => return None,
+            IpAddr::V6(v6) => {
+                let length = length.unwrap_or(128);
+                (128, u128::MAX.checked_shr(length.into()).unwrap_or(0) & u128::from(v6) != 0)
+            }
+        };
+        let length = length.unwrap_or(bits);
+        (length <= bits && !host).then_some(Self { address, length })
+    }
+}
+
+impl AuthorizationPolicySpec {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["selector", "action", "rules"], &["targetRef", "targetRefs", "provider"])?;
+        Ok(Self {
+            selector: fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default(),
+            action: fields
+                .read("action", |at| {
+                    at.one_of(&[("allow", Action::Allow), ("deny", Action::Deny)], &["audit", "custom"])
+                })?
+                .unwrap_or_default(),
+            rules: fields.each("rules", 0..=MAX_RULES, |at| AuthorizationRule::read(&at))?,
+        })
+    }
+}
+
+impl Selector {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["matchLabels"], &["matchExpressions"])?;
+        Ok(Self { match_labels: fields.read("matchLabels", |at| labels(&at))?.unwrap_or_default() })
+    }
+}
+
+impl AuthorizationRule {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["from", "to"], &["when"])?;
+        Ok(Self {
+            // An empty list could be read as "nobody" and as "anybody".
+            from: fields.each("from", 1..=MAX_ENTRIES, |at| SourceTerms::read(&at))?,
+            to: fields.each("to", 1..=MAX_ENTRIES, |at| TargetTerms::read(&at))?,
+        })
+    }
+}
+
+impl SourceTerms {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let known = ["serviceAccounts", "principals", "namespaces", "cidrs"];
+        let unbuilt = [
+            "notServiceAccounts",
+            "notPrincipals",
+            "notNamespaces",
+            "notCidrs",
+            "requestPrincipals",
+            "notRequestPrincipals",
+            "remoteCidrs",
+            "jwt",
+        ];
+        let fields = at.object(&known, &unbuilt)?;
+        let account = "a service account: NAME of the policy's namespace, or NAMESPACE/NAME";
+        let cidr = "a network such as 10.0.0.0/8 or fd00::/8 with zeros behind its length, or an address";
+        let principal = "an identity: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT";
+        let terms = Self {
+            service_accounts: fields
+                .each("serviceAccounts", 1..=MAX_VALUES, |at| at.parsed(account, parse_account))?,
+            principals: fields
+                .each("principals", 1..=MAX_VALUES, |at| at.parsed(principal, |text| text.parse().ok()))?,
+            namespaces: fields.each("namespaces", 1..=MAX_VALUES, |at| at.checked(&LABEL))?,
+            cidrs: fields.each("cidrs", 1..=MAX_VALUES, |at| at.parsed(cidr, Cidr::parse))?,
+        };
+        if terms == Self::default() {
+            let accepted = format!("an object with {}; for anybody leave `from` out", known.join(", "));
+            return Err(at.refuse(Reason::OutOfRange, accepted));
+        }
+        Ok(terms)
+    }
+}
+
+impl TargetTerms {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(
+            &["ports"],
+            &["paths", "methods", "headers", "hosts", "notPorts", "notPaths", "notMethods"],
+        )?;
+        let ports = fields.need("ports", "a list of 1..=64 ports of the workload")?.list(1..=MAX_VALUES)?;
+        Ok(Self { ports: ports.iter().map(At::port).collect::<Result<_, _>>()? })
+    }
+}
+
+fn parse_account(text: &str) -> Option<Account> {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    let holds = namespace.is_none_or(|namespace| (LABEL.holds)(namespace)) && (SUBDOMAIN.holds)(name);
+    holds.then(|| Account { namespace: namespace.map(str::to_owned), name: name.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_has_zeros_behind_its_length() {
+        let text = |text: &str| Cidr::parse(text).map(|cidr| cidr.to_string());
+        for good in ["10.0.0.0/8", "0.0.0.0/0", "10.1.2.3/32", "fd00::/8", "::/0", "fd00::1/128"] {
+            assert_eq!(text(good).as_deref(), Some(good));
+        }
+        assert_eq!(text("10.1.2.3").as_deref(), Some("10.1.2.3/32"));
+        assert_eq!(text("fd00::1").as_deref(), Some("fd00::1/128"));
+        for bad in ["10.0.0.1/8", "10.0.0.0/33", "fd00::/129", "::ffff:10.0.0.0/104", "10.0.0.0/", "x/8", ""]
+        {
+            assert_eq!(text(bad), None, "{bad}");
+        }
+    }
+}
