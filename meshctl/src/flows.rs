@@ -1,7 +1,8 @@
 //! `meshctl flows`: the connections of this node's workloads, from its agent.
 //!
 //! Open ones first; with `-f` on and on: those that begin, and those that end. Lines of text whose columns have
-//! fixed widths, because nobody knows what comes; `-o json` gives an object a line.
+//! fixed widths, because nobody knows what comes; `-o json` gives an object a line, and one of `lost` and `unrecorded` where
+//! flows are missing.
 
 use std::io::{self, Write};
 

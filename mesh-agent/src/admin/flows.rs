@@ -183,7 +183,13 @@ impl Reader<'_> {
             unrecorded: self.unrecorded.saturating_sub(before),
             done,
         };
-        send(self.connection, &page, None).await
+        let sent = send(self.connection, &page, None).await;
+        if let Err(error) = &sent
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            tracing::info!(%error, "a reader of flows is let go: it reads nothing");
+        }
+        sent
     }
 }
 

@@ -79,7 +79,7 @@ impl Kernel {
         Ok((map, info))
     }
 
-    /// How full each map is. Walks the hashes, a system call an entry: for who asks now and then.
+    /// How full each map is. Looks through the hashes: for who asks now and then.
     pub fn fill(&self) -> Vec<Fill> {
         maps::ALL.iter().filter_map(|spec| self.fill_of(*spec).map(|(fill, ..)| fill).ok()).collect()
     }
@@ -115,7 +115,11 @@ impl Kernel {
         };
         match info.kind {
             HASH if spec.name == maps::FLOWS_ABROAD.name => Ok(Some(u64::from(self.flows().abroad))),
-            HASH | PERCPU_HASH | LRU_HASH | LPM_TRIE => inspect::keys(map, info).map(Some),
+            HASH | LRU_HASH | LPM_TRIE => inspect::entries(map, info, 1).map(Some),
+            PERCPU_HASH => {
+                let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+                inspect::entries(map, info, cpus).map(Some)
+            }
             ARRAY => of_array(),
             SOCKMAP if spec.name == maps::LISTENERS.name => Ok(Some(self.listening.lock().len() as u64)),
             RING => inspect::waiting(map).map(Some),

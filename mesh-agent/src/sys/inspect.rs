@@ -10,15 +10,15 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::bpf::{AttachType, bpf, descriptor, info};
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
-const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const PROG_QUERY: libc::c_int = 16;
 const ENABLE_STATS: libc::c_int = 32;
 /// `BPF_F_QUERY_EFFECTIVE`: those of the cgroups above as well, in the order in which they run.
 const EFFECTIVE: u32 = 1;
 /// Programs at one place, at most: the kernel allows 64.
 const PROGRAMS_MAX: usize = 64;
-/// Longest key that is walked, bytes.
+/// Longest key of a map that is looked through, bytes.
 const KEY_MAX: usize = 64;
 
 /// Opens a program by its id.
@@ -139,25 +139,56 @@ fn element(map: BorrowedFd<'_>, key: u64, value: u64) -> Element {
     Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 }
 }
 
-/// How many keys a hash map holds. A system call a key; entries that come and go meanwhile count or not.
-pub fn keys(map: BorrowedFd<'_>, of: MapInfo) -> io::Result<u64> {
-    if of.key as usize > KEY_MAX {
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Entries that one call looks at.
+const BATCH: usize = 512;
+
+/// How many entries a map of keys holds, looked at by the bucket: what comes and goes meanwhile counts or not,
+/// and nothing counts twice. `values`: values a key has: 1, or as many as there are CPUs.
+pub fn entries(map: BorrowedFd<'_>, of: MapInfo, values: usize) -> io::Result<u64> {
+    let (key, value) = (of.key as usize, of.value as usize);
+    if key > KEY_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the map's keys are too long"));
     }
-    let (mut key, mut next) = ([0u8; KEY_MAX], [0u8; KEY_MAX]);
+    let value = if values == 1 { value } else { value.next_multiple_of(8) * values };
+    let (mut keys, mut all) = (vec![0u8; BATCH * key], vec![0u8; BATCH * value]);
+    let (mut from, mut to) = ([0u8; KEY_MAX], [0u8; KEY_MAX]);
     let mut count = 0;
-    // Where a key goes under the walk the kernel begins again: bounded all the same.
-    while count < u64::from(of.capacity) {
-        let from = if count == 0 { 0 } else { key.as_ptr() as u64 };
-        // Both arrays hold the longest key that was let in.
-        match bpf(MAP_GET_NEXT_KEY, &mut element(map, from, next.as_mut_ptr() as u64)) {
-            Ok(_) => key = next,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+    loop {
+        let mut attr = Batch {
+            from: if count == 0 { 0 } else { from.as_ptr() as u64 },
+            to: to.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: all.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        // The buffers hold a batch of this map's keys and values; a place is a number or a key.
+        let more = match bpf(MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
             Err(e) => return Err(e),
+        };
+        count += u64::from(attr.count);
+        // A map that is filled as fast as it is looked at ends here.
+        if !more || attr.count == 0 || count >= u64::from(of.capacity) {
+            return Ok(count.min(u64::from(of.capacity)));
         }
-        count += 1;
+        from = to;
     }
-    Ok(count)
 }
 
 /// How many words of an array are not 0.

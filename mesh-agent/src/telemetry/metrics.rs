@@ -65,7 +65,7 @@ metrics! {
     FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections, and of open ones as they stand.";
     FLOW_RETRANSMITS = "mesh_flow_retransmits_total", Counter, FLOW, "Segments sent again, of ended connections, SYNs among them.";
     FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, ENDED, "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
-    FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end. From the same records.";
+    FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end, to the agent where the path is proxy. From the same records.";
     FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
     VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection.";
     REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";

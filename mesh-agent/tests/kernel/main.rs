@@ -1,5 +1,6 @@
 //! The programs in a real kernel, driven through the agent's own `kernel` module. Needs root and BPF.
 
+mod fill;
 mod flows;
 mod place;
 mod table_swaps;
