@@ -11,7 +11,52 @@
 //! is a new set under a new number, so that no connection is decided half by the old and half by the new.
 //! Not here: what policies mean (mesh-core's authorise).
 
-use crate::record::PolicyKey;
+use crate::addr::Addr;
+
+/// Key of `POLICY`: what a set says of a class of sources.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// The set.
+    pub set: u32,
+    /// [`class`].
+    pub class: u32,
+    /// Number of the range of addresses, from `POLICY_CIDRS`; 0: outside all of them.
+    pub addresses: u32,
+    /// Target port; 0: all that the set does not name.
+    pub port_be: u16,
+    /// 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<PolicyKey>() == 16);
+
+/// Key of `POLICY_CIDRS`, behind the length of the prefix in bits: the set, all 32 bits of it, and an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyCidr {
+    /// The set.
+    pub set: u32,
+    /// Address.
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<PolicyCidr>() == 20);
+
+/// A record of `DENIALS`: an inbound connection that was refused by policy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Where it came from; unspecified: not known in `connect()`.
+    pub source_addr: Addr,
+    /// Workload that called; 0: nobody has proved who.
+    pub source: u32,
+    /// Workload that was called.
+    pub destination: u32,
+    /// Target port.
+    pub port_be: u16,
+    /// 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<Denial>() == 28);
 
 /// The number of a set without entries: the destination's policies do not fit the map.
 pub const CLOSED: u32 = 2;

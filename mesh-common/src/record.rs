@@ -2,6 +2,7 @@
 //! because both sides compile this file for different targets.
 
 use crate::addr::Addr;
+pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -247,51 +248,6 @@ pub struct FlowSource {
     pub established_ns: u64,
 }
 const _: () = assert!(size_of::<FlowSource>() == 24);
-
-/// Key of `POLICY`: what a set says of a class of sources.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PolicyKey {
-    /// The set.
-    pub set: u32,
-    /// [`crate::policy::class`].
-    pub class: u32,
-    /// Number of the range of addresses, from `POLICY_CIDRS`; 0: outside all of them.
-    pub addresses: u32,
-    /// Target port; 0: all that the set does not name.
-    pub port_be: u16,
-    /// 0.
-    pub pad: u16,
-}
-const _: () = assert!(size_of::<PolicyKey>() == 16);
-
-/// Key of `POLICY_CIDRS`, behind the length of the prefix in bits: the set, all 32 bits of it, and an address.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PolicyCidr {
-    /// The set.
-    pub set: u32,
-    /// Address.
-    pub addr: Addr,
-}
-const _: () = assert!(size_of::<PolicyCidr>() == 20);
-
-/// A record of `DENIALS`: an inbound connection that was refused by policy.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// Where it came from; unspecified: not known in `connect()`.
-    pub source_addr: Addr,
-    /// Workload that called; 0: nobody has proved who.
-    pub source: u32,
-    /// Workload that was called.
-    pub destination: u32,
-    /// Target port.
-    pub port_be: u16,
-    /// 0.
-    pub pad: u16,
-}
-const _: () = assert!(size_of::<Denial>() == 28);
 
 /// Key of `CAPTURE_SYN`: a loopback connection inside one namespace, for the microseconds between its SYN
 /// and its acceptance.
