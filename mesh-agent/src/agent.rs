@@ -110,6 +110,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         cgroup: cgroup_root.clone(),
         sizes: args.sizes.list(),
         telemetry: args.flows.telemetry(),
+        udp_idle: Duration::from_secs(args.udp_idle_seconds),
     })?);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };

@@ -87,6 +87,10 @@ pub struct RunArgs {
     /// What is noted of flows.
     #[command(flatten)]
     pub flows: FlowArgs,
+    /// How long a UDP socket that is not connected may neither send to nor hear from a service and keep its
+    /// endpoint, seconds.
+    #[arg(long, env = "NODEMESH_UDP_IDLE_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub udp_idle_seconds: u64,
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,
@@ -159,6 +163,9 @@ pub struct MapSizes {
     /// Bytes of the ring of ended flows: a power of two, and 104 a record.
     #[arg(long, default_value_t = maps::FLOW_EVENTS.capacity, env = "NODEMESH_MAP_FLOW_EVENTS", value_parser = ring)]
     pub map_flow_events: u32,
+    /// Destinations and senders of UDP sockets that are not connected, two a socket and service.
+    #[arg(long, default_value_t = maps::UDP_STICKY.capacity, env = "NODEMESH_MAP_UDP_STICKY", value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
+    pub map_udp_sticky: u32,
 }
 
 impl MapSizes {
@@ -173,6 +180,7 @@ impl MapSizes {
             (maps::POLICY_CIDRS.name, self.map_policy_cidrs),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
             (maps::FLOW_EVENTS.name, self.map_flow_events),
+            (maps::UDP_STICKY.name, self.map_udp_sticky),
         ]
     }
 }

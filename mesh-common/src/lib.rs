@@ -7,6 +7,7 @@
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
+//! - [`flows`], [`udp`]: where what is known of a socket lives, and for how long it holds.
 //!
 //! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
 //! network byte order end in `_be`.
@@ -24,4 +25,5 @@ pub mod maps;
 mod pod;
 pub mod policy;
 pub mod record;
+pub mod udp;
 pub mod verdict;

@@ -3,7 +3,7 @@
 //! The kernel cuts names at 15 bytes; these fit. Sizes are defaults that an agent's configuration may
 //! change at first load; a pinned map keeps the size it was made with.
 
-use crate::record as r;
+use crate::{record as r, udp};
 
 /// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,9 @@ pub const FLOW_HOMES: Spec = spec("FLOW_HOMES", 4, 8, FLOWS.capacity);
 pub const FLOWS: Spec = spec("FLOWS", 4, size_of::<r::Flow>(), 16_384);
 /// Flows whose home was taken, by socket cookie.
 pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 32_768);
+/// Where unconnected UDP sockets' datagrams go and whom they hear from (see [`crate::udp`]); the least recently
+/// used go first. All of it is allocated at once, 120 bytes an entry.
+pub const UDP_STICKY: Spec = spec("UDP_STICKY", size_of::<udp::StickyKey>(), size_of::<udp::Sticky>(), 8_192);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
 /// Ended flows, a ring.
@@ -88,6 +91,7 @@ pub const ALL: &[Spec] = &[
     FLOW_HOMES,
     FLOWS,
     FLOWS_ABROAD,
+    UDP_STICKY,
     FLOW_TOTALS,
     FLOW_EVENTS,
     VERDICTS,

@@ -1,7 +1,7 @@
 //! `aya::Pod` for what crosses the system call boundary.
 #![allow(unsafe_code)]
 
-use crate::record as r;
+use crate::{record as r, udp};
 
 macro_rules! pod {
     ($($t:ty),* $(,)?) => {$(
@@ -28,6 +28,8 @@ pod!(
     r::SynKey,
     r::Capture,
     r::Flow,
+    udp::StickyKey,
+    udp::Sticky,
     r::TotalsKey,
     r::Totals,
     r::FlowEvent,

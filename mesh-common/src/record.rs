@@ -6,6 +6,8 @@ pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
+/// `proto` of a key: UDP (`IPPROTO_UDP`).
+pub const PROTO_UDP: u8 = 17;
 
 /// Key of `ENROLLED`.
 #[repr(C)]
@@ -74,7 +76,7 @@ pub struct ServiceKey {
     pub scope: u32,
     /// Service port.
     pub port_be: u16,
-    /// [`PROTO_TCP`].
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
     pub proto: u8,
     /// 0 until there are several networks.
     pub network: u8,
@@ -126,6 +128,8 @@ pub mod app {
     pub const HTTP: u32 = 1;
     /// TLS of the application's own.
     pub const TLS: u32 = 2;
+    /// Datagrams.
+    pub const UDP: u32 = 3;
 }
 
 /// Key of `WORKLOADS`: an exact address.
@@ -136,7 +140,7 @@ pub struct WorkloadKey {
     pub addr: Addr,
     /// Target port; 0: any.
     pub port_be: u16,
-    /// [`PROTO_TCP`].
+    /// [`PROTO_TCP`] or [`PROTO_UDP`]; the entry of any port is under [`PROTO_TCP`], for both.
     pub proto: u8,
     /// 0 until there are several networks.
     pub network: u8,
@@ -428,17 +432,17 @@ pub const DEST_OUTSIDE: u8 = 2;
 /// Everything that did not fit.
 pub const DEST_OVERFLOW: u8 = 3;
 
-/// Value of `FLOW_TOTALS`, per CPU.
+/// Value of `FLOW_TOTALS`, per CPU. Of UDP only `opened` and `refused` move: nothing ends a conversation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Established.
+    /// Established; UDP: a socket was given an endpoint for an address.
     pub opened: u64,
     /// Established and closed.
     pub closed: u64,
     /// Begun, never established.
     pub failed: u64,
-    /// Refused in `connect()`.
+    /// Refused in `connect()`; UDP: datagrams refused as well.
     pub refused: u64,
     /// Payload bytes acknowledged by the peer, of closed connections.
     pub sent: u64,

@@ -1,5 +1,8 @@
 //! Why a connection went where it went. Every connection of an enrolled workload gets exactly one
 //! [`Verdict`], counted in `VERDICTS` and carried in its flow record.
+//!
+//! UDP has no connections: a verdict is counted where a socket is given an endpoint for an address, and for
+//! each datagram and `connect()` that is refused. What goes elsewhere than to the mesh is not counted.
 
 /// What connection a verdict is about, and what became of it.
 #[repr(u8)]

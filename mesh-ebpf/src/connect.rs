@@ -15,8 +15,8 @@ use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, Way};
 use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, Service, ServiceKey, Workload,
-    WorkloadKey, flags, flow, listener, role,
+    Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
+    Workload, WorkloadKey, flags, flow, listener, role,
 };
 use mesh_common::verdict::Verdict;
 
@@ -24,39 +24,59 @@ use crate::flows;
 use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
-use crate::totals;
+use crate::{totals, udp};
 
-const ALLOW: i32 = 1;
-const DENY: i32 = 0;
+/// What a program returns that lets the call go on.
+pub const ALLOW: i32 = 1;
+/// What a program returns that ends the call.
+pub const DENY: i32 = 0;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// A call under way.
-struct Call {
-    ctx: *mut bpf_sock_addr,
-    dst: Addr,
-    port_be: u16,
-    /// The hook is `connect6`; the address may still be v4-mapped.
-    v6: bool,
+#[derive(Clone, Copy)]
+pub struct Call {
+    /// Its context.
+    pub ctx: *mut bpf_sock_addr,
+    /// The address that the application gave; in `recvmsg` the sender's.
+    pub dst: Addr,
+    /// Its port.
+    pub port_be: u16,
+    /// The hook is one of IPv6; the address may still be v4-mapped.
+    pub v6: bool,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub proto: u8,
 }
 
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the context is valid for the run; volatile, because merged context loads are refused.
-    let (ip, port) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4),
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_port),
-        )
-    };
-    connect(&Call { ctx: ctx.sock_addr, dst: addr::from_v4_be(ip), port_be: port as u16, v6: false })
+    connect(&call4(ctx.sock_addr, PROTO_TCP))
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
-    let c = ctx.sock_addr;
-    // SAFETY: as in `mesh_connect4`.
+    connect(&call6(ctx.sock_addr, PROTO_TCP))
+}
+
+/// The call of a hook of IPv4.
+#[inline(always)]
+pub fn call4(c: *mut bpf_sock_addr, proto: u8) -> Call {
+    // SAFETY: the context is valid for the run; volatile, because merged context loads are refused.
+    let (ip, port) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*c).user_ip4),
+            core::ptr::read_volatile(&raw const (*c).user_port),
+        )
+    };
+    Call { ctx: c, dst: addr::from_v4_be(ip), port_be: port as u16, v6: false, proto }
+}
+
+/// The call of a hook of IPv6.
+#[inline(always)]
+pub fn call6(c: *mut bpf_sock_addr, proto: u8) -> Call {
+    // SAFETY: as in `call4`.
     let (words, port) = unsafe {
         (
             [
@@ -68,7 +88,7 @@ pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
             core::ptr::read_volatile(&raw const (*c).user_port),
         )
     };
-    connect(&Call { ctx: c, dst: words, port_be: port as u16, v6: true })
+    Call { ctx: c, dst: words, port_be: port as u16, v6: true, proto }
 }
 
 #[inline(always)]
@@ -87,7 +107,11 @@ fn connect(call: &Call) -> i32 {
         return ALLOW;
     };
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
-        return ALLOW;
+        return if kind == SOCK_DGRAM && proto == u32::from(PROTO_UDP) {
+            udp::connect(&Call { proto: PROTO_UDP, ..*call }, me)
+        } else {
+            ALLOW
+        };
     }
     let own = record(&CAPTURED, sk.cast());
     let mut flow = new_flow(me, call);
@@ -113,8 +137,9 @@ fn leg(own: &Capture, flow: &mut Flow) {
     flow.flags = flow::LEG | if own.local != 0 { flow::PROVE } else { 0 };
 }
 
+/// A flow of which nothing is decided yet.
 #[inline(always)]
-fn new_flow(me: &Enrolled, call: &Call) -> Flow {
+pub fn new_flow(me: &Enrolled, call: &Call) -> Flow {
     let zero = zero();
     Flow {
         peer: call.dst,
@@ -192,9 +217,10 @@ fn alive(call: &Call, me: &Enrolled, entry_flags: u32) -> bool {
     entry_flags & flags::PROXY != 0 && agent_alive(slot, me.heartbeat_slot)
 }
 
+/// The service whose virtual address this is, for clients of this scope.
 #[inline(always)]
-fn find_service(call: &Call, scope: u32) -> Option<Service> {
-    let mut key = ServiceKey { addr: call.dst, scope, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
+pub fn find_service(call: &Call, scope: u32) -> Option<Service> {
+    let mut key = ServiceKey { addr: call.dst, scope, port_be: call.port_be, proto: call.proto, network: 0 };
     if scope != 0 {
         // SAFETY: copied out; slots are checked against the copy's generation.
         if let Some(entry) = unsafe { SERVICES.get(&key) } {
@@ -206,32 +232,39 @@ fn find_service(call: &Call, scope: u32) -> Option<Service> {
     unsafe { SERVICES.get(&key) }.copied()
 }
 
+/// The workload whose own address this is: its port, or any port.
 #[inline(always)]
 fn find_workload(call: &Call) -> Option<Workload> {
-    let mut key = WorkloadKey { addr: call.dst, port_be: call.port_be, proto: PROTO_TCP, network: 0 };
-    // SAFETY: copied out.
-    if let Some(entry) = unsafe { WORKLOADS.get(&key) } {
-        return Some(*entry);
+    if let Some(entry) = find_served(call) {
+        return Some(entry);
     }
-    key.port_be = 0;
-    // SAFETY: as above.
+    let key = WorkloadKey { addr: call.dst, port_be: 0, proto: PROTO_TCP, network: 0 };
+    // SAFETY: copied out.
     unsafe { WORKLOADS.get(&key) }.copied()
 }
 
-/// Draws an endpoint and goes there. The table may be replaced under the draw: then the entry is read
-/// again, once.
+/// The workload that serves a service at this address and port.
+#[inline(always)]
+pub fn find_served(call: &Call) -> Option<Workload> {
+    let key = WorkloadKey { addr: call.dst, port_be: call.port_be, proto: call.proto, network: 0 };
+    // SAFETY: copied out.
+    unsafe { WORKLOADS.get(&key) }.copied()
+}
+
+/// Draws an endpoint and goes there.
 #[inline(always)]
 fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
-    let picked = match pick(entry, fallback) {
-        Some(picked) => Some(picked),
-        None => match find_service(call, me.scope) {
-            Some(again) if again.table_len != 0 || again.fallback_len != 0 => pick(&again, fallback),
-            _ => return Verdict::NoEndpoint,
-        },
+    let endpoint = match choose(call, me, entry, fallback) {
+        Ok(endpoint) => endpoint,
+        Err(verdict) => return verdict,
     };
-    let Some(endpoint) = picked else {
-        return Verdict::TableChanged;
-    };
+    go(call, flow, endpoint);
+    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
+}
+
+/// Rewrites the destination, and says so in the flow.
+#[inline(always)]
+pub fn go(call: &Call, flow: &mut Flow, endpoint: &Endpoint) {
     flow.endpoint = endpoint.endpoint;
     flow.peer_workload = endpoint.workload;
     flow.flags |= flow::SHOW_PEER;
@@ -239,7 +272,24 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
         return refused;
     }
     redirect(call, &endpoint.addr, endpoint.port_be);
-    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
+}
+
+/// Draws an endpoint. The table may be replaced under the draw: then the entry is read again, once.
+#[inline(always)]
+pub fn choose(
+    call: &Call,
+    me: &Enrolled,
+    entry: &Service,
+    fallback: bool,
+) -> Result<&'static Endpoint, Verdict> {
+    let picked = match pick(entry, fallback) {
+        Some(picked) => Some(picked),
+        None => match find_service(call, me.scope) {
+            Some(again) if again.table_len != 0 || again.fallback_len != 0 => pick(&again, fallback),
+            _ => return Err(Verdict::NoEndpoint),
+        },
+    };
+    picked.ok_or(Verdict::TableChanged)
 }
 
 #[inline(always)]
@@ -258,7 +308,7 @@ fn pick(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
 /// A slot, if it is still one of this entry's table. User space never writes a range that an entry points
 /// to, and rests a freed one for a second: what is found to belong stays for the run of the program.
 #[inline(always)]
-fn slot_of(entry: &Service, index: u32) -> Option<&'static Endpoint> {
+pub fn slot_of(entry: &Service, index: u32) -> Option<&'static Endpoint> {
     // SAFETY: a live array.
     let slot = unsafe { ENDPOINTS.get_ptr(index)?.as_ref() }?;
     decide::belongs(slot, entry).then_some(slot)
@@ -340,8 +390,9 @@ fn bind_own(call: &Call, me: &Enrolled) {
     }
 }
 
+/// Writes an address and port into the call's context.
 #[inline(always)]
-fn redirect(call: &Call, dst: &Addr, port_be: u16) {
+pub fn redirect(call: &Call, dst: &Addr, port_be: u16) {
     if call.v6 {
         set_v6(call.ctx, dst, u32::from(port_be));
         return;
@@ -368,19 +419,25 @@ pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
 
 /// Counts the verdict and turns it into what `connect()` does.
 #[inline(always)]
-fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
+pub fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
+    if refuses(flow, verdict) { DENY } else { note(call, flow) }
+}
+
+/// Counts the verdict. `true`: it refuses, and the system call's result says why.
+#[inline(always)]
+pub fn refuses(flow: &mut Flow, verdict: Verdict) -> bool {
     flow.verdict = verdict as u8;
     count(verdict);
-    if let Some(errno) = verdict.errno() {
-        if let Some(totals) = totals::of(flow) {
-            // SAFETY: a live map value.
-            add(unsafe { &raw mut (*totals).refused }, 1);
-        }
-        // SAFETY: sets the result of the system call.
-        unsafe { bpf_set_retval(-errno) };
-        return DENY;
+    let Some(errno) = verdict.errno() else {
+        return false;
+    };
+    if let Some(totals) = totals::of(flow) {
+        // SAFETY: a live map value.
+        add(unsafe { &raw mut (*totals).refused }, 1);
     }
-    note(call, flow)
+    // SAFETY: sets the result of the system call.
+    unsafe { bpf_set_retval(-errno) };
+    true
 }
 
 /// Lets the connection go, known by its socket from now on.

@@ -2,6 +2,7 @@
 //! a close. One file a program; decisions are `mesh_common::decide`'s.
 //!
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
+//! - [`udp`]: the same for datagrams, and whom replies come from.
 //! - [`names`]: what `getpeername()` and `accept()` show.
 //! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
 //! - [`release`]: a socket that never came to a handshake is let go.
@@ -30,6 +31,7 @@ mod sk_lookup;
 mod sock_ops;
 mod socket;
 mod totals;
+mod udp;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

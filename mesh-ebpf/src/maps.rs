@@ -3,13 +3,14 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
 use mesh_common::going::Agent;
 use mesh_common::maps as m;
 use mesh_common::record::{
     Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Service,
     ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::udp::{Sticky, StickyKey};
 
 // Not allocated in advance: memory is paid for what is there.
 #[map]
@@ -52,6 +53,9 @@ pub static FLOWS: Array<Flow> = Array::with_max_entries(m::FLOWS.capacity, BPF_F
 #[map]
 pub static FLOWS_ABROAD: HashMap<u64, Flow> =
     HashMap::with_max_entries(m::FLOWS_ABROAD.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static UDP_STICKY: LruHashMap<StickyKey, Sticky> =
+    LruHashMap::with_max_entries(m::UDP_STICKY.capacity, 0);
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
 #[map]

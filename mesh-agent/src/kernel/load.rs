@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::maps;
 use mesh_common::record::telemetry;
+use mesh_common::{maps, udp};
 
 use super::error::LoadError;
 use super::going;
@@ -29,6 +30,8 @@ pub struct LoadOptions {
     pub sizes: Vec<(&'static str, u32)>,
     /// What is noted of flows.
     pub telemetry: FlowTelemetry,
+    /// How long an unconnected UDP socket may be silent and keep its endpoint.
+    pub udp_idle: Duration,
 }
 
 /// What the programs note of flows: decided when they are loaded, see [`telemetry`].
@@ -75,11 +78,15 @@ pub struct Link {
 /// Programs on a cgroup: (name in the object, where).
 ///
 /// In this order: what takes notes back is there before what makes them.
-const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("mesh_release", AttachType::SockRelease),
     ("mesh_sock_ops", AttachType::SockOps),
     ("mesh_peer4", AttachType::GetPeerName4),
     ("mesh_peer6", AttachType::GetPeerName6),
+    ("mesh_recvmsg4", AttachType::RecvMsg4),
+    ("mesh_recvmsg6", AttachType::RecvMsg6),
+    ("mesh_sendmsg4", AttachType::SendMsg4),
+    ("mesh_sendmsg6", AttachType::SendMsg6),
     ("mesh_connect4", AttachType::Connect4),
     ("mesh_connect6", AttachType::Connect6),
 ];
@@ -169,6 +176,7 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
 
 fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
     let by_endpoint = u8::from(options.telemetry.by_endpoint);
+    let idle = u64::try_from(options.udp_idle.as_nanos()).unwrap_or(u64::MAX);
     let mut loader = EbpfLoader::new();
     for spec in maps::ALL {
         loader.map_pin_path(spec.name, pins.join("maps").join(spec.name));
@@ -178,6 +186,7 @@ fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {
     }
     loader.override_global(telemetry::GLOBAL, &options.telemetry.level, true);
     loader.override_global(telemetry::BY_ENDPOINT, &by_endpoint, true);
+    loader.override_global(udp::IDLE, &idle, true);
     loader.load(OBJECT).map_err(|e| refused(&e))
 }
 

@@ -77,6 +77,8 @@ impl Kernel {
             Ok(map)
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
+        // The programs' own; only its size is of interest here.
+        take(names::UDP_STICKY)?;
         Ok(Self {
             enrolled: Mutex::new(typed(names::ENROLLED, take(names::ENROLLED)?)?),
             services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
@@ -406,6 +408,7 @@ fn data(map: &Map) -> Option<&MapData> {
         Map::Array(d)
         | Map::HashMap(d)
         | Map::LpmTrie(d)
+        | Map::LruHashMap(d)
         | Map::PerCpuArray(d)
         | Map::PerCpuHashMap(d)
         | Map::RingBuf(d)

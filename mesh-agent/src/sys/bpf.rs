@@ -34,6 +34,14 @@ pub enum AttachType {
     Connect4 = 10,
     /// `connect()`, IPv6.
     Connect6 = 11,
+    /// A UDP datagram with a destination of its own, IPv4.
+    SendMsg4 = 14,
+    /// The same, IPv6.
+    SendMsg6 = 15,
+    /// A UDP datagram is received and its sender told, IPv4.
+    RecvMsg4 = 19,
+    /// The same, IPv6.
+    RecvMsg6 = 20,
     /// `getpeername()` and `accept()`, IPv4.
     GetPeerName4 = 29,
     /// `getpeername()` and `accept()`, IPv6.

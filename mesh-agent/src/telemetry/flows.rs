@@ -42,6 +42,7 @@ pub const fn protocol(number: u8) -> &'static str {
         app::TCP => "tcp",
         app::HTTP => "http",
         app::TLS => "tls",
+        app::UDP => "udp",
         _ => "unknown",
     }
 }

@@ -57,17 +57,17 @@ macro_rules! metrics {
 }
 
 metrics! {
-    FLOW_OPENED = "mesh_flow_opened_total", Counter, FLOW, "Connections of this node's workloads that were established. Exact, also while no agent ran.";
-    FLOW_CLOSED = "mesh_flow_closed_total", Counter, FLOW, "Established connections that have ended.";
+    FLOW_OPENED = "mesh_flow_opened_total", Counter, FLOW, "Connections of this node's workloads that were established; UDP: sockets that were given an endpoint for an address. Exact, also while no agent ran.";
+    FLOW_CLOSED = "mesh_flow_closed_total", Counter, FLOW, "Established connections that have ended; UDP: none, nothing ends it.";
     FLOW_FAILED = "mesh_flow_failed_total", Counter, FLOW, "Connections that were begun and never established.";
-    FLOW_REFUSED = "mesh_flow_refused_total", Counter, FLOW, "Connections refused in connect(); the verdict says why.";
-    FLOW_SENT = "mesh_flow_sent_bytes_total", Counter, FLOW, "Payload bytes that peers acknowledged, of ended connections, and of open ones as they stand.";
-    FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections, and of open ones as they stand.";
+    FLOW_REFUSED = "mesh_flow_refused_total", Counter, FLOW, "Connections refused in connect(), and UDP datagrams refused; the verdict says why.";
+    FLOW_SENT = "mesh_flow_sent_bytes_total", Counter, FLOW, "Payload bytes that peers acknowledged, of ended connections, and of open ones as they stand; not of UDP.";
+    FLOW_RECEIVED = "mesh_flow_received_bytes_total", Counter, FLOW, "Payload bytes received, of ended connections, and of open ones as they stand; not of UDP.";
     FLOW_RETRANSMITS = "mesh_flow_retransmits_total", Counter, FLOW, "Segments sent again, of ended connections, SYNs among them.";
     FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, ENDED, "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
     FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end, to the agent where the path is proxy. From the same records.";
     FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
-    VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection.";
+    VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection, a UDP socket's choice of an endpoint, or a refused datagram.";
     REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";
     REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's first byte to its response's last.";
     PROXY_ACCEPTED = "mesh_proxy_accepted_total", Counter, &["direction"], "Connections handed to the proxy.";

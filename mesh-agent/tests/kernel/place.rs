@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use mesh_agent::kernel::{FlowTelemetry, Kernel, LoadOptions, cleanup};
 use mesh_common::addr::{UNSPECIFIED, from_ip};
@@ -49,6 +50,7 @@ impl Place {
             cgroup: self.cgroup.clone(),
             sizes: vec![],
             telemetry: FlowTelemetry::default(),
+            udp_idle: Duration::from_mins(1),
         };
         Kernel::load(&options).unwrap()
     }

@@ -1,0 +1,378 @@
+//! UDP: where the datagrams of a workload's socket go, and whom its replies are shown to come from.
+//!
+//! - [`connect`]: a connected socket has one endpoint, drawn at each `connect()`. The kernel keeps it; later
+//!   datagrams run no program of ours. Its flow says what `getpeername()` and `recvfrom()` show.
+//! - [`mesh_sendmsg4`]: a datagram with a destination of its own. Virtual addresses lead to the endpoint that
+//!   this socket was given for them (`UDP_STICKY`, rules: `mesh_common::udp`).
+//! - [`mesh_recvmsg4`]: the sender of what is received. An endpoint that was reached through several virtual
+//!   addresses from one socket answers for the one that was used last.
+//!
+//! Never through the proxy. What goes to neither a virtual address nor a port that serves a UDP service is
+//! left alone and counted nowhere: a reply can't be told from a question, nor a conversation from the
+//! `connect()` by which a resolver asks for its own address.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::addr::{self, Addr};
+use mesh_common::record::{Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_UDP, Service, app, flow};
+use mesh_common::udp::{
+    self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
+};
+use mesh_common::verdict::Verdict;
+
+use crate::connect::{
+    ALLOW, Call, DENY, call4, call6, choose, find_served, find_service, finish, go, new_flow, redirect,
+    refuses, slot_of,
+};
+use crate::flows;
+use crate::maps::{ENROLLED, UDP_STICKY};
+use crate::socket::{add, count};
+use crate::totals;
+
+const ANY: u64 = 0;
+
+// Named in `mesh_common::udp`; the agent sets it when it loads the programs.
+#[unsafe(no_mangle)]
+static UDP_IDLE_NS: Global<u64> = Global::new(IDLE_NS);
+
+/// `connect()` of an enrolled workload's UDP socket.
+#[inline(always)]
+pub fn connect(call: &Call, me: &Enrolled) -> i32 {
+    let cookie = flows::cookie(call.ctx.cast());
+    let mut flow = new_flow(me, call);
+    flow.protocol = app::UDP as u8;
+    let verdict = if addr::is_loopback(&call.dst) {
+        Verdict::Outside
+    } else if let Some(entry) = find_service(call, me.scope) {
+        flow.service = entry.service;
+        match drawn(call, me, &entry) {
+            Ok(endpoint) => {
+                go(call, &mut flow, endpoint);
+                Verdict::Balanced
+            }
+            Err(verdict) => verdict,
+        }
+    } else if let Some(peer) = find_served(call) {
+        flow.service = peer.service;
+        flow.endpoint = peer.endpoint;
+        flow.peer_workload = peer.workload;
+        Verdict::Direct
+    } else {
+        Verdict::Outside
+    };
+    if matches!(verdict, Verdict::Outside) {
+        // An earlier connect() of this socket may have led into the mesh.
+        if flows::find(cookie).is_some() {
+            flows::forget(cookie);
+        }
+        return ALLOW;
+    }
+    // No record of a datagram socket's end is due, and none proves who it is.
+    flow.flags &= flow::SHOW_PEER;
+    if verdict.errno().is_none() {
+        opened(&mut flow, verdict);
+    }
+    finish(call, &mut flow, verdict)
+}
+
+/// An endpoint of the service, if it has any.
+#[inline(always)]
+fn drawn(call: &Call, me: &Enrolled, entry: &Service) -> Result<&'static Endpoint, Verdict> {
+    if entry.table_len == 0 { Err(Verdict::NoEndpoint) } else { choose(call, me, entry, false) }
+}
+
+/// Counts a socket that was given an endpoint.
+#[inline(always)]
+fn opened(flow: &mut Flow, verdict: Verdict) {
+    flow.verdict = verdict as u8;
+    if totals::wanted()
+        && let Some(totals) = totals::of(flow)
+    {
+        // SAFETY: a live map value.
+        add(unsafe { &raw mut (*totals).opened }, 1);
+    }
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
+    send(&call4(ctx.sock_addr, PROTO_UDP))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
+    send(&call6(ctx.sock_addr, PROTO_UDP))
+}
+
+#[inline(always)]
+fn send(call: &Call) -> i32 {
+    // SAFETY: a valid context.
+    let netns = unsafe { bpf_get_netns_cookie(call.ctx.cast()) };
+    // SAFETY: entries are replaced whole and freed after a grace period; a stale one is still one.
+    let Some(me) = (unsafe { ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id: netns }) }) else {
+        return ALLOW;
+    };
+    if addr::is_loopback(&call.dst) {
+        return ALLOW;
+    }
+    // The kernel itself names the destination where an IPv6 socket is connected to an IPv4 address.
+    let at = connected(call);
+    if at.is_some_and(|(to, port_be)| port_be == call.port_be && addr::same(&to, &call.dst)) {
+        return ALLOW;
+    }
+    // Further destinations that are treated apart (a resolver's port 53) come here, before services.
+    if let Some(entry) = find_service(call, me.scope) {
+        return to_service(call, me, &entry, at);
+    }
+    if let Some(peer) = find_served(call) {
+        to_workload(call, me, peer.service, peer.endpoint, peer.workload);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16)>) -> i32 {
+    let cookie = flows::cookie(call.ctx.cast());
+    // Replies reach a connected socket from where it is connected to alone.
+    if let Some((to, port_be)) = at
+        && flows::find(cookie).is_some_and(|flow| shows(flow, &call.dst, call.port_be))
+    {
+        redirect(call, &to, port_be);
+        return ALLOW;
+    }
+    let key = asked(cookie, call);
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a value of the map's, which stays for the run of the program.
+    if let Some(sticky) = UDP_STICKY.get_ptr_mut(&key).and_then(|s| unsafe { s.as_mut() })
+        && holds(sticky, &key, entry, now)
+    {
+        redirect(call, &sticky.addr, sticky.port_be);
+        return ALLOW;
+    }
+    let mut flow = new_flow(me, call);
+    flow.protocol = app::UDP as u8;
+    flow.service = entry.service;
+    let verdict = match drawn(call, me, entry) {
+        Ok(endpoint) => {
+            go(call, &mut flow, endpoint);
+            remember(&key, endpoint, now);
+            opened(&mut flow, Verdict::Balanced);
+            Verdict::Balanced
+        }
+        Err(verdict) => verdict,
+    };
+    if refuses(&mut flow, verdict) { DENY } else { ALLOW }
+}
+
+/// Counts a socket that sends to a workload's own address, once in a while of its sending.
+#[inline(always)]
+fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload: u32) {
+    let key = asked(flows::cookie(call.ctx.cast()), call);
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: as in `to_service`.
+    if let Some(sticky) = UDP_STICKY.get_ptr_mut(&key).and_then(|s| unsafe { s.as_mut() })
+        && sticky.endpoint == endpoint
+        && !udp::quiet(sticky.seen_ns, now, UDP_IDLE_NS.load())
+    {
+        touch(sticky, now);
+        return;
+    }
+    let value = Sticky {
+        addr: call.dst,
+        seen_ns: now,
+        service: 0,
+        endpoint,
+        generation: 0,
+        port_be: call.port_be,
+        flags: 0,
+    };
+    let _ = UDP_STICKY.insert(&key, &value, ANY);
+    let mut flow = new_flow(me, call);
+    flow.protocol = app::UDP as u8;
+    flow.service = service;
+    flow.endpoint = endpoint;
+    flow.peer_workload = workload;
+    opened(&mut flow, Verdict::Direct);
+    count(Verdict::Direct);
+}
+
+#[inline(always)]
+fn asked(cookie: u64, call: &Call) -> StickyKey {
+    StickyKey { cookie, addr: call.dst, port_be: call.port_be, side: SIDE_ASKED, pad: 0 }
+}
+
+/// Does the socket keep its endpoint? If so, both of its entries are kept alive.
+#[inline(always)]
+fn holds(sticky: &mut Sticky, key: &StickyKey, entry: &Service, now: u64) -> bool {
+    let known = udp::known(sticky, entry, now, UDP_IDLE_NS.load());
+    if matches!(known, Known::Other) {
+        return false;
+    }
+    if matches!(known, Known::Idle) {
+        // SAFETY: read at once.
+        let heard = unsafe { UDP_STICKY.get(&heard(key.cookie, &sticky.addr, sticky.port_be)) };
+        if heard.is_none_or(|heard| udp::quiet(heard.seen_ns, now, UDP_IDLE_NS.load())) {
+            return false;
+        }
+    }
+    if !matches!(known, Known::Good) {
+        if !found(sticky, entry) {
+            return false;
+        }
+        sticky.generation = entry.generation;
+    }
+    if touch(sticky, now) || sticky.flags & STICKY_SHARED != 0 {
+        answer(key, sticky, now);
+    }
+    true
+}
+
+/// Is the endpoint still in the service's table, where it was?
+#[inline(always)]
+fn found(sticky: &Sticky, entry: &Service) -> bool {
+    let mut range = (0, entry.table_len);
+    let mut steps = 0;
+    while steps < MOST_STEPS {
+        let Some(slot) = slot_of(entry, entry.table + udp::middle(range)) else {
+            return false;
+        };
+        range = udp::halve(range, slot.endpoint, sticky.endpoint);
+        steps += 1;
+    }
+    slot_of(entry, entry.table + range.0).is_some_and(|slot| {
+        slot.endpoint == sticky.endpoint
+            && slot.port_be == sticky.port_be
+            && addr::same(&slot.addr, &sticky.addr)
+    })
+}
+
+/// Notes a new choice: first whom the replies come from.
+#[inline(always)]
+fn remember(key: &StickyKey, endpoint: &Endpoint, now: u64) {
+    let sticky = Sticky {
+        addr: endpoint.addr,
+        seen_ns: now,
+        service: endpoint.service,
+        endpoint: endpoint.endpoint,
+        generation: endpoint.generation,
+        port_be: endpoint.port_be,
+        flags: shared(key, &heard(key.cookie, &endpoint.addr, endpoint.port_be)),
+    };
+    answer(key, &sticky, now);
+    // The map makes room by forgetting: without memory the next datagram is a choice of its own.
+    let _ = UDP_STICKY.insert(key, &sticky, ANY);
+}
+
+/// Did this socket reach the endpoint through another address before? Then that one's entry is told, too.
+#[inline(always)]
+fn shared(key: &StickyKey, heard: &StickyKey) -> u16 {
+    // SAFETY: read at once.
+    let Some(before) = (unsafe { UDP_STICKY.get(heard) }) else {
+        return 0;
+    };
+    if before.port_be == key.port_be && addr::same(&before.addr, &key.addr) {
+        return before.flags;
+    }
+    let other = StickyKey { addr: before.addr, port_be: before.port_be, ..*key };
+    // SAFETY: as in `to_service`.
+    if let Some(other) = UDP_STICKY.get_ptr_mut(&other).and_then(|s| unsafe { s.as_mut() }) {
+        other.flags |= STICKY_SHARED;
+    }
+    STICKY_SHARED
+}
+
+/// From now on what comes from the endpoint is shown to come from the address that was asked for.
+#[inline(always)]
+fn answer(key: &StickyKey, sticky: &Sticky, now: u64) {
+    let shown = Sticky { addr: key.addr, seen_ns: now, port_be: key.port_be, ..*sticky };
+    let _ = UDP_STICKY.insert(&heard(key.cookie, &sticky.addr, sticky.port_be), &shown, ANY);
+}
+
+#[inline(always)]
+fn heard(cookie: u64, addr: &Addr, port_be: u16) -> StickyKey {
+    StickyKey { cookie, addr: *addr, port_be, side: SIDE_HEARD, pad: 0 }
+}
+
+/// Notes a datagram, now and then. `true`: it did.
+#[inline(always)]
+fn touch(sticky: &mut Sticky, now: u64) -> bool {
+    if !udp::quiet(sticky.seen_ns, now, TOUCH_NS) {
+        return false;
+    }
+    sticky.seen_ns = now;
+    true
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn mesh_recvmsg4(ctx: SockAddrContext) -> i32 {
+    receive(&call4(ctx.sock_addr, PROTO_UDP))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
+    receive(&call6(ctx.sock_addr, PROTO_UDP))
+}
+
+/// The verifier lets no other result pass than this one.
+#[inline(always)]
+fn receive(call: &Call) -> i32 {
+    let cookie = flows::cookie(call.ctx.cast());
+    if let Some((from, port_be)) = connected(call)
+        && port_be == call.port_be
+        && addr::same(&from, &call.dst)
+    {
+        if let Some(flow) = flows::find(cookie)
+            && flow.flags & flow::SHOW_PEER != 0
+        {
+            redirect(call, &flow.peer, flow.peer_port_be);
+        }
+        return ALLOW;
+    }
+    let key = heard(cookie, &call.dst, call.port_be);
+    // SAFETY: as in `to_service`.
+    if let Some(sticky) = UDP_STICKY.get_ptr_mut(&key).and_then(|s| unsafe { s.as_mut() }) {
+        // SAFETY: no arguments.
+        touch(sticky, unsafe { bpf_ktime_get_ns() });
+        redirect(call, &sticky.addr, sticky.port_be);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn shows(flow: &Flow, addr: &Addr, port_be: u16) -> bool {
+    flow.flags & flow::SHOW_PEER != 0 && flow.peer_port_be == port_be && addr::same(&flow.peer, addr)
+}
+
+/// Where the kernel says that the call's socket is connected to.
+#[inline(always)]
+fn connected(call: &Call) -> Option<(Addr, u16)> {
+    let sk = socket(call.ctx)?;
+    // SAFETY: a socket of the context's, valid for the run; volatile, because merged loads are refused.
+    unsafe {
+        let port_be = core::ptr::read_volatile(&raw const (*sk).dst_port);
+        if port_be == 0 {
+            return None;
+        }
+        if !call.v6 {
+            return Some((addr::from_v4_be(core::ptr::read_volatile(&raw const (*sk).dst_ip4)), port_be));
+        }
+        let words = [
+            core::ptr::read_volatile(&raw const (*sk).dst_ip6[0]),
+            core::ptr::read_volatile(&raw const (*sk).dst_ip6[1]),
+            core::ptr::read_volatile(&raw const (*sk).dst_ip6[2]),
+            core::ptr::read_volatile(&raw const (*sk).dst_ip6[3]),
+        ];
+        Some((words, port_be))
+    }
+}
+
+#[inline(always)]
+fn socket(ctx: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
+    // SAFETY: the context is valid for the run.
+    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
+    (!sk.is_null()).then_some(sk)
+}
