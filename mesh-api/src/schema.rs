@@ -54,6 +54,7 @@ fn spec(kind: Kind) -> Value {
         Kind::Service => service(),
         Kind::Workload => workload(),
         Kind::HttpRoute => http_route(),
+        Kind::TcpRoute | Kind::UdpRoute => l4_route(),
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
         Kind::Mesh => mesh(),
@@ -102,7 +103,7 @@ fn service() -> Value {
             "name": label(),
             "port": port(),
             "targetPort": port(),
-            "protocol": words(&["tcp", "http", "tls"]),
+            "protocol": words(&["tcp", "http", "tls", "udp"]),
             "inbound": words(&["kernel", "proxy"]),
         }),
     );
@@ -135,20 +136,34 @@ fn workload() -> Value {
     )
 }
 
-fn http_route() -> Value {
-    let group = words(&[""]);
-    let kind = words(&["Service"]);
-    let parent = object(
+fn parent_ref() -> Value {
+    object(
         &json!(["kind", "name"]),
-        &json!({ "group": group, "kind": kind, "namespace": label(), "name": label(), "port": port() }),
-    );
-    let backend = object(
+        &json!({
+            "group": words(&[""]), "kind": words(&["Service"]), "namespace": label(), "name": label(), "port": port(),
+        }),
+    )
+}
+
+fn backend_ref() -> Value {
+    object(
         &json!(["name", "port"]),
         &json!({
-            "group": group, "kind": kind, "namespace": label(), "name": label(), "port": port(),
+            "group": words(&[""]), "kind": words(&["Service"]), "namespace": label(), "name": label(), "port": port(),
             "weight": integer(0, 1_000_000),
         }),
-    );
+    )
+}
+
+fn l4_route() -> Value {
+    let rule = object(&json!(["backendRefs"]), &json!({ "backendRefs": list(&backend_ref(), 1, 16) }));
+    object(
+        &json!(["parentRefs", "rules"]),
+        &json!({ "parentRefs": list(&parent_ref(), 1, 32), "rules": list(&rule, 1, 1) }),
+    )
+}
+
+fn http_route() -> Value {
     let path = object(
         &json!([]),
         &json!({
@@ -159,13 +174,13 @@ fn http_route() -> Value {
     let path_match = object(&json!([]), &json!({ "path": path }));
     let rule = object(
         &json!([]),
-        &json!({ "matches": list(&path_match, 0, 64), "backendRefs": list(&backend, 0, 16) }),
+        &json!({ "matches": list(&path_match, 0, 64), "backendRefs": list(&backend_ref(), 0, 16) }),
     );
     let hostname = json!({ "type": "string", "minLength": 1, "maxLength": 253 });
     object(
         &json!(["parentRefs", "rules"]),
         &json!({
-            "parentRefs": list(&parent, 1, 32),
+            "parentRefs": list(&parent_ref(), 1, 32),
             "hostnames": list(&hostname, 0, 16),
             "rules": list(&rule, 1, 16),
         }),

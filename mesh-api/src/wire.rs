@@ -6,9 +6,9 @@
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, Balancing, HttpMode, HttpRouteSpec, HttpRule,
-    Inbound, Kind, MeshSpec, OnProxyLoss, PathMatch, Protocol, Resource, ServicePort, ServiceSpec, Spec,
-    TrafficPolicySpec, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, HttpMode, HttpRouteSpec,
+    HttpRule, Inbound, Kind, L4RouteSpec, MeshSpec, OnProxyLoss, ParentRef, PathMatch, Protocol, Resource,
+    ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -20,6 +20,10 @@ pub enum Wire {
     Workload(v1::Workload),
     /// `HttpRoute`
     HttpRoute(v1::HttpRoute),
+    /// `TcpRoute`
+    TcpRoute(v1::TcpRoute),
+    /// `UdpRoute`
+    UdpRoute(v1::UdpRoute),
     /// `TrafficPolicy`
     TrafficPolicy(v1::TrafficPolicy),
     /// `AuthorizationPolicy`
@@ -36,6 +40,8 @@ impl Wire {
             Self::Service(message) => message.encode_to_vec(),
             Self::Workload(message) => message.encode_to_vec(),
             Self::HttpRoute(message) => message.encode_to_vec(),
+            Self::TcpRoute(message) => message.encode_to_vec(),
+            Self::UdpRoute(message) => message.encode_to_vec(),
             Self::TrafficPolicy(message) => message.encode_to_vec(),
             Self::AuthorizationPolicy(message) => message.encode_to_vec(),
             Self::Mesh(message) => message.encode_to_vec(),
@@ -48,6 +54,8 @@ impl Wire {
             Self::Service(_) => Kind::Service,
             Self::Workload(_) => Kind::Workload,
             Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::Mesh(_) => Kind::Mesh,
@@ -61,6 +69,12 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::Service(spec) => Wire::Service(service(resource, spec)),
         Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
         Spec::HttpRoute(spec) => Wire::HttpRoute(http_route(resource, spec)),
+        Spec::TcpRoute(spec) => Wire::TcpRoute(tcp_route(resource, spec)),
+        Spec::UdpRoute(spec) => {
+            // The same in all but the name.
+            let v1::TcpRoute { namespace, name, parents, backends, created_ms } = tcp_route(resource, spec);
+            Wire::UdpRoute(v1::UdpRoute { namespace, name, parents, backends, created_ms })
+        }
         Spec::TrafficPolicy(spec) => Wire::TrafficPolicy(traffic_policy(resource, spec)),
         Spec::AuthorizationPolicy(spec) => Wire::AuthorizationPolicy(authorization_policy(resource, spec)),
         Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
@@ -86,6 +100,7 @@ fn service_port(port: &ServicePort) -> v1::ServicePort {
         Protocol::Tcp => v1::Protocol::Tcp,
         Protocol::Http => v1::Protocol::Http,
         Protocol::Tls => v1::Protocol::Tls,
+        Protocol::Udp => v1::Protocol::Udp,
     };
     v1::ServicePort {
         name: port.name.clone(),
@@ -109,15 +124,10 @@ fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::Workl
 
 fn http_route(resource: &Resource, spec: &HttpRouteSpec) -> v1::HttpRoute {
     let own = &resource.metadata.namespace;
-    let parent = |parent: &crate::resource::ParentRef| v1::ServiceRef {
-        namespace: own.clone(),
-        service: parent.name.clone(),
-        port: parent.port.map_or(0, u32::from),
-    };
     v1::HttpRoute {
         namespace: own.clone(),
         name: resource.metadata.name.clone(),
-        parents: spec.parent_refs.iter().map(parent).collect(),
+        parents: spec.parent_refs.iter().map(|parent| parent_ref(parent, own)).collect(),
         hostnames: spec.hostnames.clone(),
         rules: spec.rules.iter().map(|rule| http_rule(rule, own)).collect(),
         created_ms: resource.metadata.created_ms,
@@ -131,15 +141,38 @@ fn http_rule(rule: &HttpRule, own: &str) -> v1::HttpRule {
             PathMatch::PathPrefix(path) => v1::http_match::Path::Prefix(path.clone()),
         }),
     });
-    let backends = rule.backend_refs.iter().map(|backend| v1::WeightedBackend {
+    let backends = rule.backend_refs.iter().map(|backend| weighted_backend(backend, own));
+    v1::HttpRule { matches: matches.collect(), backends: backends.collect() }
+}
+
+fn tcp_route(resource: &Resource, spec: &L4RouteSpec) -> v1::TcpRoute {
+    let own = &resource.metadata.namespace;
+    v1::TcpRoute {
+        namespace: own.clone(),
+        name: resource.metadata.name.clone(),
+        parents: spec.parent_refs.iter().map(|parent| parent_ref(parent, own)).collect(),
+        backends: spec.backends().map(|backend| weighted_backend(backend, own)).collect(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn parent_ref(parent: &ParentRef, own: &str) -> v1::ServiceRef {
+    v1::ServiceRef {
+        namespace: own.to_owned(),
+        service: parent.name.clone(),
+        port: parent.port.map_or(0, u32::from),
+    }
+}
+
+fn weighted_backend(backend: &BackendRef, own: &str) -> v1::WeightedBackend {
+    v1::WeightedBackend {
         backend: Some(v1::ServiceRef {
             namespace: backend.namespace.clone().unwrap_or_else(|| own.to_owned()),
             service: backend.name.clone(),
             port: backend.port.into(),
         }),
         weight: backend.weight,
-    });
-    v1::HttpRule { matches: matches.collect(), backends: backends.collect() }
+    }
 }
 
 fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficPolicy {

@@ -13,6 +13,7 @@
 //! (plan).
 
 mod authorisation;
+mod l4_routes;
 mod policy;
 mod problems;
 mod routes;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
-use crate::model::{Batch, Interned, Model, Name, Touched, join, parents};
+use crate::model::{Batch, Interned, Model, Name, Touched, join, l4_parents, parents};
 use crate::route::RouteSpec;
 use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
 
@@ -36,7 +37,7 @@ pub use problems::Condition;
 
 use authorisation::Authorization;
 use problems::Problems;
-use services::Port;
+use services::{Port, port_name};
 use workloads::Held;
 
 /// Trust domain of a mesh that names none.
@@ -194,6 +195,7 @@ impl Compiler {
             services: changed,
             attached,
             mut routes,
+            mut l4_routes,
             mut policies,
             mut authorizations,
             workloads,
@@ -210,11 +212,15 @@ impl Compiler {
         for name in &changed {
             self.allot_ports(name, work);
             routes.extend(self.model.children(name).chain(self.model.senders(name)).map(Arc::clone));
+            l4_routes.extend(self.model.l4_children(name).chain(self.model.l4_senders(name)).cloned());
         }
         let mut services = attached;
         for name in &routes {
             self.compile_route(name);
             services.extend(parents(self.model.route(name).as_ref()));
+        }
+        for route in &l4_routes {
+            services.extend(l4_parents(self.model.l4_route(route).as_ref()));
         }
         services.extend(changed);
         if mesh {
@@ -223,6 +229,11 @@ impl Compiler {
         for name in &services {
             self.compile_service(name, work);
             policies.extend(self.model.policies_on(name).map(Arc::clone));
+            // One that comes or goes may rule another out.
+            l4_routes.extend(self.model.l4_children(name).cloned());
+        }
+        for route in &l4_routes {
+            self.check_l4_route(route);
         }
         for name in &policies {
             self.check_policy(name);
@@ -286,7 +297,7 @@ impl Compiler {
     /// after the first full sync, does not.
     pub fn end_unknown_ids(&mut self) {
         let ports = self.ports.iter().flat_map(|(name, ports)| {
-            ports.iter().map(move |port| (IdKind::Service, format!("{name}:{}", port.number)))
+            ports.iter().map(move |port| (IdKind::Service, port_name(name, port.number.into(), port.udp)))
         });
         let members = self.workloads.values().flat_map(|held| &*held.members);
         let known: BTreeSet<(IdKind, String)> = ports

@@ -36,6 +36,10 @@ pub enum Kind {
     Workload,
     /// A route for HTTP.
     HttpRoute,
+    /// A route for TCP connections.
+    TcpRoute,
+    /// A route for UDP.
+    UdpRoute,
     /// A policy on a service's traffic.
     TrafficPolicy,
     /// Who may connect to workloads.
@@ -46,10 +50,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
+        Self::TcpRoute,
+        Self::UdpRoute,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
         Self::Mesh,
@@ -62,6 +68,8 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::Mesh => "Mesh",
@@ -77,6 +85,9 @@ pub fn join(namespace: &str, name: &str) -> Name {
     joined.push_str(name);
     joined.into()
 }
+
+/// A `TCPRoute` or `UDPRoute`: their names are each kind's own.
+pub(crate) type L4Name = (Kind, Name);
 
 /// One change, applied as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,6 +107,7 @@ pub(crate) struct Touched {
     pub attached: BTreeSet<Name>,
     pub workloads: BTreeSet<Name>,
     pub routes: BTreeSet<Name>,
+    pub l4_routes: BTreeSet<L4Name>,
     pub policies: BTreeSet<Name>,
     pub authorizations: BTreeSet<Name>,
     pub mesh: bool,
@@ -111,6 +123,9 @@ pub struct Model {
     children: Index,
     /// Service → routes that send to it.
     senders: Index,
+    /// The same of TCP and UDP routes.
+    l4_children: Index<L4Name>,
+    l4_senders: Index<L4Name>,
     /// Service → policies on it.
     on_service: Index,
 }
@@ -149,6 +164,15 @@ impl Model {
                 self.senders.replace(&name, &backends(old.as_ref()), &backends(new.as_ref()));
                 touched.routes.insert(name);
             }
+            Kind::TcpRoute | Kind::UdpRoute => {
+                let (old, new) = (old.map(|raw| l4(kind, raw)), new.map(|raw| l4(kind, raw)));
+                let (before, after) = (l4_parents(old.as_ref()), l4_parents(new.as_ref()));
+                let name = (kind, name);
+                self.l4_children.replace(&name, &before, &after);
+                touched.attached.extend(before.into_iter().chain(after));
+                self.l4_senders.replace(&name, &l4_backends(old.as_ref()), &l4_backends(new.as_ref()));
+                touched.l4_routes.insert(name);
+            }
             Kind::TrafficPolicy => {
                 let (before, after) = (targets(old), targets(new));
                 self.on_service.replace(&name, &before, &after);
@@ -184,6 +208,11 @@ impl Model {
         self.get(name)
     }
 
+    /// The TCP or UDP route of that name; both in one form.
+    pub(crate) fn l4_route(&self, (kind, name): &L4Name) -> Option<v1::TcpRoute> {
+        self.resources.raw(*kind, name).map(|raw| l4(*kind, raw))
+    }
+
     /// The policy of that name.
     pub fn policy(&self, name: &str) -> Option<v1::TrafficPolicy> {
         self.get(name)
@@ -211,6 +240,14 @@ impl Model {
         self.senders.of(service)
     }
 
+    pub(crate) fn l4_children(&self, service: &str) -> impl Iterator<Item = &L4Name> {
+        self.l4_children.of(service)
+    }
+
+    pub(crate) fn l4_senders(&self, service: &str) -> impl Iterator<Item = &L4Name> {
+        self.l4_senders.of(service)
+    }
+
     pub(crate) fn policies_on(&self, service: &str) -> impl Iterator<Item = &Name> {
         self.on_service.of(service)
     }
@@ -223,14 +260,34 @@ fn memberships(workload: Option<&Raw>) -> BTreeSet<Name> {
 
 /// Services that a route is attached to.
 pub(crate) fn parents(route: Option<&v1::HttpRoute>) -> BTreeSet<Name> {
-    let all = route.map_or(&[][..], |r| &r.parents);
-    all.iter().map(|p| join(&p.namespace, &p.service)).collect()
+    services(route.map_or(&[][..], |r| &r.parents))
 }
 
 fn backends(route: Option<&v1::HttpRoute>) -> BTreeSet<Name> {
     let rules = route.map_or(&[][..], |r| &r.rules);
-    let all = rules.iter().flat_map(|rule| &rule.backends).filter_map(|b| b.backend.as_ref());
-    all.map(|b| join(&b.namespace, &b.service)).collect()
+    services(rules.iter().flat_map(|rule| &rule.backends).filter_map(|b| b.backend.as_ref()))
+}
+
+/// Services that a TCP or UDP route is attached to.
+pub(crate) fn l4_parents(route: Option<&v1::TcpRoute>) -> BTreeSet<Name> {
+    services(route.map_or(&[][..], |r| &r.parents))
+}
+
+fn l4_backends(route: Option<&v1::TcpRoute>) -> BTreeSet<Name> {
+    services(route.map_or(&[][..], |r| &r.backends).iter().filter_map(|b| b.backend.as_ref()))
+}
+
+fn services<'a>(of: impl IntoIterator<Item = &'a v1::ServiceRef>) -> BTreeSet<Name> {
+    of.into_iter().map(|s| join(&s.namespace, &s.service)).collect()
+}
+
+/// A TCP route, or a UDP route in the form of one: they differ in the name alone.
+fn l4(kind: Kind, raw: &Raw) -> v1::TcpRoute {
+    if kind == Kind::TcpRoute {
+        return decode(raw);
+    }
+    let v1::UdpRoute { namespace, name, parents, backends, created_ms } = decode(raw);
+    v1::TcpRoute { namespace, name, parents, backends, created_ms }
 }
 
 fn targets(policy: Option<&Raw>) -> BTreeSet<Name> {

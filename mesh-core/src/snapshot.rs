@@ -81,13 +81,20 @@ pub struct Service {
     /// HTTP routes attached to this port; `None`: requests go to its own endpoints.
     pub routes: Option<Arc<RouteTable>>,
     /// The route's weights as (service, weight) for connections that bypass a lost proxy: the catch-all
-    /// rule's backends, else the service itself.
+    /// rule's backends, else the service itself. Where `split` holds, for every connection.
     pub fallback: Vec<(ServiceId, u32)>,
+    /// A TCP or UDP route is attached: connections go by the weights of `fallback`, not to its own endpoints.
+    pub split: bool,
     /// Every service that its connections may end at, in order: its routes' backends, else itself.
     pub backends: Vec<ServiceId>,
 }
 
 impl Service {
+    /// Datagrams? Everything else goes over TCP.
+    pub fn udp(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
+
     /// Those that take new connections.
     pub fn serving(&self) -> &[Endpoint] {
         &self.endpoints[..self.serving]
@@ -219,4 +226,11 @@ pub struct WorkloadPort {
     pub inbound_proxy: bool,
     /// As the service's.
     pub protocol: Protocol,
+}
+
+impl WorkloadPort {
+    /// Datagrams? Everything else goes over TCP.
+    pub fn udp(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
 }

@@ -81,6 +81,7 @@ impl Get {
             Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "PROXY"],
             Kind::Workload => &["NAMESPACE", "NAME", "NODE", "ADDRESSES", "ACCOUNT", "SERVICES", "OWNER"],
             Kind::HttpRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"],
+            Kind::TcpRoute | Kind::UdpRoute => &["NAMESPACE", "NAME", "PARENTS", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
             Kind::AuthorizationPolicy => &["NAMESPACE", "NAME", "SELECTOR", "ACTION", "RULES"],
         };
@@ -138,6 +139,10 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             join(array(&spec["parentRefs"]).map(reference)),
             join(array(&spec["hostnames"]).map(text)),
             array(&spec["rules"]).count().to_string(),
+            join(array(&spec["rules"]).flat_map(|rule| array(&rule["backendRefs"])).map(reference)),
+        ]),
+        Kind::TcpRoute | Kind::UdpRoute => row.extend([
+            join(array(&spec["parentRefs"]).map(reference)),
             join(array(&spec["rules"]).flat_map(|rule| array(&rule["backendRefs"])).map(reference)),
         ]),
         Kind::TrafficPolicy => row.extend([

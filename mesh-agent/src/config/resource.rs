@@ -14,6 +14,8 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::Service => "type.googleapis.com/nodemesh.v1.Service",
         Kind::Workload => "type.googleapis.com/nodemesh.v1.Workload",
         Kind::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
+        Kind::TcpRoute => "type.googleapis.com/nodemesh.v1.TcpRoute",
+        Kind::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
         Kind::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
         Kind::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
     }

@@ -2,7 +2,7 @@
 //!
 //! xds ──response──▶ **sync** ──[`Step`]──▶ xds: apply and answer, wait, or leave
 //!
-//! - Barrier: nothing is applied before each of the five types had its first response; then all of it is
+//! - Barrier: nothing is applied before each of the types had its first response; then all of it is
 //!   one update, so no route is ever in force without its services, and nothing shrinks half-way.
 //! - Order: a lower revision of the store that we have is refused. Another store is taken only on a stream
 //!   that asked for everything, before the barrier; then what the store does not have is gone.
@@ -212,7 +212,8 @@ mod tests {
     fn nothing_is_applied_before_all_types_have_answered() {
         let mut sync = Sync::new(true, Revision::default());
         assert_eq!(sync.on_response(response(Kind::Service, "s/3", &["a/b"], &["a/c"])), Step::Wait);
-        for kind in [Kind::Mesh, Kind::Workload, Kind::HttpRoute, Kind::AuthorizationPolicy] {
+        let between = |kind: &Kind| !matches!(kind, Kind::Service | Kind::TrafficPolicy);
+        for kind in Kind::ALL.into_iter().filter(between) {
             assert_eq!(sync.on_response(response(kind, "s/4", &[], &[])), Step::Wait);
         }
         assert_eq!(sync.missing(), "TrafficPolicy");
@@ -221,7 +222,7 @@ mod tests {
         else {
             panic!("not applied")
         };
-        assert!(update.full && answers.len() == 6 && sync.past_barrier());
+        assert!(update.full && answers.len() == Kind::ALL.len() && sync.past_barrier());
         assert_eq!(update.revision, rev("s", 4));
         assert_eq!(update.changes.len(), 2);
     }

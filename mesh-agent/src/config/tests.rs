@@ -119,6 +119,7 @@ fn workload(name: &str, address: &str, service: &str) -> (Key, Option<Raw>) {
         target_port: 8080,
         weight: 1,
         health: 0,
+        udp: false,
     };
     let workload = v1::Workload {
         namespace: "a".into(),

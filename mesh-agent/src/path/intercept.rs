@@ -276,7 +276,7 @@ fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> io::Result<Foun
 /// would arrive here again, and again.
 fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: SocketAddr) -> Option<Way> {
     let workload = snapshot.workloads.get(&workload)?;
-    let port = workload.ports.iter().find(|p| p.port == wanted.port())?;
+    let port = workload.ports.iter().find(|p| p.port == wanted.port() && !p.udp())?;
     let http = port.protocol == Protocol::Http;
     Some(Way {
         to: To::Hop(Hop {

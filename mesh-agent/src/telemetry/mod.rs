@@ -119,7 +119,9 @@ impl Telemetry {
         let mut opened = Family::new(&m::ENDPOINT_OPENED);
         let mut failures = Family::new(&m::ENDPOINT_FAILURES);
         let snapshot = self.sources.config.snapshot();
-        let mut services: Vec<_> = snapshot.services.values().collect();
+        // Of UDP no load is known.
+        let connects = |service: &&Arc<mesh_core::snapshot::Service>| !service.udp();
+        let mut services: Vec<_> = snapshot.services.values().filter(connects).collect();
         services.sort_by_key(|service| service.id);
         for service in services {
             let destination = names::service_name(service);

@@ -33,7 +33,7 @@ pub struct ParentRef {
     kind: &'static str,
     /// Service of the same namespace.
     pub name: String,
-    /// One port of it; `None`: every HTTP port.
+    /// One port of it; `None`: every port that the route's kind is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
@@ -96,12 +96,12 @@ impl HttpRouteSpec {
 }
 
 impl ParentRef {
-    /// To every HTTP port of a service, or to one port.
+    /// To every port of a service that the route's kind is for, or to one port.
     pub fn service(name: &str, port: Option<u16>) -> Self {
         Self { group: "", kind: "Service", name: name.to_owned(), port }
     }
 
-    fn read(at: &At<'_>, own_namespace: &str) -> Result<Self, ApiError> {
+    pub(super) fn read(at: &At<'_>, own_namespace: &str) -> Result<Self, ApiError> {
         let fields = at.object(&["group", "kind", "namespace", "name", "port"], &["sectionName"])?;
         let kind = fields.need("kind", "Service")?;
         kind.one_of(&[("Service", ())], &["Gateway"])?;
@@ -160,7 +160,7 @@ fn path_value(text: &str) -> Option<String> {
 }
 
 impl BackendRef {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["group", "kind", "namespace", "name", "port", "weight"], &["filters"])?;
         fields.read("kind", |at| at.one_of(&[("Service", ())], &["ExternalService"]))?;
         fields.read("group", |at| at.one_of(&[("", ())], &["nodemesh.io"]))?;

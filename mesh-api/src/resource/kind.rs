@@ -20,6 +20,10 @@ pub enum Kind {
     Workload,
     /// `HTTPRoute`
     HttpRoute,
+    /// `TCPRoute`
+    TcpRoute,
+    /// `UDPRoute`
+    UdpRoute,
     /// `TrafficPolicy`
     TrafficPolicy,
     /// `AuthorizationPolicy`
@@ -29,9 +33,7 @@ pub enum Kind {
 /// Planned kinds.
 const UNBUILT: &[&str] = &[
     "GRPCRoute",
-    "TCPRoute",
     "TLSRoute",
-    "UDPRoute",
     "RateLimitPolicy",
     "TransportPolicy",
     "ExternalService",
@@ -41,11 +43,13 @@ const UNBUILT: &[&str] = &[
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Mesh,
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
+        Self::TcpRoute,
+        Self::UdpRoute,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
     ];
@@ -57,6 +61,8 @@ impl Kind {
             Self::Service => "Service",
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
@@ -69,6 +75,8 @@ impl Kind {
             Self::Service => "services",
             Self::Workload => "workloads",
             Self::HttpRoute => "httproutes",
+            Self::TcpRoute => "tcproutes",
+            Self::UdpRoute => "udproutes",
             Self::TrafficPolicy => "trafficpolicies",
             Self::AuthorizationPolicy => "authorizationpolicies",
         }
@@ -77,7 +85,7 @@ impl Kind {
     /// As `apiVersion:` says it.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute => "gateway.networking.k8s.io/v1",
+            Self::HttpRoute | Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1",
             _ => "nodemesh.io/v1",
         }
     }
@@ -89,6 +97,8 @@ impl Kind {
             Self::Service => "type.googleapis.com/nodemesh.v1.Service",
             Self::Workload => "type.googleapis.com/nodemesh.v1.Workload",
             Self::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
+            Self::TcpRoute => "type.googleapis.com/nodemesh.v1.TcpRoute",
+            Self::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
             Self::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
             Self::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
         }

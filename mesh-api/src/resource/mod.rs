@@ -11,6 +11,7 @@ mod authorization_policy;
 mod envelope;
 mod http_route;
 mod kind;
+mod l4_route;
 mod mesh;
 mod service;
 mod traffic_policy;
@@ -22,6 +23,7 @@ pub use authorization_policy::{
 pub use envelope::{Condition, Metadata, Status};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
 pub use kind::{Key, Kind};
+pub use l4_route::{L4RouteSpec, L4Rule};
 pub use mesh::{HttpMode, MeshSpec, VipPool};
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use traffic_policy::{Balancing, OnProxyLoss, TargetRef, TrafficPolicySpec};
@@ -61,6 +63,10 @@ pub enum Spec {
     Workload(WorkloadSpec),
     /// HTTP requests to a service, by host and path, to weighted backends.
     HttpRoute(HttpRouteSpec),
+    /// Connections to a service, to weighted backends.
+    TcpRoute(L4RouteSpec),
+    /// UDP sockets that send to a service, to weighted backends.
+    UdpRoute(L4RouteSpec),
     /// How traffic to a service is treated.
     TrafficPolicy(TrafficPolicySpec),
     /// Who may connect to workloads.
@@ -83,6 +89,8 @@ impl Resource {
             (Kind::Service, Some(at)) => Spec::Service(ServiceSpec::read(&at)?),
             (Kind::Workload, Some(at)) => Spec::Workload(WorkloadSpec::read(&at)?),
             (Kind::HttpRoute, Some(at)) => Spec::HttpRoute(HttpRouteSpec::read(&at, &metadata.namespace)?),
+            (Kind::TcpRoute, Some(at)) => Spec::TcpRoute(L4RouteSpec::read(&at, &metadata.namespace)?),
+            (Kind::UdpRoute, Some(at)) => Spec::UdpRoute(L4RouteSpec::read(&at, &metadata.namespace)?),
             (Kind::TrafficPolicy, Some(at)) => Spec::TrafficPolicy(TrafficPolicySpec::read(&at)?),
             (Kind::AuthorizationPolicy, Some(at)) => {
                 Spec::AuthorizationPolicy(AuthorizationPolicySpec::read(&at)?)
@@ -121,6 +129,8 @@ impl Resource {
             Spec::Service(_) => Kind::Service,
             Spec::Workload(_) => Kind::Workload,
             Spec::HttpRoute(_) => Kind::HttpRoute,
+            Spec::TcpRoute(_) => Kind::TcpRoute,
+            Spec::UdpRoute(_) => Kind::UdpRoute,
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
             Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Spec::Mesh(_) => Kind::Mesh,

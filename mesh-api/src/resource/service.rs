@@ -40,7 +40,7 @@ pub struct ServicePort {
     /// Name, unique in the service; may be empty if it is the only port.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Number, unique in the service.
+    /// Number, unique in the service among the ports of UDP, and among the others.
     pub port: u16,
     /// Port of the selected workloads.
     pub target_port: u16,
@@ -61,6 +61,15 @@ pub enum Protocol {
     Http,
     /// TLS, which is not opened.
     Tls,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// Datagrams? Everything else goes over TCP.
+    pub fn is_udp(self) -> bool {
+        self == Self::Udp
+    }
 }
 
 /// How inbound connections reach the application.
@@ -92,8 +101,13 @@ impl ServiceSpec {
         let ports: Vec<ServicePort> =
             entries.into_iter().map(|at| ServicePort::read(&at, several)).collect::<Result<_, _>>()?;
         let place = |i: usize, field: &str| format!("{}.ports[{i}].{field}", at.path());
-        let numbers = ports.iter().map(|port| port.port);
-        distinct(numbers, |i| (place(i, "port"), ports[i].port.into()), "a number of its own")?;
+        // DNS answers on one port over both.
+        let numbers = ports.iter().map(|port| (port.port, port.protocol.is_udp()));
+        distinct(
+            numbers,
+            |i| (place(i, "port"), ports[i].port.into()),
+            "a number of its own among the ports of UDP, or among the others",
+        )?;
         let names = ports.iter().map(|port| &port.name);
         distinct(names, |i| (place(i, "name"), ports[i].name.clone().into()), "a name of its own")?;
         Ok(Self { vips, headless, selector, ports })
@@ -128,19 +142,22 @@ impl ServicePort {
         let port = fields.need("port", "1..=65535")?.port()?;
         let target_port = fields.read("targetPort", |at| at.port())?.unwrap_or(port);
         let protocol = fields.read("protocol", |at| {
-            let words = [("tcp", Protocol::Tcp), ("http", Protocol::Http), ("tls", Protocol::Tls)];
-            at.one_of(&words, &["udp", "http2", "grpc", "auto"])
+            let words = [
+                ("tcp", Protocol::Tcp),
+                ("http", Protocol::Http),
+                ("tls", Protocol::Tls),
+                ("udp", Protocol::Udp),
+            ];
+            at.one_of(&words, &["http2", "grpc", "auto"])
         })?;
+        let protocol = protocol.unwrap_or_default();
         let inbound = fields.read("inbound", |at| {
             at.one_of(&[("kernel", Inbound::Kernel), ("proxy", Inbound::Proxy)], &[])
         })?;
-        Ok(Self {
-            name,
-            port,
-            target_port,
-            protocol: protocol.unwrap_or_default(),
-            inbound: inbound.unwrap_or_default(),
-        })
+        if let (true, Some(Inbound::Proxy), Some(at)) = (protocol.is_udp(), inbound, fields.get("inbound")) {
+            return Err(at.refuse(Reason::Conflict, "kernel: the proxy takes no UDP"));
+        }
+        Ok(Self { name, port, target_port, protocol, inbound: inbound.unwrap_or_default() })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::schema::schema;
 use crate::wire::{Wire, wire};
 
 fn object(kind: &str, spec: &Value) -> Value {
-    let api = if kind == "HTTPRoute" { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
+    let api = if kind.ends_with("Route") { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
     let name = if kind == "Mesh" { "mesh" } else { "web" };
     json!({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
@@ -79,6 +79,27 @@ fn examples() -> Vec<Value> {
             }),
         ),
         object("AuthorizationPolicy", &json!({})),
+        object(
+            "Service",
+            &json!({"ports": [
+                {"name": "dns", "port": 53, "targetPort": 5353, "protocol": "udp"},
+                {"name": "dns-tcp", "port": 53, "targetPort": 5353, "protocol": "tcp"},
+            ]}),
+        ),
+        object(
+            "TCPRoute",
+            &json!({
+                "parentRefs": [{"kind": "Service", "name": "db", "port": 5432}],
+                "rules": [{"backendRefs": [{"name": "db-1", "port": 5432, "weight": 9}, {"name": "db-2", "port": 5432}]}],
+            }),
+        ),
+        object(
+            "UDPRoute",
+            &json!({
+                "parentRefs": [{"group": "", "kind": "Service", "name": "dns"}],
+                "rules": [{"backendRefs": [{"name": "dns-1", "port": 53, "namespace": "x", "weight": 0}]}],
+            }),
+        ),
     ]
 }
 
@@ -223,6 +244,32 @@ fn a_route_is_refused_where_it_is_wrong() {
 }
 
 #[test]
+fn udp_ports_and_routes_below_http_are_refused_where_they_are_wrong() {
+    use Reason::*;
+    refuses(&changed(10, "/spec/ports/1/protocol", json!("udp")), Conflict, "spec.ports[1].port");
+    refuses(&changed(10, "/spec/ports/0/protocol", json!("http")), Conflict, "spec.ports[1].port");
+    refuses(&changed(10, "/spec/ports/0/inbound", json!("proxy")), Conflict, "spec.ports[0].inbound");
+    for route in [11, 12] {
+        let rule = json!({"backendRefs": [{"name": "a", "port": 1}]});
+        refuses(&changed(route, "/spec/rules", json!([rule, rule])), OutOfRange, "spec.rules");
+        refuses(&changed(route, "/spec/rules", json!([])), OutOfRange, "spec.rules");
+        refuses(&changed(route, "/spec/rules/0/name", json!("x")), NotBuiltYet, "spec.rules[0].name");
+        refuses(&changed(route, "/spec/rules/0/matches", json!([])), UnknownField, "spec.rules[0].matches");
+        let none = changed(route, "/spec/rules/0/backendRefs", json!([]));
+        refuses(&none, OutOfRange, "spec.rules[0].backendRefs");
+        let port = changed(route, "/spec/rules/0/backendRefs/0/port", json!(0));
+        refuses(&port, OutOfRange, "spec.rules[0].backendRefs[0].port");
+        refuses(&changed(route, "/spec/hostnames", json!(["a"])), UnknownField, "spec.hostnames");
+        refuses(
+            &changed(route, "/spec/parentRefs/0/kind", json!("Gateway")),
+            NotBuiltYet,
+            "spec.parentRefs[0].kind",
+        );
+        refuses(&changed(route, "/apiVersion", json!("nodemesh.io/v1")), BadFormat, "apiVersion");
+    }
+}
+
+#[test]
 fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     use Reason::*;
     refuses(&changed(5, "/spec/breaker", json!({})), NotBuiltYet, "spec.breaker");
@@ -289,6 +336,13 @@ fn objects_become_wire_messages() {
     assert_eq!((to(0).namespace.as_str(), to(1).namespace.as_str()), ("default", "x"));
     assert_eq!((backends[0].weight, backends[1].weight), (90, 1));
     assert_eq!(route.rules[0].matches[1].path, Some(v1::http_match::Path::Prefix("/b".to_owned())));
+
+    let Wire::Service(dns) = wire(&parse(10), vec![]) else { panic!("a service") };
+    assert_eq!((dns.ports[0].protocol(), dns.ports[1].protocol()), (v1::Protocol::Udp, v1::Protocol::Tcp));
+    let Wire::TcpRoute(route) = wire(&parse(11), vec![]) else { panic!("a TCP route") };
+    assert_eq!((route.parents[0].port, route.backends[0].weight, route.backends[1].weight), (5432, 9, 1));
+    let Wire::UdpRoute(route) = wire(&parse(12), vec![]) else { panic!("a UDP route") };
+    assert_eq!((route.parents[0].port, route.backends[0].weight), (0, 0));
 
     let Wire::TrafficPolicy(policy) = wire(&parse(5), vec![]) else { panic!("a policy") };
     assert_eq!((policy.http(), policy.on_proxy_loss()), (v1::HttpMode::Kernel, v1::OnProxyLoss::Refuse));

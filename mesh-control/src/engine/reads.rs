@@ -98,10 +98,14 @@ fn shown(registry: &Registry, whys: &Whys, object: &Resource) -> Value {
     out
 }
 
-/// `name:port->targetPort` of what a workload serves.
+/// `name:port[/udp]->targetPort` of what a workload serves.
 fn services(registry: &Registry, workload: &Key) -> Vec<String> {
     use prost::Message;
     let Some(wire) = registry.wire_of(workload) else { return Vec::new() };
     let Ok(message) = mesh_api::proto::v1::Workload::decode(&*wire.body) else { return Vec::new() };
-    message.services.iter().map(|s| format!("{}:{}->{}", s.service, s.service_port, s.target_port)).collect()
+    let shown = message.services.iter().map(|s| {
+        let udp = if s.udp { "/udp" } else { "" };
+        format!("{}:{}{udp}->{}", s.service, s.service_port, s.target_port)
+    });
+    shown.collect()
 }

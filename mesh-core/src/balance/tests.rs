@@ -32,6 +32,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),
         routes: None,
         fallback: vec![],
+        split: false,
         backends: vec![],
     }
 }

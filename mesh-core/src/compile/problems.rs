@@ -19,14 +19,14 @@ pub struct Condition {
 /// All problems of now.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    held: BTreeMap<(Kind, Name, u16), Vec<String>>,
+    held: BTreeMap<(Kind, Name, u32), Vec<String>>,
     shown: Option<Arc<[Condition]>>,
 }
 
 impl Problems {
     /// Replaces what is known to be wrong with one resource, or with the endpoints of one port of a service
-    /// (`port` 0: all else).
-    pub fn set(&mut self, kind: Kind, name: &Name, port: u16, problems: Vec<String>) {
+    /// (`port` of `Port::place`; 0: all else).
+    pub fn set(&mut self, kind: Kind, name: &Name, port: u32, problems: Vec<String>) {
         let key = (kind, Name::clone(name), port);
         let changed = if problems.is_empty() {
             self.held.remove(&key).is_some()

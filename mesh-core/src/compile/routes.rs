@@ -17,6 +17,8 @@ const WEIGHT_MAX: u32 = 1_000_000;
 pub(super) struct Routed {
     pub table: Option<Arc<RouteTable>>,
     pub fallback: Vec<(ServiceId, u32)>,
+    /// `fallback` holds for all connections, not only where a proxy is gone.
+    pub split: bool,
     pub backends: Vec<ServiceId>,
 }
 
@@ -50,7 +52,7 @@ impl Compiler {
             .enumerate()
             .map(|(j, weighted)| {
                 let service = weighted.backend.as_ref().and_then(|b| {
-                    let found = self.port_id(&join(&b.namespace, &b.service), b.port);
+                    let found = self.port_id(&join(&b.namespace, &b.service), b.port, false);
                     found.map_err(|why| problems.push(format!("rules[{i}].backendRefs[{j}]: {why}"))).ok()
                 });
                 Backend { service, weight: weighted.weight.min(WEIGHT_MAX) }
@@ -96,13 +98,14 @@ impl Compiler {
             specs.extend(attached.filter_map(|route| self.specs.get(route)).map(|spec| (**spec).clone()));
         }
         if specs.is_empty() {
-            return Routed { table: None, fallback: vec![(id, 1)], backends: vec![id] };
+            return self.l4_routed(service, id, port);
         }
         specs.sort_by(|a, b| (a.created_ms, &a.name).cmp(&(b.created_ms, &b.name)));
         let all = specs.iter().flat_map(|s| &s.rules).flat_map(|r| &r.backends).filter(|b| b.weight > 0);
         let backends: BTreeSet<ServiceId> = all.filter_map(|b| b.service).collect();
         Routed {
             fallback: fallback(&specs, id),
+            split: false,
             backends: backends.into_iter().collect(),
             table: Some(Arc::new(RouteTable::new(&specs))),
         }

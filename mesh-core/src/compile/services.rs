@@ -16,17 +16,44 @@ use crate::snapshot::{Endpoint, Service, ServiceId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Port {
     pub number: u16,
+    /// Of two ports with one number, the one of UDP.
+    pub udp: bool,
     pub id: ServiceId,
+}
+
+impl Port {
+    fn is(self, spec: &v1::ServicePort) -> bool {
+        u32::from(self.number) == spec.port && self.udp == is_udp(spec)
+    }
+}
+
+pub(super) fn is_udp(port: &v1::ServicePort) -> bool {
+    port.protocol() == Protocol::Udp
+}
+
+/// The name that a service port's number is kept under.
+pub(super) fn port_name(service: &str, port: u32, udp: bool) -> String {
+    format!("{service}:{port}{}", if udp { "/udp" } else { "" })
+}
+
+/// Tells apart what is wrong with the ports of a service.
+fn place(number: u16, udp: bool) -> u32 {
+    u32::from(number) | u32::from(udp) << 16
 }
 
 impl Compiler {
     /// The id of a service's port, or why there is none.
-    pub(super) fn port_id(&self, service: &Name, port: u32) -> Result<ServiceId, String> {
+    pub(super) fn port_id(&self, service: &Name, port: u32, udp: bool) -> Result<ServiceId, String> {
         let Some(ports) = self.ports.get(service) else {
             return Err(format!("service {service} does not exist"));
         };
-        let found = ports.iter().find(|p| u32::from(p.number) == port);
-        found.map(|p| p.id).ok_or_else(|| format!("service {service} has no port {port}"))
+        let numbered = |wanted| ports.iter().find(|p| u32::from(p.number) == port && p.udp == wanted);
+        let found = numbered(udp).map(|p| p.id);
+        found.ok_or_else(|| match (numbered(!udp), udp) {
+            (None, _) => format!("service {service} has no port {port}"),
+            (Some(_), true) => format!("port {port} of service {service} is not of protocol udp"),
+            (Some(_), false) => format!("port {port} of service {service} is of protocol udp"),
+        })
     }
 
     /// Gives the ports of a changed service their ids, and ends those of ports that are gone.
@@ -42,8 +69,8 @@ impl Compiler {
         }
         for gone in self.ports.remove(name).unwrap_or_default() {
             if !ports.contains(&gone) {
-                self.ids.end(IdKind::Service, &format!("{name}:{}", gone.number));
-                self.problems.set(Kind::Service, name, gone.number, Vec::new());
+                self.ids.end(IdKind::Service, &port_name(name, gone.number.into(), gone.udp));
+                self.problems.set(Kind::Service, name, place(gone.number, gone.udp), Vec::new());
                 self.drop_service(gone.id, work);
             }
         }
@@ -57,15 +84,13 @@ impl Compiler {
 
     fn allot_port(&mut self, name: &Name, port: &v1::ServicePort, before: &[Port]) -> Result<Port, String> {
         let number = super::port(port.port)?;
-        if port.protocol() == Protocol::Udp {
-            return Err(format!("port {number} is of protocol udp, which is not built yet"));
-        }
-        if before.iter().any(|p| p.number == number) {
+        let udp = is_udp(port);
+        if before.iter().any(|p| p.is(port)) {
             return Err(format!("port {number} is there twice"));
         }
-        let full = format!("{name}:{number}").into();
+        let full = port_name(name, port.port, udp).into();
         let id = self.ids.assign(IdKind::Service, &full).map_err(|e| e.to_string())?;
-        Ok(Port { number, id })
+        Ok(Port { number, udp, id })
     }
 
     fn drop_service(&mut self, id: ServiceId, work: &mut Work) {
@@ -82,7 +107,7 @@ impl Compiler {
         vips.sort_unstable();
         vips.dedup();
         for port in self.ports.get(name).cloned().unwrap_or_default() {
-            let Some(spec) = service.ports.iter().find(|p| p.port == u32::from(port.number)) else {
+            let Some(spec) = service.ports.iter().find(|p| port.is(p)) else {
                 continue;
             };
             let new = self.compile_port(name, &service, spec, port, vips.clone());
@@ -113,7 +138,7 @@ impl Compiler {
         port: Port,
         vips: Vec<IpAddr>,
     ) -> Service {
-        let Routed { table, fallback, backends } = self.routed(name, port.id, spec);
+        let Routed { table, fallback, split, backends } = self.routed(name, port.id, spec);
         let settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
         let (endpoints, serving) = match self.next.services.get(&port.id) {
             Some(old) => (Arc::clone(&old.endpoints), old.serving),
@@ -129,11 +154,12 @@ impl Compiler {
             protocol: spec.protocol(),
             why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
             on_proxy_loss: settings.on_proxy_loss,
-            inbound_proxy: spec.inbound_proxy,
+            inbound_proxy: spec.inbound_proxy && !port.udp,
             endpoints,
             serving,
             routes: table,
             fallback,
+            split,
             backends,
         }
     }
@@ -170,7 +196,7 @@ impl Compiler {
                 resting.len()
             ));
         }
-        self.problems.set(Kind::Service, &name, old.port, problems);
+        self.problems.set(Kind::Service, &name, place(old.port, old.udp()), problems);
         serving.sort_unstable_by_key(|e| e.id);
         resting.sort_unstable_by_key(|e| e.id);
         let count = serving.len();

@@ -1,5 +1,7 @@
 //! Resources in, snapshot and conditions out. The builders serve plan's tests, too.
 
+mod udp;
+
 use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Health, HttpMode, Protocol};
@@ -34,6 +36,7 @@ pub fn workload(name: &str, addresses: &[&str], serves: &[(&str, u32, u32)]) -> 
             target_port,
             weight,
             health: Health::Healthy.into(),
+            udp: false,
         }
     });
     v1::Workload {
@@ -67,6 +70,25 @@ pub fn route(name: &str, parent: &str, rules: &[Rule<'_>]) -> v1::HttpRoute {
         rules: rules.collect(),
         ..Default::default()
     }
+}
+
+/// TCP route `d/<name>` of a service: its backends as (service, port, weight).
+pub fn tcp_route(name: &str, parent: &str, backends: &[(&str, u32, u32)]) -> v1::TcpRoute {
+    let http = route(name, parent, &[("/", backends)]);
+    let backends = http.rules.into_iter().flat_map(|rule| rule.backends).collect();
+    v1::TcpRoute {
+        namespace: http.namespace,
+        name: http.name,
+        parents: http.parents,
+        backends,
+        created_ms: 0,
+    }
+}
+
+/// The same for UDP.
+pub fn udp_route(name: &str, parent: &str, backends: &[(&str, u32, u32)]) -> v1::UdpRoute {
+    let v1::TcpRoute { namespace, name, parents, backends, created_ms } = tcp_route(name, parent, backends);
+    v1::UdpRoute { namespace, name, parents, backends, created_ms }
 }
 
 /// A resource without a version.
@@ -251,7 +273,6 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
             of(service("s", &["240.0.0.1", "127.0.0.1", "x"], 80, Protocol::Http)),
             of(service("db", &["240.0.0.2"], 5432, Protocol::Tcp)),
             of(service("bad", &[], 70_000, Protocol::Tcp)),
-            of(service("dns", &[], 53, Protocol::Udp)),
             of(workload("w", &["10.0.0.1", "10.0.0"], &[("s", 80, 1), ("s", 81, 1), ("none", 80, 1)])),
             of(route("r", "none", &[("/", &[("s", 81, 1)])])),
             of(tcp_parent),
@@ -263,7 +284,6 @@ fn what_leads_nowhere_is_named_and_stops_nothing() {
         problems(&out),
         [
             "Service d/bad: spec.ports[0]: port 70000 is not in 1..=65535",
-            "Service d/dns: spec.ports[0]: port 53 is of protocol udp, which is not built yet",
             "Service d/s: spec.vips: 127.0.0.1 is not an address that a workload can be reached at",
             "Service d/s: spec.vips: \"x\" is not an address",
             "Workload d/w: spec.addresses: \"10.0.0\" is not an address",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Health};
 
+use super::services::port_name;
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
@@ -159,7 +160,7 @@ impl Compiler {
         before: Option<&Held>,
     ) -> Result<Member, String> {
         let service_name = join(&membership.namespace, &membership.service);
-        let service = self.port_id(&service_name, membership.service_port)?;
+        let service = self.port_id(&service_name, membership.service_port, membership.udp)?;
         let port = super::port(membership.target_port)?;
         let weight = membership.weight;
         if weight > 65_535 {
@@ -170,8 +171,8 @@ impl Compiler {
         if let Some(known) = known {
             return Ok(Member { weight, healthy, ..known.clone() });
         }
-        let service_port = membership.service_port;
-        let name = format!("{service_name}:{service_port}@{}/{}:{port}", spec.namespace, spec.name).into();
+        let service_port = port_name(&service_name, membership.service_port, membership.udp);
+        let name = format!("{service_port}@{}/{}:{port}", spec.namespace, spec.name).into();
         let endpoint = self.ids.assign(IdKind::Endpoint, &name).map_err(|full| full.to_string())?;
         Ok(Member { service, endpoint, port, weight, healthy, name })
     }

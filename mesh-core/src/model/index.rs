@@ -5,12 +5,18 @@ use std::collections::{BTreeSet, HashMap};
 use super::Name;
 
 /// Name → those that refer to it, in order.
-#[derive(Debug, Default)]
-pub(super) struct Index(HashMap<Name, BTreeSet<Name>>);
+#[derive(Debug)]
+pub(super) struct Index<W = Name>(HashMap<Name, BTreeSet<W>>);
 
-impl Index {
+impl<W> Default for Index<W> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<W: Ord + Clone> Index<W> {
     /// `who` referred to `before` and now refers to `after`.
-    pub fn replace(&mut self, who: &Name, before: &BTreeSet<Name>, after: &BTreeSet<Name>) {
+    pub fn replace(&mut self, who: &W, before: &BTreeSet<Name>, after: &BTreeSet<Name>) {
         for name in before.difference(after) {
             if let Some(all) = self.0.get_mut(name) {
                 all.remove(who);
@@ -20,12 +26,12 @@ impl Index {
             }
         }
         for name in after.difference(before) {
-            self.0.entry(Name::clone(name)).or_default().insert(Name::clone(who));
+            self.0.entry(Name::clone(name)).or_default().insert(who.clone());
         }
     }
 
     /// Those that refer to `name`.
-    pub fn of(&self, name: &str) -> impl Iterator<Item = &Name> {
+    pub fn of(&self, name: &str) -> impl Iterator<Item = &W> {
         self.0.get(name).into_iter().flatten()
     }
 }

@@ -37,7 +37,7 @@ macro_rules! messages {
     )*};
 }
 
-messages!(Service, Workload, HttpRoute, TrafficPolicy, AuthorizationPolicy);
+messages!(Service, Workload, HttpRoute, TcpRoute, UdpRoute, TrafficPolicy, AuthorizationPolicy);
 
 impl Message for v1::Mesh {
     const KIND: Kind = Kind::Mesh;
@@ -64,6 +64,8 @@ impl Resource {
             Kind::Service => full_name::<v1::Service>(&raw),
             Kind::Workload => full_name::<v1::Workload>(&raw),
             Kind::HttpRoute => full_name::<v1::HttpRoute>(&raw),
+            Kind::TcpRoute => full_name::<v1::TcpRoute>(&raw),
+            Kind::UdpRoute => full_name::<v1::UdpRoute>(&raw),
             Kind::TrafficPolicy => full_name::<v1::TrafficPolicy>(&raw),
             Kind::AuthorizationPolicy => full_name::<v1::AuthorizationPolicy>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),

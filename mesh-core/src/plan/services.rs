@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_common::addr;
-use mesh_common::record::{PROTO_TCP, ServiceKey};
+use mesh_common::record::ServiceKey;
 
 use super::claims::Claimant;
-use super::table::{Content, Fallback};
+use super::table::{Content, Fallback, proto};
 use super::view::Full;
 use super::{Condition, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
@@ -60,7 +60,7 @@ impl Claimant for Service {
             addr: addr::from_ip(vip),
             scope: 0,
             port_be: self.port.to_be(),
-            proto: PROTO_TCP,
+            proto: proto(self.udp()),
             network: 0,
         };
         let mut keys: Vec<ServiceKey> = self.vips.iter().map(key).collect();
@@ -89,7 +89,7 @@ fn put(
         )));
     }
     let content = Content::of(service, vip.is_ipv6(), snapshot, view);
-    if let Some(problem) = unreachable_family(service, vip, &content) {
+    if let Some(problem) = unreachable_family(service, snapshot, vip, &content) {
         troubles.push(of(service, problem));
     }
     let shorter = view.services.get(&key).is_some_and(|held| {
@@ -110,13 +110,24 @@ fn put(
 /// A virtual address whose service has endpoints, but none that a client of this family can reach. Where the
 /// service has an address of the other family too, clients have a way: addresses come in pairs from the pool,
 /// also to services whose workloads have IPv4 alone.
-fn unreachable_family(service: &Service, vip: IpAddr, content: &Content) -> Option<String> {
+fn unreachable_family(
+    service: &Service,
+    snapshot: &Snapshot,
+    vip: IpAddr,
+    content: &Content,
+) -> Option<String> {
     let bypass = match &content.fallback {
         Fallback::Absent | Fallback::Table => &content.table,
         Fallback::Own(choices) => choices,
     };
-    let others =
-        service.serving().iter().any(|e| if vip.is_ipv6() { e.v4.is_some() } else { e.v6.is_some() });
+    let of_other_family = |service: &Service| {
+        service.serving().iter().any(|e| if vip.is_ipv6() { e.v4.is_some() } else { e.v6.is_some() })
+    };
+    let others = if service.split {
+        service.backends.iter().filter_map(|id| snapshot.services.get(id)).any(|s| of_other_family(s))
+    } else {
+        of_other_family(service)
+    };
     let other_way = service.vips.iter().any(|other| other.is_ipv6() != vip.is_ipv6());
     let none =
         content.table.is_empty() && others && !other_way && (service.routes.is_none() || bypass.is_empty());

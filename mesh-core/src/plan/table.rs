@@ -2,13 +2,16 @@
 //!
 //! A table holds addresses of the family of its virtual address: an IPv6 socket may be IPv6-only, so a
 //! v4-mapped destination is not for it.
+//!
+//! Invariant: the slots of a table are in the order of their endpoint ids, each once: the kernel searches them
+//! (`mesh_common::udp`).
 
 use std::hash::Hash;
 use std::net::IpAddr;
 
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{self, app, flags};
+use mesh_common::record::{self, PROTO_TCP, PROTO_UDP, app, flags};
 
 use super::view::View;
 use crate::alias;
@@ -52,7 +55,11 @@ pub(super) struct Content {
 impl Content {
     /// The entry of `service` under a virtual address of this family.
     pub fn of(service: &Service, v6: bool, snapshot: &Snapshot, view: &View) -> Self {
-        let table = choices(service, v6, view);
+        let table = if service.split {
+            weighted(&service.fallback, v6, snapshot, view)
+        } else {
+            choices(service, v6, view)
+        };
         let mut content = Self {
             service: service.id,
             table,
@@ -203,7 +210,13 @@ fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot, view: 
         }
         all.append(&mut own);
     }
+    all.sort_unstable_by_key(|c| c.endpoint);
     all
+}
+
+/// `proto` of a key.
+pub(super) fn proto(udp: bool) -> u8 {
+    if udp { PROTO_UDP } else { PROTO_TCP }
 }
 
 /// [`app`] of a protocol.
@@ -211,6 +224,7 @@ pub(super) fn protocol(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Http => app::HTTP,
         Protocol::Tls => app::TLS,
-        Protocol::Tcp | Protocol::Http2 | Protocol::Grpc | Protocol::Udp | Protocol::Auto => app::TCP,
+        Protocol::Udp => app::UDP,
+        Protocol::Tcp | Protocol::Http2 | Protocol::Grpc | Protocol::Auto => app::TCP,
     }
 }

@@ -1,14 +1,14 @@
-//! The entries of `WORKLOADS`: a workload's own addresses, one entry for each port that it serves and one
-//! for any other port.
+//! The entries of `WORKLOADS`: a workload's own addresses, one entry for each port that it serves, of TCP and of
+//! UDP, and one for any other port.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 
 use mesh_common::addr;
-use mesh_common::record::{self, PROTO_TCP, WorkloadKey, flags, listener};
+use mesh_common::record::{self, PROTO_UDP, WorkloadKey, flags, listener};
 
 use super::claims::Claimant;
-use super::table::protocol;
+use super::table::{proto, protocol};
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
 use crate::snapshot::{OnProxyLoss, PolicySetId, Snapshot, Workload, WorkloadId, WorkloadPort};
@@ -38,7 +38,7 @@ pub(super) fn plan(
         if let Some(workload) = view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
             name_rivals(view, snapshot, key, workload, &mut troubles);
             let set = view.asked(workload.policy_set);
-            let value = value(workload, u16::from_be(key.port_be), set, locals.get(&workload.id).copied());
+            let value = value(workload, key, set, locals.get(&workload.id).copied());
             put(view, key, value, workload, ops, &mut troubles);
         }
         note(&mut view.workload_troubles, key, troubles);
@@ -56,11 +56,11 @@ impl Claimant for Workload {
     type Key = WorkloadKey;
 
     fn keys(&self) -> Vec<WorkloadKey> {
-        let ports = || std::iter::once(0).chain(self.ports.iter().map(|p| p.port));
-        let key = |ip, port: u16| WorkloadKey {
+        let ports = || std::iter::once((0, false)).chain(self.ports.iter().map(|p| (p.port, p.udp())));
+        let key = |ip, (port, udp): (u16, bool)| WorkloadKey {
             addr: addr::from_ip(ip),
             port_be: port.to_be(),
-            proto: PROTO_TCP,
+            proto: proto(udp),
             network: 0,
         };
         let mut keys: Vec<WorkloadKey> =
@@ -72,11 +72,17 @@ impl Claimant for Workload {
 }
 
 /// What is served on a port. The first of several services counts.
-fn served(workload: &Workload, port: u16) -> Option<&WorkloadPort> {
-    workload.ports.iter().find(|p| p.port == port)
+fn served(workload: &Workload, key: WorkloadKey) -> Option<&WorkloadPort> {
+    let udp = key.proto == PROTO_UDP;
+    workload.ports.iter().find(|p| p.port == u16::from_be(key.port_be) && p.udp() == udp)
 }
 
-fn value(workload: &Workload, port: u16, set: PolicySetId, slots: Option<LocalSlots>) -> record::Workload {
+fn value(
+    workload: &Workload,
+    key: WorkloadKey,
+    set: PolicySetId,
+    slots: Option<LocalSlots>,
+) -> record::Workload {
     let mut value = record::Workload {
         workload: workload.id,
         identity: workload.identity,
@@ -91,7 +97,7 @@ fn value(workload: &Workload, port: u16, set: PolicySetId, slots: Option<LocalSl
     if set != 0 {
         value.flags |= flags::ASKS;
     }
-    let Some(served) = served(workload, port) else { return value };
+    let Some(served) = served(workload, key) else { return value };
     value.endpoint = served.endpoint;
     value.service = served.service;
     value.protocol = protocol(served.protocol);

@@ -7,8 +7,8 @@
 
 use mesh_api::proto::v1::{Health, WorkloadService};
 use mesh_api::resource::{
-    Condition, HttpRouteSpec, Key, Kind, Membership, Protocol, Resource, ServiceSpec, Spec,
-    TrafficPolicySpec, WorkloadSpec,
+    BackendRef, Condition, Key, Kind, Membership, ParentRef, Protocol, Resource, ServicePort, ServiceSpec,
+    Spec, TrafficPolicySpec, WorkloadSpec,
 };
 
 use super::Registry;
@@ -37,10 +37,11 @@ impl Registry {
             }
             for port in &selected.ports {
                 let here = |one: &WorkloadService| {
-                    one.service == *service && one.service_port == u32::from(port.port)
+                    let number = u32::from(port.port);
+                    (&one.service, one.service_port, one.udp) == (service, number, port.protocol.is_udp())
                 };
                 if !out[..named].iter().any(here) {
-                    out.push(serves(namespace, service, port.port, port.target_port, spec.weight));
+                    out.push(serves(namespace, service, port, port.target_port, spec.weight));
                 }
             }
         }
@@ -71,7 +72,13 @@ impl Registry {
                 out.extend(self.shared_address(resource, spec));
                 out
             }
-            Spec::HttpRoute(spec) => self.route_conditions(resource, spec),
+            Spec::HttpRoute(spec) => {
+                let backends = spec.rules.iter().flat_map(|rule| &rule.backend_refs);
+                self.route_conditions(resource, &spec.parent_refs, backends)
+            }
+            Spec::TcpRoute(spec) | Spec::UdpRoute(spec) => {
+                self.route_conditions(resource, &spec.parent_refs, spec.backends())
+            }
             Spec::TrafficPolicy(spec) => {
                 vec![refs("Accepted", "TargetNotFound", self.policy_problems(resource, spec))]
             }
@@ -104,7 +111,7 @@ impl Registry {
             });
         };
         let target = target_port.unwrap_or(port.target_port);
-        Ok(serves(namespace, service, port.port, target, weight.unwrap_or(workload.weight)))
+        Ok(serves(namespace, service, port, target, weight.unwrap_or(workload.weight)))
     }
 
     /// An address stands for one workload: where two have it, connections to it may reach either.
@@ -118,31 +125,44 @@ impl Registry {
         Some(Condition::new("Conflicted", true, "AddressShared", message))
     }
 
-    fn route_conditions(&self, route: &Resource, spec: &HttpRouteSpec) -> Vec<Condition> {
-        let namespace = &route.metadata.namespace;
+    fn route_conditions<'a>(
+        &self,
+        route: &Resource,
+        parent_refs: &[ParentRef],
+        backend_refs: impl Iterator<Item = &'a BackendRef>,
+    ) -> Vec<Condition> {
+        let (kind, namespace) = (route.kind(), &route.metadata.namespace);
         let mut parents = Vec::new();
-        for parent in &spec.parent_refs {
+        for parent in parent_refs {
             let name = format!("{namespace}/{}", parent.name);
             let Some(service) = self.service(namespace, &parent.name) else {
                 parents.push(format!("parent Service {name} does not exist"));
                 continue;
             };
-            let speaks = |port: &&mesh_api::resource::ServicePort| {
-                port.protocol == Protocol::Http && parent.port.is_none_or(|wanted| wanted == port.port)
+            let speaks = |port: &&ServicePort| {
+                routes(kind, port.protocol) && parent.port.is_none_or(|wanted| wanted == port.port)
             };
             if !service.ports.iter().any(|port| speaks(&port)) {
                 let which = parent.port.map_or_else(|| "port".to_owned(), |port| format!("port {port}"));
-                parents.push(format!("parent Service {name} has no {which} of protocol http"));
+                let protocol = match kind {
+                    Kind::TcpRoute => "tcp or tls",
+                    Kind::UdpRoute => "udp",
+                    _ => "http",
+                };
+                parents.push(format!("parent Service {name} has no {which} of protocol {protocol}"));
             }
         }
         let mut backends = Vec::new();
-        for backend in spec.rules.iter().flat_map(|rule| &rule.backend_refs) {
+        for backend in backend_refs {
             let namespace = backend.namespace.as_ref().unwrap_or(namespace);
+            let udp = kind == Kind::UdpRoute;
+            let goes = |port: &ServicePort| port.port == backend.port && port.protocol.is_udp() == udp;
             match self.service(namespace, &backend.name) {
                 None => backends.push(format!("backend Service {namespace}/{} does not exist", backend.name)),
-                Some(service) if !service.ports.iter().any(|port| port.port == backend.port) => {
+                Some(service) if !service.ports.iter().any(goes) => {
+                    let speaks = if udp { " of protocol udp" } else { "" };
                     backends.push(format!(
-                        "backend Service {namespace}/{} has no port {}",
+                        "backend Service {namespace}/{} has no port {}{speaks}",
                         backend.name, backend.port
                     ));
                 }
@@ -167,20 +187,31 @@ impl Registry {
     }
 }
 
-fn serves(namespace: &str, service: &str, port: u16, target: u16, weight: u16) -> WorkloadService {
+/// Is this kind of route for ports of this protocol?
+fn routes(kind: Kind, protocol: Protocol) -> bool {
+    match kind {
+        Kind::HttpRoute => protocol == Protocol::Http,
+        Kind::TcpRoute => matches!(protocol, Protocol::Tcp | Protocol::Tls),
+        Kind::UdpRoute => protocol == Protocol::Udp,
+        _ => false,
+    }
+}
+
+fn serves(namespace: &str, service: &str, port: &ServicePort, target: u16, weight: u16) -> WorkloadService {
     WorkloadService {
         namespace: namespace.to_owned(),
         service: service.to_owned(),
-        service_port: port.into(),
+        service_port: port.port.into(),
         target_port: target.into(),
         weight: weight.into(),
         health: Health::Healthy.into(),
+        udp: port.protocol.is_udp(),
     }
 }
 
 /// What one membership is told apart by.
-fn place(one: &WorkloadService) -> (&str, u32, u32) {
-    (&one.service, one.service_port, one.target_port)
+fn place(one: &WorkloadService) -> (&str, u32, bool, u32) {
+    (&one.service, one.service_port, one.udp, one.target_port)
 }
 
 /// A condition that holds where nothing is wrong.

@@ -14,7 +14,7 @@ use super::*;
 use crate::source::LeaseRef;
 
 fn resource(kind: &str, name: &str, labels: &Value, spec: &Value) -> Resource {
-    let api = if kind == "HTTPRoute" { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
+    let api = if kind.ends_with("Route") { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
     let value =
         json!({"apiVersion": api, "kind": kind, "metadata": {"name": name, "labels": labels}, "spec": spec});
     Resource::parse(&value).expect("a resource of the test")
@@ -183,6 +183,56 @@ fn routes_and_policies_say_what_leads_nowhere() {
     assert!(said.starts_with("Accepted=true"), "{said}");
     assert!(said.contains("ResolvedRefs=false backend Service default/web-v2 does not exist"), "{said}");
     assert!(told(&registry, &policy_key).contains("no port named x"));
+}
+
+#[test]
+fn routes_below_http_are_for_ports_of_their_own_protocol() {
+    let mut registry = Registry::default();
+    let route = |kind, port| {
+        let backend = json!({"name": "web", "port": port});
+        let spec = json!({
+            "parentRefs": [{"kind": "Service", "name": "web"}], "rules": [{"backendRefs": [backend]}],
+        });
+        resource(kind, "r", &json!({}), &spec)
+    };
+    let (tcp, udp) = (route("TCPRoute", 53), route("UDPRoute", 54));
+    let (tcp_key, udp_key) = (tcp.key(), udp.key());
+    apply(&mut registry, vec![upsert("rest", tcp), upsert("rest", udp)]);
+    let told = |registry: &Registry, key: &Key| {
+        let one = |c: &Condition| format!("{}={} {}", c.kind, c.status, c.message);
+        registry.conditions(key).iter().map(one).collect::<Vec<_>>().join("; ")
+    };
+    let http = service("web", &json!({}), &[("a", 53, "http")]);
+    apply(&mut registry, vec![upsert("rest", http)]);
+    let said = told(&registry, &tcp_key);
+    assert!(
+        said.contains("has no port of protocol tcp or tls") && said.contains("ResolvedRefs=true"),
+        "{said}"
+    );
+    let both = service("web", &json!({}), &[("a", 53, "udp"), ("b", 53, "tls"), ("c", 54, "tcp")]);
+    apply(&mut registry, vec![upsert("rest", both)]);
+    assert!(!told(&registry, &tcp_key).contains("=false"), "{}", told(&registry, &tcp_key));
+    let said = told(&registry, &udp_key);
+    assert!(said.starts_with("Accepted=true"), "{said}");
+    assert!(said.contains("backend Service default/web has no port 54 of protocol udp"), "{said}");
+}
+
+#[test]
+fn one_number_may_be_a_port_of_udp_and_one_of_tcp() {
+    let mut registry = Registry::default();
+    let dns = || service("dns", &json!({"app": "dns"}), &[("dns", 53, "udp"), ("dns-tcp", 53, "tcp")]);
+    let named = json!([{"service": "dns", "portName": "dns", "targetPort": 5353, "weight": 7}]);
+    let both = workload("w1", &json!({"app": "dns"}), &json!([]));
+    let one = workload("w2", &json!({"app": "dns"}), &named);
+    apply(&mut registry, vec![upsert("rest", dns()), upsert("rest", both), upsert("rest", one)]);
+    let served = |name| {
+        let wire = registry.wire_of(&Key::new(Kind::Workload, "default", name)).expect("on the wire");
+        let message = v1::Workload::decode(&wire.body[..]).expect("decodes");
+        let one = |s: v1::WorkloadService| (s.service_port, s.udp, s.target_port, s.weight);
+        message.services.into_iter().map(one).collect::<Vec<_>>()
+    };
+    assert_eq!(served("w1"), [(53, false, 53, 1), (53, true, 53, 1)]);
+    assert_eq!(served("w2"), [(53, false, 53, 1), (53, true, 5353, 7)], "named wins, for its own port");
 }
 
 #[test]

@@ -32,7 +32,8 @@ fn a_malformed_resource_is_refused_with_path_value_and_range() {
     };
     for (spec, words) in [
         ("{ports: [{name: http, port: 70000}]}", &["spec.ports[0].port", "70000", "65535"][..]),
-        ("{ports: [{name: http, port: 80, protocol: udp}]}", &["spec.ports[0].protocol", "not built yet"]),
+        ("{ports: [{name: http, port: 80, protocol: grpc}]}", &["spec.ports[0].protocol", "not built yet"]),
+        ("{ports: [{port: 53, protocol: udp, inbound: proxy}]}", &["spec.ports[0].inbound", "kernel"]),
         ("{ports: [{name: http, port: 80}], colour: red}", &["colour"]),
         ("{vips: [10.0.0.300], ports: [{name: http, port: 80}]}", &["spec.vips[0]", "10.0.0.300"]),
     ] {

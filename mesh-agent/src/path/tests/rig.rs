@@ -192,6 +192,7 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
         endpoints: endpoints.into(),
         routes: None,
         fallback: Vec::new(),
+        split: false,
         backends: Vec::new(),
     }
 }

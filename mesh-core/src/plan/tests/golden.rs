@@ -2,7 +2,7 @@
 
 use mesh_api::proto::v1::{self, Protocol};
 use mesh_common::addr::from_ip;
-use mesh_common::record::{self, PROTO_TCP, ServiceKey, WorkloadKey, app, flags};
+use mesh_common::record::{self, PROTO_TCP, PROTO_UDP, ServiceKey, WorkloadKey, app, flags};
 
 use super::{Capacities, LocalSlots, MapOp, Node, problems};
 use crate::compile::Dirty;
@@ -280,4 +280,27 @@ fn an_address_whose_family_no_endpoint_has_is_named_where_there_is_no_other() {
     let plan = node.put(vec![of(workload("w1", &["10.0.0.1", "fd00::9"], &[("s", 80, 3)]))]);
     assert!(plan.conditions.is_empty());
     assert_eq!(node.entry("fd00::1", 80).flags, flags::PROXY | flags::BYPASS);
+}
+
+#[test]
+fn a_udp_port_has_entries_of_its_own() {
+    let mut node = Node::new(Capacities::default());
+    let mut dns = service("dns", &["240.0.0.1"], 80, Protocol::Udp);
+    dns.ports.push(v1::ServicePort { name: "tcp".into(), port: 80, ..Default::default() });
+    let mut both = workload("w", &["10.0.0.1"], &[("dns", 80, 1), ("dns", 80, 1)]);
+    both.services[0].udp = true;
+    both.services[1].target_port = 8080;
+    node.put(vec![of(dns), of(both)]);
+
+    let tcp = service_key("240.0.0.1");
+    let udp = ServiceKey { proto: PROTO_UDP, ..tcp };
+    let (tcp, udp) = (node.maps.services[&tcp], node.maps.services[&udp]);
+    assert_ne!(tcp.service, udp.service);
+    assert_eq!((tcp.protocol, udp.protocol, udp.flags), (app::TCP, app::UDP, 0));
+    let tcp = node.maps.workloads[&workload_key("10.0.0.1", 8080)];
+    let key = WorkloadKey { proto: PROTO_UDP, ..workload_key("10.0.0.1", 8080) };
+    let udp_workload = node.maps.workloads[&key];
+    assert_eq!((udp_workload.service, udp_workload.protocol), (udp.service, app::UDP));
+    assert_ne!(tcp.endpoint, udp_workload.endpoint);
+    assert_eq!(node.maps.workloads.len(), 3, "any port is one entry for both");
 }

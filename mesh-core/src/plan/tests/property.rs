@@ -8,7 +8,7 @@ use mesh_common::record::{Endpoint, Service, flags};
 use proptest::prelude::*;
 
 use super::{Node, Plan};
-use crate::compile::tests::{apply, names, of, route, service, workload};
+use crate::compile::tests::{apply, names, of, route, service, tcp_route, workload};
 use crate::compile::{Compiler, Dirty, Outcome};
 use crate::ids::IdLimits;
 use crate::model::{Kind, Resource};
@@ -20,7 +20,7 @@ use crate::snapshot::{self, Snapshot};
 enum Step {
     Service { number: u8, vip: u8, http: bool },
     Workload { number: u8, address: u8, v6: bool, serves: Vec<(u8, u32)> },
-    Route { number: u8, parent: u8, backends: Vec<(u8, u32)> },
+    Route { number: u8, parent: u8, backends: Vec<(u8, u32)>, tcp: bool },
     Remove { kind: Kind, number: u8 },
     Pass { ms: u64 },
 }
@@ -29,15 +29,15 @@ const SERVICES: u8 = 5;
 const NAMES: [&str; SERVICES as usize] = ["s0", "s1", "s2", "s3", "s4"];
 
 fn step() -> impl Strategy<Value = Step> {
-    let kind = prop::sample::select(vec![Kind::Service, Kind::Workload, Kind::HttpRoute]);
+    let kind = prop::sample::select(vec![Kind::Service, Kind::Workload, Kind::HttpRoute, Kind::TcpRoute]);
     let serves = prop::collection::vec((0..SERVICES, 0u32..4), 0..4);
     let backends = prop::collection::vec((0..SERVICES, 0u32..4), 0..3);
     prop_oneof![
         3 => (0..SERVICES, 0u8..6, any::<bool>()).prop_map(|(number, vip, http)| Step::Service { number, vip, http }),
         6 => (0u8..8, 0u8..9, any::<bool>(), serves)
             .prop_map(|(number, address, v6, serves)| Step::Workload { number, address, v6, serves }),
-        2 => (0u8..3, 0..SERVICES, backends)
-            .prop_map(|(number, parent, backends)| Step::Route { number, parent, backends }),
+        3 => (0u8..3, 0..SERVICES, backends, any::<bool>())
+            .prop_map(|(number, parent, backends, tcp)| Step::Route { number, parent, backends, tcp }),
         3 => (kind, 0u8..8).prop_map(|(kind, number)| Step::Remove { kind, number }),
         2 => (0u64..1500).prop_map(|ms| Step::Pass { ms }),
     ]
@@ -66,10 +66,15 @@ fn resource(step: &Step) -> Option<Resource> {
                 serves.iter().map(|(s, weight)| (NAMES[usize::from(*s)], 80, *weight)).collect();
             of(workload(&name(Kind::Workload, *number), &addresses, &serves))
         }
-        Step::Route { number, parent, backends } => {
+        Step::Route { number, parent, backends, tcp } => {
             let backends: Vec<(&str, u32, u32)> =
                 backends.iter().map(|(s, weight)| (NAMES[usize::from(*s)], 80, *weight)).collect();
-            of(route(&name(Kind::HttpRoute, *number), NAMES[usize::from(*parent)], &[("/", &backends)]))
+            let (name, parent) = (name(Kind::HttpRoute, *number), NAMES[usize::from(*parent)]);
+            if *tcp {
+                of(tcp_route(&name, parent, &backends))
+            } else {
+                of(route(&name, parent, &[("/", &backends)]))
+            }
         }
         Step::Remove { .. } | Step::Pass { .. } => return None,
     })
@@ -121,11 +126,14 @@ fn check_entries(node: &Node, snapshot: &Snapshot) {
         let service = &snapshot.services[&entry.service];
         let v6 = mesh_common::addr::to_ip(&key.addr).is_ipv6();
         let (own, bypass) = node.tables(entry);
-        assert!(same(&own, &wanted(&[(service, 1.0)], v6)), "{own:?} for {service:?}");
+        let backends: Vec<_> =
+            service.fallback.iter().map(|(id, w)| (&*snapshot.services[id], f64::from(*w))).collect();
+        let choices = if service.split { &backends } else { &vec![(&**service, 1.0)] };
+        assert!(same(&own, &wanted(choices, v6)), "{own:?} for {service:?}");
+        let slots = node.maps.read(entry, entry.table, entry.table_len);
+        assert!(slots.is_sorted_by_key(|slot| slot.map(|slot| slot.endpoint)), "the kernel searches them");
         assert_eq!(entry.flags & flags::PROXY != 0, service.why.is_some());
         if entry.flags & flags::BYPASS != 0 {
-            let backends: Vec<_> =
-                service.fallback.iter().map(|(id, w)| (&*snapshot.services[id], f64::from(*w))).collect();
             assert!(same(&bypass, &wanted(&backends, v6)), "{bypass:?} for {service:?}");
         } else if service.why.is_some() {
             let anyone = service.backends.iter().any(|id| !snapshot.services[id].serving().is_empty());
@@ -245,6 +253,7 @@ fn from_scratch(node: &Node) -> Outcome {
     };
     let mut upserts: Vec<Resource> = Vec::new();
     upserts.extend(all(Kind::HttpRoute));
+    upserts.extend(all(Kind::TcpRoute));
     upserts.extend(all(Kind::Workload));
     upserts.extend(all(Kind::Service));
     let mut compiler = Compiler::new("n1", node.compiler.ids().clone(), IdLimits::default());
