@@ -6,6 +6,7 @@
 //! - [`agent_socket`]: one request over `agent.sock`, with descriptors.
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
 //! - [`programs`], [`resources`]: nginx, curl and a line server; YAML.
+//! - [`udp`]: datagram servers, sockets that a story holds, dnsmasq, dig, QUIC.
 //! - [`metrics`]: Prometheus text, scraped and summed.
 //! - [`pins`]: the BPF maps, read without the agent.
 //! - [`eventually`]: waiting for something to become true, with a deadline.
@@ -37,6 +38,7 @@ pub mod programs;
 pub mod reaper;
 pub mod resources;
 pub mod shell;
+pub mod udp;
 
 pub use eventually::{eventually, within};
 pub use mesh::Mesh;

@@ -45,6 +45,11 @@ impl Service {
         self.port(name, port, "tcp", "kernel")
     }
 
+    /// A UDP port.
+    pub fn udp(self, name: &str, port: u16) -> Self {
+        self.port(name, port, "udp", "kernel")
+    }
+
     /// An HTTP port.
     pub fn http(self, name: &str, port: u16) -> Self {
         self.port(name, port, "http", "kernel")
@@ -83,6 +88,19 @@ pub fn route(service: &str, rules: &[(&str, &[(&str, u32)])]) -> String {
         for (backend, weight) in *backends {
             let _ = writeln!(text, "    - {{name: {backend}, port: 80, weight: {weight}}}");
         }
+    }
+    text
+}
+
+/// A `TCPRoute` or `UDPRoute` on port 80 of `service`: backends with weights; backends' port is 80.
+pub fn l4_route(kind: &str, service: &str, backends: &[(&str, u32)]) -> String {
+    let mut text = format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\
+         metadata: {{name: {service}, namespace: default}}\nspec:\n\
+         \x20 parentRefs: [{{kind: Service, group: '', name: {service}, port: 80}}]\n  rules:\n  - backendRefs:\n"
+    );
+    for (backend, weight) in backends {
+        let _ = writeln!(text, "    - {{name: {backend}, port: 80, weight: {weight}}}");
     }
     text
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -29,6 +29,11 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("strace", "strace"),
     ("bpftool", "bpftool"),
     ("setsid", "util-linux"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("gtlsclient", "ngtcp2-client"),
+    ("gtlsserver", "ngtcp2-server"),
+    ("openssl", "openssl"),
 ];
 
 /// What tests and demo run, or what benches do.

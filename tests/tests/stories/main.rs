@@ -20,4 +20,5 @@ mod limits;
 mod long;
 mod policy;
 mod telemetry;
+mod udp;
 mod words;
