@@ -26,10 +26,10 @@ use crate::{
     stats::abba,
 };
 
-const GROUP: &str = "l4";
-const PEER: &str = "no-mesh";
+pub const GROUP: &str = "l4";
+pub const PEER: &str = "no-mesh";
 /// The situations, and where the server is: 1 this node, 2 the other.
-const PLACES: [(&str, u8); 2] = [("same-node", 1), ("across-nodes", 2)];
+pub const PLACES: [(&str, u8); 2] = [("same-node", 1), ("across-nodes", 2)];
 /// What wrk measures: path and arguments.
 const TRAFFIC: [(&str, &str, &[&str]); 3] = [
     ("requests", "/", &["-t1", "-c16"]),
@@ -46,8 +46,8 @@ const CONNECT_ROUNDS: usize = 5;
 /// Rates of a second each vary by a twentieth: as many rounds as bring the interval within a hundredth.
 const TRAFFIC_ROUNDS: usize = 3;
 const LEG: &str = "1s";
-const SERVER_CPU: usize = 1;
-const CLIENT_CPU: usize = 0;
+pub const SERVER_CPU: usize = 1;
+pub const CLIENT_CPU: usize = 0;
 
 /// Clients and servers of all kinds.
 struct Ground {

@@ -5,8 +5,8 @@
 //! Always against a peer in the same run; a goal that is not met is printed as such and fails the run only
 //! with `--gate`. A case that could not be measured is an error, never a blank.
 //!
-//! [`l4`]: kernel path against no mesh. [`scale`]: a thousand services: propagation, memory. [`telemetry`]: what
-//! noting flows costs.
+//! [`l4`]: kernel path against no mesh. [`udp`]: the same for datagrams. [`scale`]: a thousand services:
+//! propagation, memory. [`telemetry`]: what noting flows costs.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod report;
 mod scale;
 mod stats;
 mod telemetry;
+mod udp;
 
 use std::process::ExitCode;
 
@@ -71,6 +72,7 @@ fn run() -> Result<bool> {
     println!("bench l4: kernel path against no mesh; mTLS off; {} rounds of ABBA a case", options.rounds);
     let mut report = Report::new("l4");
     l4::run(&options, &mut report)?;
+    udp::run(&options, &mut report)?;
     scale::run(&options, &mut report)?;
     telemetry::run(&options, &mut report)?;
     if let Some(path) = json {
