@@ -182,8 +182,12 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         flow.peer_workload = peer.workload;
         flow.protocol = peer.protocol as u8;
         return match decide::way_direct(peer.flags, alive(call, me, peer.flags)) {
-            Way::Kernel => asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Direct),
-            Way::Bypass => asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Bypassed),
+            Way::Kernel => {
+                asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Direct)
+            }
+            Way::Bypass => {
+                asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Bypassed)
+            }
             Way::Capture => capture(call, me, flow),
             Way::Refuse(verdict) => verdict,
         };
@@ -258,20 +262,20 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
         Ok(endpoint) => endpoint,
         Err(verdict) => return verdict,
     };
-    go(call, flow, endpoint);
-    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
-}
-
-/// Rewrites the destination, and says so in the flow.
-#[inline(always)]
-pub fn go(call: &Call, flow: &mut Flow, endpoint: &Endpoint) {
-    flow.endpoint = endpoint.endpoint;
-    flow.peer_workload = endpoint.workload;
-    flow.flags |= flow::SHOW_PEER;
+    aim(flow, endpoint);
     if let Some(refused) = asked(me, flow, endpoint.flags, endpoint.policy_set, endpoint.port_be) {
         return refused;
     }
     redirect(call, &endpoint.addr, endpoint.port_be);
+    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
+}
+
+/// Says in the flow which endpoint was chosen.
+#[inline(always)]
+pub fn aim(flow: &mut Flow, endpoint: &Endpoint) {
+    flow.endpoint = endpoint.endpoint;
+    flow.peer_workload = endpoint.workload;
+    flow.flags |= flow::SHOW_PEER;
 }
 
 /// Draws an endpoint. The table may be replaced under the draw: then the entry is read again, once.

@@ -7,8 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHas
 use mesh_common::going::Agent;
 use mesh_common::maps as m;
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Service,
-    ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey,
+    Service, ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::udp::{Sticky, StickyKey};
 
@@ -59,8 +59,7 @@ pub static UDP_STICKY: LruHashMap<StickyKey, Sticky> =
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(m::VERDICTS.capacity, 0);
 #[map]
-pub static POLICY: HashMap<PolicyKey, u32> =
-    HashMap::with_max_entries(m::POLICY.capacity, BPF_F_NO_PREALLOC);
+pub static POLICY: HashMap<PolicyKey, u32> = HashMap::with_max_entries(m::POLICY.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static POLICY_CIDRS: LpmTrie<PolicyCidr, u32> =
     LpmTrie::with_max_entries(m::POLICY_CIDRS.capacity, BPF_F_NO_PREALLOC);

@@ -24,7 +24,7 @@ use mesh_common::udp::{
 use mesh_common::verdict::Verdict;
 
 use crate::connect::{
-    ALLOW, Call, DENY, call4, call6, choose, find_served, find_service, finish, go, new_flow, redirect,
+    ALLOW, Call, DENY, aim, call4, call6, choose, find_served, find_service, finish, new_flow, redirect,
     refuses, slot_of,
 };
 use crate::flows;
@@ -50,7 +50,8 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
         flow.service = entry.service;
         match drawn(call, me, &entry) {
             Ok(endpoint) => {
-                go(call, &mut flow, endpoint);
+                aim(&mut flow, endpoint);
+                redirect(call, &endpoint.addr, endpoint.port_be);
                 Verdict::Balanced
             }
             Err(verdict) => verdict,
@@ -70,8 +71,6 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
         }
         return ALLOW;
     }
-    // No record of a datagram socket's end is due, and none proves who it is.
-    flow.flags &= flow::SHOW_PEER;
     if verdict.errno().is_none() {
         opened(&mut flow, verdict);
     }
@@ -157,7 +156,8 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
     flow.service = entry.service;
     let verdict = match drawn(call, me, entry) {
         Ok(endpoint) => {
-            go(call, &mut flow, endpoint);
+            aim(&mut flow, endpoint);
+            redirect(call, &endpoint.addr, endpoint.port_be);
             remember(&key, endpoint, now);
             opened(&mut flow, Verdict::Balanced);
             Verdict::Balanced
