@@ -1,5 +1,6 @@
 //! What the kernel and user space share: the ABI of the maps, and the small pure functions that both run.
 //!
+//! - [`app`]: protocols, as labels tell them.
 //! - [`addr`]: addresses as map keys (16 bytes, IPv4 v4-mapped).
 //! - [`maps`]: the name, capacity and ABI hash of every map. A map's name stands there and nowhere else.
 //! - [`record`]: keys and values, `repr(C)`, sizes asserted.
@@ -17,6 +18,7 @@
 #![allow(clippy::inline_always)]
 
 pub mod addr;
+pub mod app;
 pub mod decide;
 pub mod flows;
 pub mod going;

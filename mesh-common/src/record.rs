@@ -2,6 +2,7 @@
 //! because both sides compile this file for different targets.
 
 use crate::addr::Addr;
+pub use crate::app;
 pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
@@ -118,18 +119,6 @@ pub mod flags {
     pub const INBOUND_PROXY: u32 = 8;
     /// The workload lives on this node and this port of it asks who is calling: leave a flow source.
     pub const ASKS: u32 = 16;
-}
-
-/// Application protocols as small numbers, for labels.
-pub mod app {
-    /// Opaque.
-    pub const TCP: u32 = 0;
-    /// HTTP/1.1.
-    pub const HTTP: u32 = 1;
-    /// TLS of the application's own.
-    pub const TLS: u32 = 2;
-    /// Datagrams.
-    pub const UDP: u32 = 3;
 }
 
 /// Key of `WORKLOADS`: an exact address.
