@@ -83,7 +83,13 @@ fn come_round(first: u64) {
 fn open_flows_carry(kernel: &Kernel, held: &mut [TcpStream], listener: &TcpListener) -> std::io::Result<()> {
     let mut wanted = Vec::new();
     for (number, stream) in held.iter_mut().enumerate() {
-        let (mut server, _) = listener.accept()?;
+        // Ends of connections that are no longer held stand in the queue as well.
+        let mut server = loop {
+            let (server, peer) = listener.accept()?;
+            if peer == stream.local_addr()? {
+                break server;
+            }
+        };
         stream.write_all(&vec![1; number + 1])?;
         server.read_exact(&mut vec![0; number + 1])?;
         wanted.push((socket_cookie(&*stream)?, number as u64 + 1));
@@ -107,6 +113,7 @@ fn open_flows_carry(kernel: &Kernel, held: &mut [TcpStream], listener: &TcpListe
 #[test]
 fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
     const HELD: usize = 40;
+    const TRIES: u32 = 2;
     let place = Place::new();
     let kernel = place.kernel();
     let ns = place.netns();
@@ -121,8 +128,16 @@ fn flows_whose_homes_are_taken_live_abroad_and_leave_nothing() {
         let mut held = vec![connect()];
         let first = socket_cookie(&held[0])?;
         held.extend((1..HELD).map(|_| connect()));
-        come_round(first);
-        held.extend((0..HELD).map(|_| connect()));
+        // Others on this CPU take cookies too: now and then the second half misses the first one's homes. The
+        // listener's queue has room for three times those held.
+        for _ in 0..TRIES {
+            held.truncate(HELD);
+            come_round(first);
+            held.extend((0..HELD).map(|_| connect()));
+            if kernel.flows().abroad > HELD as u32 / 2 {
+                break;
+            }
+        }
 
         let known = kernel.flows();
         assert_eq!(known.home + known.abroad, 2 * HELD as u32, "{known:?}");
