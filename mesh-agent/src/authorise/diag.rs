@@ -4,18 +4,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::ops::ControlFlow;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use rustix::net::netlink::SOCK_DIAG;
+
+use crate::sys::netlink::Netlink;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
-const DUMP: u16 = 0x1 | 0x300;
-/// `NLM_F_REQUEST | NLM_F_ACK`.
-const ASK: u16 = 0x1 | 0x4;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -23,7 +19,6 @@ const LISTEN: u8 = 10;
 /// Established, half open, half closed, and listening: not those that have ended, and not those being opened
 /// from here.
 const STATES: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << LISTEN | 1 << 11;
-const HEADER: usize = 16;
 /// `struct inet_diag_sockid`.
 const ID: usize = 48;
 /// `struct inet_diag_req_v2`.
@@ -46,94 +41,44 @@ pub(super) struct Socket {
 }
 
 /// A conversation about the sockets of one namespace.
-pub(super) struct Diag {
-    netlink: OwnedFd,
-}
+pub(super) struct Diag(Netlink);
 
 impl Diag {
     /// About the namespace that the calling thread is in.
     pub fn new() -> io::Result<Self> {
-        let kind = SocketType::RAW;
-        let netlink = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            kind,
-            SocketFlags::CLOEXEC,
-            Some(netlink::SOCK_DIAG),
-        )?;
-        Ok(Self { netlink })
+        Netlink::new(Some(SOCK_DIAG)).map(Self)
     }
 
-    /// The sockets of both address families, up to [`MOST`].
+    /// The sockets of both address families, up to [`MOST`]. What exceeds it is read and left out.
     pub fn sockets(&self) -> io::Result<Vec<Socket>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            let request = request(SOCK_DIAG_BY_FAMILY, DUMP, family, &[0; ID]);
-            rustix::net::send(&self.netlink, &request, SendFlags::empty())?;
-            self.read(&mut found)?;
+            self.0.dump(SOCK_DIAG_BY_FAMILY, &request(family, &[0; ID]), |kind, body| {
+                if kind == SOCK_DIAG_BY_FAMILY && found.len() < MOST {
+                    found.extend(socket(body));
+                }
+                ControlFlow::Continue(())
+            })?;
         }
-        found.truncate(MOST);
         Ok(found)
     }
 
     /// Resets a connection, whoever holds it. `false`: it has ended by itself.
     pub fn destroy(&self, socket: &Socket) -> io::Result<bool> {
-        let request = request(SOCK_DESTROY, ASK, socket.family, &socket.id);
-        rustix::net::send(&self.netlink, &request, SendFlags::empty())?;
-        match self.read(&mut Vec::new()) {
+        match self.0.ask(SOCK_DESTROY, &request(socket.family, &socket.id)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
-
-    /// Reads to the end of a dump, or to the answer of a request. What exceeds [`MOST`] is read and left out.
-    fn read(&self, found: &mut Vec<Socket>) -> io::Result<()> {
-        let mut buffer = vec![0u8; 64 * 1024];
-        loop {
-            let (read, _) = rustix::net::recv(&self.netlink, buffer.as_mut_slice(), RecvFlags::empty())?;
-            if parse(&buffer[..read], found)? {
-                return Ok(());
-            }
-        }
-    }
 }
 
-fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER + REQUEST);
-    out.extend_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&flags.to_ne_bytes());
-    out.resize(HEADER, 0);
-    out.extend_from_slice(&[family, IPPROTO_TCP, 0, 0]);
-    out.extend_from_slice(&STATES.to_ne_bytes());
-    out.extend_from_slice(id);
+fn request(family: u8, id: &[u8; ID]) -> [u8; REQUEST] {
+    let mut out = [0; REQUEST];
+    out[..2].copy_from_slice(&[family, IPPROTO_TCP]);
+    out[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    out[8..].copy_from_slice(id);
     out
-}
-
-fn word32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Adds the sockets of one datagram; true at the end.
-fn parse(mut bytes: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
-    while let (Some(len), Some(kind)) = (word32(bytes, 0), bytes.get(4..6)) {
-        let len = len as usize;
-        if len < HEADER || len > bytes.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message"));
-        }
-        let body = &bytes[HEADER..len];
-        match u16::from_ne_bytes([kind[0], kind[1]]) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = word32(body, 0).unwrap_or(0) as i32;
-                return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
-            }
-            SOCK_DIAG_BY_FAMILY if found.len() < MOST => found.extend(socket(body)),
-            _ => {}
-        }
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 /// A `struct inet_diag_msg`.

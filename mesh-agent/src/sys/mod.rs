@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod inspect;
 mod mapped;
 mod memory;
+pub mod netlink;
 mod netns;
 mod ready;
 mod source;
