@@ -7,6 +7,7 @@
 //! so that a full queue of one never delays the other.
 
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,13 +106,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     // Asked for before anything is attached, so that no signal is missed.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
-    let kernel = Arc::new(Kernel::load(&LoadOptions {
-        bpffs: args.bpffs.clone(),
-        cgroup: cgroup_root.clone(),
-        sizes: args.sizes.list(),
-        telemetry: args.flows.telemetry(),
-        udp_idle: Duration::from_secs(args.udp_idle_seconds),
-    })?);
+    let kernel = Arc::new(Kernel::load(&load_options(&args, &cgroup_root))?);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };
     let config = config::start(options, kernel.clone(), snapshot.clone());
@@ -126,13 +121,8 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         budget: Budget { connections: args.budget_connections, ..Budget::default() },
         pending: args.budget_pending,
     };
-    let settings = Settings {
-        node: args.node.clone(),
-        workload_cgroup: args.workload_cgroup.clone().unwrap_or_else(|| cgroup_root.join("nodemesh")),
-        cgroup_root,
-        state_dir: args.state_dir.clone(),
-    };
-    let enrolments = Enrolments::new(settings, Box::new(data), config.clone(), session_handle);
+    let enrolments =
+        Enrolments::new(settings(&args, cgroup_root), Box::new(data), config.clone(), session_handle);
     let (restored, is_restored) = tokio::sync::oneshot::channel();
     tokio::spawn(session.run(is_restored));
     let xds = Arc::new(xds::XdsStats::default());
@@ -145,37 +135,13 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
 
     tokio::spawn(enrolments.clone().follow(verdicts));
     let (successors, mut successor) = mpsc::channel(1);
-    let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
-    let open = Arc::new(Open::new(kernel.clone(), config.clone()));
-    let admin = Admin {
-        successors,
-        node: args.node.clone(),
-        enrolments: enrolments.clone(),
-        config: config.clone(),
-        xds: xds.clone(),
-        log,
-        kernel: kernel.clone(),
-        ended: ended.clone(),
-        open: open.clone(),
-        flow_readers: admin::flow_readers(),
-    };
-    tokio::spawn(admin.serve(socket));
-    let revoked = authorise::start(kernel.clone(), proxy.clone(), config.clone());
-    let adopted = kernel.adopted();
-    let sources = telemetry::Sources {
-        kernel,
-        ended,
-        open,
-        proxy: proxy.clone(),
-        config: config.clone(),
-        xds,
-        revoked,
-    };
+    let running = Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments };
     let passed_on = metrics.try_clone()?;
-    let ready = telemetry::start(sources, metrics).context("telemetry")?;
+    let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
         predecessor.release().await;
     }
+    let adopted = running.kernel.adopted();
     tracing::info!(node = args.node, workers, adopted, "mesh-agent serves");
 
     let drain = Duration::from_secs(args.drain_seconds);
@@ -192,6 +158,74 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     proxy.drain(drain).await;
     config.save().await;
     Ok(None)
+}
+
+fn load_options(args: &RunArgs, cgroup_root: &Path) -> LoadOptions {
+    LoadOptions {
+        bpffs: args.bpffs.clone(),
+        cgroup: cgroup_root.to_owned(),
+        sizes: args.sizes.list(),
+        telemetry: args.flows.telemetry(),
+        udp_idle: Duration::from_secs(args.udp_idle_seconds),
+    }
+}
+
+fn settings(args: &RunArgs, cgroup_root: PathBuf) -> Settings {
+    Settings {
+        node: args.node.clone(),
+        workload_cgroup: args.workload_cgroup.clone().unwrap_or_else(|| cgroup_root.join("nodemesh")),
+        cgroup_root,
+        state_dir: args.state_dir.clone(),
+    }
+}
+
+/// What serves, for those who look at it.
+struct Running {
+    kernel: Arc<Kernel>,
+    proxy: Proxy,
+    config: config::Handle,
+    xds: Arc<xds::XdsStats>,
+    enrolments: Enrolments,
+}
+
+impl Running {
+    /// Starts `agent.sock`, `/metrics`, and what follows policies: to be called when workloads are served.
+    fn show(
+        &self,
+        node: &str,
+        log: LogFilter,
+        successors: mpsc::Sender<OwnedFd>,
+        socket: Listener,
+        metrics: TcpListener,
+    ) -> anyhow::Result<telemetry::Readiness> {
+        let Self { kernel, proxy, config, xds, enrolments } = self;
+        let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
+        let open = Arc::new(Open::new(kernel.clone(), config.clone()));
+        let admin = Admin {
+            successors,
+            node: node.to_owned(),
+            enrolments: enrolments.clone(),
+            config: config.clone(),
+            xds: xds.clone(),
+            log,
+            kernel: kernel.clone(),
+            ended: ended.clone(),
+            open: open.clone(),
+            flow_readers: admin::flow_readers(),
+        };
+        tokio::spawn(admin.serve(socket));
+        let revoked = authorise::start(kernel.clone(), proxy.clone(), config.clone());
+        let sources = telemetry::Sources {
+            kernel: kernel.clone(),
+            ended,
+            open,
+            proxy: proxy.clone(),
+            config: config.clone(),
+            xds: xds.clone(),
+            revoked,
+        };
+        telemetry::start(sources, metrics).context("telemetry")
+    }
 }
 
 /// Waits for something to serve: an agent without a snapshot on disk that takes its listeners at once would
