@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use mesh_common::{maps, verdict::Verdict};
 use mesh_tests::{
-    Mesh,
+    Mesh, Pod,
     eventually::until,
     load::Load,
+    programs::Nginx,
     resources::{Service, at, vip4},
     within,
 };
@@ -82,6 +83,17 @@ fn a_pod_with_few_ephemeral_ports_takes_more_inbound_connections_than_it_has_por
     }
 }
 
+/// Two clients of one HTTP service on one node, whose agent has these arguments: mesh, server, greedy, modest.
+fn neighbours(agent_args: &[&str]) -> (Mesh, (Pod, Nginx), Pod, Pod) {
+    let mesh = Mesh::builder().agent_args(agent_args).up();
+    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
+    let server = web(&mesh, 1, "a", "site", "http", 1);
+    let [greedy, modest] = ["greedy", "modest"].map(|name| mesh.pod(1, name).up());
+    settled(&greedy, at(vip4(1), 80), &["a"]);
+    settled(&modest, at(vip4(1), 80), &["a"]);
+    (mesh, server, greedy, modest)
+}
+
 /// Sends SYNs as fast as it can and gives each up at once; prints how many were refused at connect().
 const FLOOD: &str = "
 import errno, socket, sys, time
@@ -98,13 +110,7 @@ print(begun, refused)
 
 #[test]
 fn a_flood_of_one_pod_loses_nobody_elses_connections() {
-    let mesh = Mesh::builder().agent_args(&["--budget-pending", "32"]).up();
-    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
-    let _a = web(&mesh, 1, "a", "site", "http", 1);
-    let greedy = mesh.pod(1, "greedy").up();
-    let modest = mesh.pod(1, "modest").up();
-    settled(&greedy, at(vip4(1), 80), &["a"]);
-    settled(&modest, at(vip4(1), 80), &["a"]);
+    let (mesh, _server, greedy, modest) = neighbours(&["--budget-pending", "32"]);
 
     let to = vip4(1).to_string();
     let mut floods = [1, 2]
@@ -127,13 +133,7 @@ fn a_flood_of_one_pod_loses_nobody_elses_connections() {
 
 #[test]
 fn a_workload_that_spends_its_budget_is_refused_and_its_neighbour_is_not() {
-    let mesh = Mesh::builder().agent_args(&["--budget-connections", "10"]).up();
-    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
-    let _a = web(&mesh, 1, "a", "site", "http", 1);
-    let greedy = mesh.pod(1, "greedy").up();
-    let modest = mesh.pod(1, "modest").up();
-    settled(&greedy, at(vip4(1), 80), &["a"]);
-    settled(&modest, at(vip4(1), 80), &["a"]);
+    let (mesh, _server, greedy, modest) = neighbours(&["--budget-connections", "10"]);
 
     let flood = Load::to(at(vip4(1), 80)).keep_alive().threads(30).rate(300).start(&greedy);
     let dropped = || mesh.node(1).metrics().count("mesh_proxy_dropped_total", &[]);
