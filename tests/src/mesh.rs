@@ -137,7 +137,7 @@ impl Mesh {
         }
         let netns = NetNs::new(&format!("{}-fabric", place.id))?;
         netns.ip(&[
-            "link add br0 type bridge mcast_snooping 0".to_owned(),
+            "link add br0 address 02:90:00:00:00:01 type bridge mcast_snooping 0".to_owned(),
             format!("addr add {CONTROL}/16 dev br0"),
             "addr add fd90::1/64 dev br0 nodad".to_owned(),
             "link set br0 up".to_owned(),

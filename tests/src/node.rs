@@ -98,7 +98,8 @@ impl Node {
             format!("addr add {}/16 dev eth0", self.address()),
             format!("addr add fd90::1:{number}/64 dev eth0 nodad"),
             "link set eth0 up".to_owned(),
-            "link add pods type bridge mcast_snooping 0".to_owned(),
+            // An address of its own: a bridge without one changes it with its ports, under its neighbours' feet.
+            format!("link add pods address 02:91:00:00:00:{number:02x} type bridge mcast_snooping 0"),
             format!("addr add 10.91.{number}.1/24 dev pods"),
             format!("addr add fd91:0:0:{number}::1/64 dev pods nodad"),
             "link set pods up".to_owned(),

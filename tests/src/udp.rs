@@ -1,6 +1,7 @@
 //! UDP in pods: a server that says who it is, sockets that a story holds, dnsmasq and dig, a QUIC pair.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{eventually, pod::Pod, process::Process, within};
+use crate::{eventually, eventually::until, pod::Pod, process::Process};
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -270,15 +271,21 @@ pub fn quic(pod: &Pod, to: SocketAddr) -> Result<String> {
 #[track_caller]
 pub fn udp_settled(pod: &Pod, to: SocketAddr, names: &[&str]) {
     let mut sockets = Sockets::of(pod);
-    within(Duration::from_secs(15), &format!("{to} is answered by {names:?}"), || {
-        let mut seen = std::collections::BTreeSet::new();
-        (0..40).all(|socket| {
+    // How many of forty sockets each name answered; the first that nobody answers ends the count.
+    let asked = || {
+        let mut seen = BTreeMap::new();
+        for socket in 0..40 {
             let heard = sockets.ask(socket, to);
             sockets.close(socket);
-            heard.is_ok_and(|heard| {
-                seen.insert(heard.name);
-                true
-            })
-        }) && seen.iter().map(String::as_str).eq(names.iter().copied())
+            let failed = heard.is_err();
+            *seen.entry(heard.map(|heard| heard.name)).or_insert(0) += 1;
+            if failed {
+                break;
+            }
+        }
+        seen
+    };
+    until(Duration::from_secs(15), &format!("{to} is answered by {names:?}"), asked, |seen| {
+        seen.keys().map(|name| name.as_deref().ok()).eq(names.iter().map(|name| Some(*name)))
     });
 }
