@@ -169,10 +169,17 @@ pub struct MapSizes {
 }
 
 impl MapSizes {
+    /// Numbers of service ports: an entry an address family each, as a rule.
+    fn service_ids(&self) -> u32 {
+        (self.map_services / 2 + 1).max(maps::SERVICE_LOAD.capacity)
+    }
+
     /// For the loader.
     pub fn list(&self) -> Vec<(&'static str, u32)> {
         vec![
             (maps::SERVICES.name, self.map_services),
+            (maps::SERVICE_LOAD.name, self.service_ids()),
+            (maps::RULES.name, self.service_ids()),
             (maps::ENDPOINTS.name, self.map_endpoints),
             (maps::LOAD.name, self.map_endpoints),
             (maps::WORKLOADS.name, self.map_workloads),

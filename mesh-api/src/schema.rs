@@ -96,6 +96,10 @@ fn address() -> Value {
     json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
 }
 
+fn duration() -> Value {
+    json!({ "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
+}
+
 fn service() -> Value {
     let port = object(
         &json!(["port"]),
@@ -200,7 +204,25 @@ fn traffic_policy() -> Value {
             "targetRefs": list(&target, 1, 16),
             "http": words(&["proxy", "kernel"]),
             "onProxyLoss": words(&["bypass", "refuse"]),
-            "balancing": words(&["roundRobin"]),
+            "balancing": words(&["roundRobin", "random", "leastConnections", "maglev"]),
+            "affinity": object(&json!(["timeout"]), &json!({ "timeout": duration() })),
+            "limits": object(
+                &json!([]),
+                &json!({
+                    "maxConnections": integer(1, 1_000_000),
+                    "maxConnectionsPerEndpoint": integer(1, 1_000_000),
+                }),
+            ),
+            "outlierEjection": object(
+                &json!([]),
+                &json!({
+                    "consecutiveConnectFailures": integer(1, 1000),
+                    "baseEjectionTime": duration(),
+                    "maxEjectedPercent": integer(1, 100),
+                }),
+            ),
+            "connectTimeout": duration(),
+            "slowStart": object(&json!(["window"]), &json!({ "window": duration() })),
         }),
     )
 }

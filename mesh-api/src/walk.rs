@@ -6,9 +6,11 @@
 //! Not here: what the fields mean (resource/*).
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::duration;
 use crate::error::{ApiError, Reason};
 
 /// A value and where it stands.
@@ -117,6 +119,14 @@ impl<'a> At<'a> {
             Some(n) if range.contains(&n) => Ok(n),
             _ => Err(self.refuse(Reason::OutOfRange, accepted())),
         }
+    }
+
+    /// A duration as the Gateway API writes it.
+    pub(crate) fn duration(&self, range: RangeInclusive<Duration>) -> Result<Duration, ApiError> {
+        let ends = [range.start(), range.end()].map(|end| duration::format(*end));
+        let accepted = format!("{} in {}..={}", duration::ACCEPTED, ends[0], ends[1]);
+        let read = self.parsed(&accepted, duration::parse)?;
+        if range.contains(&read) { Ok(read) } else { Err(self.refuse(Reason::OutOfRange, accepted)) }
     }
 
     /// A port number.

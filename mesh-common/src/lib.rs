@@ -7,6 +7,7 @@
 //! - [`verdict`]: why a connection went where it went: one [`verdict::Verdict`] a connection.
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
+//! - [`pick`]: which slot of a table a connection gets, and when an endpoint is ejected.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
 //! - [`flows`], [`udp`]: where what is known of a socket lives, and for how long it holds.
 //!
@@ -23,6 +24,7 @@ pub mod decide;
 pub mod flows;
 pub mod going;
 pub mod maps;
+pub mod pick;
 #[cfg(feature = "pod")]
 mod pod;
 pub mod policy;

@@ -35,6 +35,10 @@ pub const ENDPOINTS: Spec = spec("ENDPOINTS", 4, size_of::<r::Endpoint>(), 32_76
 pub const LOAD: Spec = spec("LOAD", 4, size_of::<r::Load>(), 32_768);
 /// Counters by service id, memory-mapped.
 pub const SERVICE_LOAD: Spec = spec("SERVICE_LOAD", 4, size_of::<r::Load>(), 8_192);
+/// What policies say, by service id, memory-mapped.
+pub const RULES: Spec = spec("RULES", 4, size_of::<r::Rules>(), 8_192);
+/// Which endpoint a client keeps.
+pub const AFFINITY: Spec = spec("AFFINITY", size_of::<r::AffinityKey>(), size_of::<r::Affinity>(), 8_192);
 /// Who is calling.
 pub const FLOW_SRC: Spec = spec("FLOW_SRC", size_of::<r::FlowKey>(), size_of::<r::FlowSource>(), 32_768);
 /// Capture record on a socket.
@@ -82,6 +86,8 @@ pub const ALL: &[Spec] = &[
     ENDPOINTS,
     LOAD,
     SERVICE_LOAD,
+    RULES,
+    AFFINITY,
     FLOW_SRC,
     CAPTURED,
     CAPTURE_SYN,

@@ -1,9 +1,12 @@
 //! Keys and values of the maps. Keys have no padding: they are compared byte by byte. Sizes are asserted,
 //! because both sides compile this file for different targets.
 
+mod traffic;
+
 use crate::addr::Addr;
 pub use crate::app;
 pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
+pub use traffic::{Affinity, AffinityKey, Load, MAGLEV_ROW, MaglevRow, Rules};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
@@ -119,6 +122,20 @@ pub mod flags {
     pub const INBOUND_PROXY: u32 = 8;
     /// The workload lives on this node and this port of it asks who is calling: leave a flow source.
     pub const ASKS: u32 = 16;
+    /// Of two draws the endpoint with fewer connections for its weight.
+    pub const LEAST: u32 = 1 << 16;
+    /// By the client, over the rows of a Maglev table that follow the slots.
+    pub const MAGLEV: u32 = 1 << 17;
+    /// A client keeps its endpoint: `AFFINITY`.
+    pub const AFFINE: u32 = 1 << 18;
+    /// There may be so many connections: `RULES`.
+    pub const LIMITED: u32 = 1 << 19;
+    /// Endpoints that fail are left out for a while: `RULES`.
+    pub const EJECTS: u32 = 1 << 20;
+    /// `connect()` waits for less than the client's kernel would: `RULES`.
+    pub const HASTY: u32 = 1 << 21;
+    /// Picking an endpoint takes more than a draw.
+    pub const PICKY: u32 = LEAST | MAGLEV | AFFINE | LIMITED | EJECTS;
 }
 
 /// Key of `WORKLOADS`: an exact address.
@@ -187,28 +204,12 @@ pub struct Endpoint {
     pub pad: u16,
     /// Policy set of the workload behind it, see [`crate::policy`]; 0: none.
     pub policy_set: u32,
+    /// The endpoint's weight, 1 at least.
+    pub weight: u32,
     /// 0: room to 64 bytes, one cache line a slot.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 const _: () = assert!(size_of::<Endpoint>() == 64);
-
-/// Value of `LOAD` (by endpoint id) and `SERVICE_LOAD` (by service id, where only `live` counts): one cache line
-/// each.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Connections now, those being opened included.
-    pub live: u64,
-    /// Connections ever begun.
-    pub opened: u64,
-    /// Connections that failed before they were established.
-    pub failures: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds until which the endpoint is ejected; 0: not.
-    pub ejected_until: u64,
-    /// 0.
-    pub reserved: [u64; 4],
-}
-const _: () = assert!(size_of::<Load>() == 64);
 
 /// A connection's two ends as seen from the one that opened it. Key of `FLOW_SRC`.
 #[repr(C)]
@@ -361,6 +362,12 @@ pub mod flow {
     pub const CAPTURED: u32 = 128;
     /// Its SYN has left, or it was accepted: its end will be seen.
     pub const BEGUN: u32 = 256;
+    /// It has counted as a failure of its endpoint.
+    pub const FAILED: u32 = 1 << 16;
+    /// Failures and successes of it are told to its endpoint's counters.
+    pub const WATCHED: u32 = super::flags::EJECTS;
+    /// Its `connect()` waits for less.
+    pub const HASTY: u32 = super::flags::HASTY;
     /// Its end is being counted, or was: what its socket shows is in the totals. Set before they change.
     pub const ENDED: u32 = 1 << 31;
 }

@@ -46,11 +46,16 @@ pub enum Verdict {
     DeniedByPolicy = 17,
     /// The destination's policies do not fit the map `POLICY`: refused, as `DeniedByPolicy` is.
     PolicyFull = 18,
+    /// The service has as many connections from this node as its policy allows: `ECONNREFUSED`.
+    ServiceLimit = 19,
+    /// Every endpoint that could be chosen has as many connections from this node as the policy allows:
+    /// `ECONNREFUSED`.
+    EndpointLimit = 20,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 19;
+    pub const COUNT: u32 = 21;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -73,6 +78,8 @@ impl Verdict {
         Self::EventLost,
         Self::DeniedByPolicy,
         Self::PolicyFull,
+        Self::ServiceLimit,
+        Self::EndpointLimit,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -97,6 +104,8 @@ impl Verdict {
             Self::EventLost => "event_lost",
             Self::DeniedByPolicy => "denied_by_policy",
             Self::PolicyFull => "policy_full",
+            Self::ServiceLimit => "service_limit",
+            Self::EndpointLimit => "endpoint_limit",
         }
     }
 
@@ -114,7 +123,9 @@ impl Verdict {
             | Self::RecordFull
             | Self::BudgetPending
             | Self::DeniedByPolicy
-            | Self::PolicyFull => Some(ECONNREFUSED),
+            | Self::PolicyFull
+            | Self::ServiceLimit
+            | Self::EndpointLimit => Some(ECONNREFUSED),
             Self::TableChanged => Some(EHOSTUNREACH),
             _ => None,
         }

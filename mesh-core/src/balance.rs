@@ -2,7 +2,7 @@
 //!
 //! route ──`Service`──▶ **balance** ──`Endpoint`──▶ transport
 //!
-//! Weighted round robin, one state a worker. Endpoints with equal weights take plain turns. With unequal ones
+//! How is the service's policy's to say ([`chosen`]): by default weighted round robin, one state a worker. Endpoints with equal weights take plain turns. With unequal ones
 //! an endpoint of weight w has w turns spread evenly over a cycle (earliest deadline first), so that shares are
 //! exact over a cycle and smooth within it. The deadlines start at a random phase, so that many workers do not
 //! turn to the same endpoint at once, and a service that changes often still gives light endpoints their share.
@@ -10,13 +10,20 @@
 //! Invariant: never returns an endpoint outside the `serving()` of the service it was given.
 //! Cost: one look-up and one comparison; with unequal weights a heap of the endpoints, O(log n). No allocation
 //! but where a service's endpoints changed.
-//! Not here: health and draining (compile sorts those out of `serving()`), other policies.
+//! Not here: health and draining (compile sorts those out of `serving()`), limits (the kernel refuses the
+//! connection).
+
+mod chosen;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
+use mesh_common::pick::mix;
+
 use crate::snapshot::{Endpoint, EndpointId, Service, ServiceId, Snapshot};
+
+pub use chosen::{Balancer, Loads};
 
 /// Round robin over the services of one worker.
 #[derive(Debug, Default)]
@@ -28,15 +35,19 @@ impl RoundRobin {
     /// The endpoint whose turn it is; `None`: the service has none that takes connections.
     /// `random` sets the phase where a cycle is begun; it is not used otherwise.
     pub fn pick<'s>(&mut self, service: &'s Service, random: u64) -> Option<&'s Endpoint> {
-        let serving = service.serving();
-        if serving.len() <= 1 {
-            return serving.first();
+        service.serving().get(self.turn(service, random))
+    }
+
+    /// The same, by its place among those that serve; 0 where there is none.
+    fn turn(&mut self, service: &Service, random: u64) -> usize {
+        if service.serving <= 1 {
+            return 0;
         }
         let turns = self.turns.entry(service.id).or_insert_with(|| Turns::new(service, random));
         if !turns.follows(service) {
             *turns = Turns::new(service, random);
         }
-        serving.get(turns.next())
+        turns.next()
     }
 
     /// Forgets services that are gone: call it when a worker meets a new epoch, else their endpoints stay in
@@ -170,14 +181,6 @@ impl PartialEq for Turn {
 }
 
 impl Eq for Turn {}
-
-/// Spreads one random number over many (splitmix64).
-fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 #[cfg(test)]
 mod tests;

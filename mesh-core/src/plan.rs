@@ -2,9 +2,9 @@
 //!
 //! compile ──Snapshot, Dirty──▶ **plan** ──[`MapOp`]s──▶ executor (mesh-agent)
 //!
-//! The order of the operations is the safety: policy sets, slots of new tables, then workloads, then the service
-//! entries that point to the slots, then deletions, then the epoch. A reader in the kernel sees an entry
-//! whose slots are there, or the one before.
+//! The order of the operations is the safety: policy sets, rules and slots of new tables, then workloads, then
+//! the service entries that point to the slots, then deletions, then the epoch. A reader in the kernel sees an
+//! entry whose slots are there, or the one before.
 //!
 //! Invariants: the ranges of any two entries are disjoint, and a freed range is written again only after
 //! [`GRACE`]; an entry and its slots carry the same service id and generation, and no generation is
@@ -16,6 +16,8 @@
 mod alloc;
 mod claims;
 mod policies;
+mod ramps;
+mod rules;
 mod services;
 mod table;
 mod view;
@@ -32,7 +34,7 @@ use mesh_common::record;
 
 use crate::compile::{Condition, Dirty};
 use crate::model::Kind;
-use crate::snapshot::{Snapshot, WorkloadId};
+use crate::snapshot::{ServiceId, Snapshot, WorkloadId};
 
 pub use view::{Adopted, Capacities, GRACE, View};
 
@@ -61,6 +63,13 @@ pub enum MapOp {
         first: u32,
         /// The slots.
         slots: Vec<record::Endpoint>,
+    },
+    /// Replace the line of a service in `RULES`; the agent adds what only it knows of this kernel.
+    PutRules {
+        /// Its id.
+        service: ServiceId,
+        /// All zero: none.
+        rules: record::Rules,
     },
     /// Insert or replace in `WORKLOADS`.
     PutWorkload {
@@ -118,7 +127,7 @@ pub struct Plan {
     pub ops: Vec<MapOp>,
     /// What does not fit or collides, as of now (not only what is new).
     pub conditions: Vec<Condition>,
-    /// Something waits for room: plan again, even with nothing dirty, when `now` has reached this.
+    /// Something waits for room, or a weight is rising: plan again, even with nothing dirty, when `now` has reached this.
     pub retry_at: Option<Duration>,
 }
 
@@ -148,7 +157,10 @@ pub fn plan(
         all
     });
     let dirty = all.as_ref().unwrap_or(dirty);
-    services::plan(view, snapshot, &dirty.services, scope, now, &mut ops);
+    let mut services = dirty.services.clone();
+    services.extend(view.ramps.rising());
+    rules::plan(view, snapshot, &services, scope, &mut ops);
+    services::plan(view, snapshot, &services, scope, now, &mut ops);
     workloads::plan(view, snapshot, &dirty.workloads, locals, scope, &mut ops);
     view.swept |= full;
     let Ops { policies, slots, workloads, services, deletions } = ops;
@@ -158,7 +170,8 @@ pub fn plan(
         view.epoch = Some(snapshot.epoch);
         ops.push(MapOp::SetEpoch(snapshot.epoch));
     }
-    Plan { ops, conditions: view.conditions(), retry_at: view.retry_at(now) }
+    let retry_at = view.retry_at(now).into_iter().chain(view.ramps.next(now)).min();
+    Plan { ops, conditions: view.conditions(), retry_at }
 }
 
 /// How much a plan may do.

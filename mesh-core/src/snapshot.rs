@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use imbl::HashMap;
 use mesh_api::proto::v1::Protocol;
@@ -72,6 +73,8 @@ pub struct Service {
     pub why: Option<Why>,
     /// What becomes of new connections while the proxy is gone.
     pub on_proxy_loss: OnProxyLoss,
+    /// How its endpoints are chosen, limited and left out.
+    pub traffic: Traffic,
     /// Inbound connections to its endpoints go through their node's agent.
     pub inbound_proxy: bool,
     /// Those that take new connections (weight above 0, healthy, not draining) first, then the rest.
@@ -99,6 +102,50 @@ impl Service {
     pub fn serving(&self) -> &[Endpoint] {
         &self.endpoints[..self.serving]
     }
+}
+
+/// How the endpoints of a service port are chosen, limited and left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How one is chosen.
+    pub balancing: Balancing,
+    /// For how long after its last connection a client keeps its endpoint.
+    pub affinity: Option<Duration>,
+    /// Most connections from this node; 0: no limit.
+    pub max_connections: u32,
+    /// Most connections from this node to each endpoint; 0: no limit.
+    pub max_per_endpoint: u32,
+    /// When an endpoint is left out.
+    pub ejection: Option<Ejection>,
+    /// Until an endpoint that has come has all of its weight.
+    pub slow_start: Option<Duration>,
+    /// How long `connect()` may wait.
+    pub connect_timeout: Option<Duration>,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balancing {
+    /// In turn, by weight; in the kernel as [`Balancing::Random`].
+    #[default]
+    RoundRobin,
+    /// At random, by weight.
+    Random,
+    /// Of two drawn by weight the one with fewer connections for its weight.
+    LeastConnections,
+    /// By the client.
+    Maglev,
+}
+
+/// When an endpoint is left out, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Connections in a row that were not established.
+    pub failures: u32,
+    /// The first time; longer each time.
+    pub base: Duration,
+    /// Of the endpoints.
+    pub max_percent: u32,
 }
 
 /// Why a connection needs the proxy. Shown by `meshctl get service`.

@@ -7,7 +7,7 @@
 
 use aya_ebpf::bindings::{bpf_sock_addr, sockaddr};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
+    bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -18,10 +18,11 @@ use mesh_common::record::{
     Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
     Workload, WorkloadKey, flags, flow, listener, role,
 };
-use mesh_common::verdict::Verdict;
+use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
 use crate::flows;
-use crate::maps::{BUDGET, CAPTURED, ENDPOINTS, ENROLLED, EPOCH, SERVICES, WORKLOADS};
+use crate::maps::{BUDGET, CAPTURED, ENROLLED, EPOCH, SERVICES, WORKLOADS};
+use crate::pick::{Picked, admit_leg, drawn, followed, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::{totals, udp};
@@ -118,6 +119,11 @@ fn connect(call: &Call) -> i32 {
     if let Some(own) = own {
         if own.role == role::LEG || own.role == role::DIAL {
             leg(own, &mut flow);
+            if own.role == role::LEG
+                && let Some(verdict) = admit_leg(&mut flow)
+            {
+                return refuse(verdict);
+            }
             return note(call, &flow);
         }
         // Left over where the same socket was captured at an earlier attempt.
@@ -164,14 +170,10 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
     if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
         flow.protocol = entry.protocol as u8;
-        return match decide::way(
-            entry.flags,
-            entry.table_len,
-            entry.fallback_len,
-            alive(call, me, entry.flags),
-        ) {
-            Way::Kernel => balance(call, me, flow, &entry, false),
-            Way::Bypass => balance(call, me, flow, &entry, true),
+        let way =
+            decide::way(entry.flags, entry.table_len, entry.fallback_len, alive(call, me, entry.flags));
+        return match way {
+            Way::Kernel | Way::Bypass => balance(call, me, flow, &entry, matches!(way, Way::Bypass)),
             Way::Capture => capture(call, me, flow),
             Way::Refuse(verdict) => verdict,
         };
@@ -255,14 +257,15 @@ pub fn find_served(call: &Call) -> Option<Workload> {
     unsafe { WORKLOADS.get(&key) }.copied()
 }
 
-/// Draws an endpoint and goes there.
+/// Picks an endpoint and goes there.
 #[inline(always)]
 fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
-    let endpoint = match choose(call, me, entry, fallback) {
-        Ok(endpoint) => endpoint,
+    let (endpoint, followed) = match choose(call, me, entry, fallback, flow.start_ns) {
+        Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
     aim(flow, endpoint);
+    flow.flags |= followed;
     if let Some(refused) = asked(me, flow, endpoint.flags, endpoint.policy_set, endpoint.port_be) {
         return refused;
     }
@@ -278,44 +281,33 @@ pub fn aim(flow: &mut Flow, endpoint: &Endpoint) {
     flow.flags |= flow::SHOW_PEER;
 }
 
-/// Draws an endpoint. The table may be replaced under the draw: then the entry is read again, once.
+/// Picks an endpoint, and says what is to be followed of the connection. The table may be replaced under the
+/// pick: then the entry is read again, once.
 #[inline(always)]
 pub fn choose(
     call: &Call,
     me: &Enrolled,
     entry: &Service,
     fallback: bool,
-) -> Result<&'static Endpoint, Verdict> {
-    let picked = match pick(entry, fallback) {
-        Some(picked) => Some(picked),
-        None => match find_service(call, me.scope) {
-            Some(again) if again.table_len != 0 || again.fallback_len != 0 => pick(&again, fallback),
-            _ => return Err(Verdict::NoEndpoint),
-        },
-    };
-    picked.ok_or(Verdict::TableChanged)
-}
-
-#[inline(always)]
-fn pick(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
-    let (first, len) =
-        if fallback { (entry.fallback, entry.fallback_len) } else { (entry.table, entry.table_len) };
-    // SAFETY: no arguments.
-    let (slot, fraction) = decide::draw(unsafe { bpf_get_prandom_u32() }, len);
-    let drawn = slot_of(entry, first + slot)?;
-    match decide::aliased(drawn, fraction) {
-        None => Some(drawn),
-        Some(alias) => slot_of(entry, first + alias),
+    now: u64,
+) -> Result<(&'static Endpoint, u32), Verdict> {
+    match pick(entry, fallback, me, now) {
+        Picked::To(endpoint) => Ok((endpoint, followed(entry, fallback))),
+        Picked::Refuse(verdict) => Err(verdict),
+        Picked::Changed => draw_again(call, me.scope, fallback).map(|endpoint| (endpoint, 0)),
     }
 }
 
-/// A slot, if it is still one of this entry's table. User space never writes a range that an entry points
-/// to, and rests a freed one for a second: what is found to belong stays for the run of the program.
-#[inline(always)]
-pub fn slot_of(entry: &Service, index: u32) -> Option<&'static Endpoint> {
-    // SAFETY: a live array.
-    let slot = unsafe { ENDPOINTS.get_ptr(index)?.as_ref() }?;
-    decide::belongs(slot, entry).then_some(slot)
+/// A plain draw from the entry as it is now. A table that is replaced rests for a second before it is written
+/// over: hardly ever does anybody come here. A function of its own, because picking needs the stack.
+#[inline(never)]
+fn draw_again(call: &Call, scope: u32, fallback: bool) -> Result<&'static Endpoint, Verdict> {
+    match find_service(call, scope) {
+        Some(entry) if entry.table_len != 0 || entry.fallback_len != 0 => {
+            drawn(&entry, fallback).ok_or(Verdict::TableChanged)
+        }
+        _ => Err(Verdict::NoEndpoint),
+    }
 }
 
 /// Sends the connection to the agent's listener in this namespace, with a record of where it wanted to go.
@@ -327,24 +319,9 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
             return Verdict::BudgetPending;
         }
     }
-    let mut capture = Capture {
-        addr: call.dst,
-        // SAFETY: a live array.
-        epoch: EPOCH.get_ptr(0).map_or(0, |e| unsafe { core::ptr::read_volatile(e) }),
-        workload: me.workload,
-        service: flow.service,
-        endpoint: flow.endpoint,
-        role: role::CLIENT,
-        identity: me.identity,
-        port_be: call.port_be,
-        local: 0,
-    };
-    // SAFETY: the context is valid and `sk` was checked by the caller.
-    let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };
-    if put_record(&CAPTURED, sk.cast(), &mut capture).is_none() {
+    if !follow(call, me, flow.service, flow.endpoint) {
         return Verdict::RecordFull;
     }
-    bind_own(call, me);
     flow.flags |= flow::SHOW_PEER | flow::CAPTURED;
     // The client's connection to the agent is not load of any endpoint; the agent's own leg is.
     flow.endpoint = 0;
@@ -355,6 +332,31 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         redirect(call, &addr::LOOPBACK6, me.port6_be);
     }
     Verdict::Captured
+}
+
+/// Puts the record on the client's socket, and binds it to the workload's own address. `false`: no memory.
+/// A function of its own: what it needs of the stack, picking an endpoint needs as well.
+#[inline(never)]
+fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> bool {
+    let mut capture = Capture {
+        addr: call.dst,
+        // SAFETY: a live array.
+        epoch: EPOCH.get_ptr(0).map_or(0, |e| unsafe { core::ptr::read_volatile(e) }),
+        workload: me.workload,
+        service,
+        endpoint,
+        role: role::CLIENT,
+        identity: me.identity,
+        port_be: call.port_be,
+        local: 0,
+    };
+    // SAFETY: the context is valid and `sk` was checked by the caller.
+    let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };
+    if put_record(&CAPTURED, sk.cast(), &mut capture).is_none() {
+        return false;
+    }
+    bind_own(call, me);
+    true
 }
 
 #[repr(C)]
@@ -442,6 +444,15 @@ pub fn refuses(flow: &mut Flow, verdict: Verdict) -> bool {
     // SAFETY: sets the result of the system call.
     unsafe { bpf_set_retval(-errno) };
     true
+}
+
+/// Refuses a connection of the agent's own, which counts in no totals.
+#[inline(always)]
+fn refuse(verdict: Verdict) -> i32 {
+    count(verdict);
+    // SAFETY: as in `finish`.
+    unsafe { bpf_set_retval(-verdict.errno().unwrap_or(ECONNREFUSED)) };
+    DENY
 }
 
 /// Lets the connection go, known by its socket from now on.

@@ -17,7 +17,7 @@ use mesh_common::flows::{ABROAD, COOKIE, MOST_ABROAD, abroad, home, lives};
 use mesh_common::record::Flow;
 
 use crate::maps::{FLOW_HOMES, FLOWS, FLOWS_ABROAD};
-use crate::socket::{add, copy_words};
+use crate::socket::{add, copy_words, exchange};
 
 const ANY: u64 = 0;
 
@@ -86,13 +86,5 @@ fn read(word: *const u64) -> u64 {
 /// Moves in, if nobody has since `word` was read.
 #[inline(always)]
 fn claim(at: *mut u64, word: u64, cookie: u64) -> bool {
-    // SAFETY: an aligned word of a live array.
-    let (_, moved) = unsafe {
-        core::intrinsics::atomic_cxchg::<
-            u64,
-            { core::intrinsics::AtomicOrdering::SeqCst },
-            { core::intrinsics::AtomicOrdering::SeqCst },
-        >(at, word, word | cookie)
-    };
-    moved
+    exchange(at, word, word | cookie)
 }

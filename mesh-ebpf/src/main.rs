@@ -3,6 +3,8 @@
 //!
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
 //! - [`udp`]: the same for datagrams, and whom replies come from.
+//! - [`pick`]: the endpoint of a service that a connection gets.
+//! - [`fare`]: how connections fared: endpoints that fail are left out.
 //! - [`names`]: what `getpeername()` and `accept()` show.
 //! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
 //! - [`release`]: a socket that never came to a handshake is let go.
@@ -21,10 +23,12 @@
 #![allow(internal_features)]
 
 mod connect;
+mod fare;
 mod flows;
 mod going;
 mod maps;
 mod names;
+mod pick;
 mod policy;
 mod release;
 mod sk_lookup;

@@ -7,8 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHas
 use mesh_common::going::Agent;
 use mesh_common::maps as m;
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey,
-    Service, ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Affinity, AffinityKey, Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load,
+    PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::udp::{Sticky, StickyKey};
 
@@ -28,6 +28,11 @@ pub static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(m::ENDPOINTS.cap
 pub static LOAD: Array<Load> = Array::with_max_entries(m::LOAD.capacity, BPF_F_MMAPABLE);
 #[map]
 pub static SERVICE_LOAD: Array<Load> = Array::with_max_entries(m::SERVICE_LOAD.capacity, BPF_F_MMAPABLE);
+#[map]
+pub static RULES: Array<Rules> = Array::with_max_entries(m::RULES.capacity, BPF_F_MMAPABLE);
+/// The client that has been away for longest makes room.
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(m::AFFINITY.capacity, 0);
 #[map]
 pub static FLOW_SRC: HashMap<FlowKey, FlowSource> =
     HashMap::with_max_entries(m::FLOW_SRC.capacity, BPF_F_NO_PREALLOC);

@@ -17,15 +17,17 @@ use mesh_common::record::{
 };
 use mesh_common::verdict::Verdict;
 
-use crate::flows;
 use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, ENROLLED, FLOW_EVENTS, FLOW_SRC};
 use crate::socket::{add, copy_words, count, live, record, zero};
-use crate::totals;
+use crate::{fare, flows, totals};
 
+const TIMEOUT_INIT: u32 = 1;
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const RTO_CB: u32 = 8;
 const STATE_CB: u32 = 10;
+const RTO_CB_FLAG: i32 = 1;
 const STATE_CB_FLAG: i32 = 4;
 const AF_INET: u32 = 2;
 const ANY: u64 = 0;
@@ -46,7 +48,13 @@ macro_rules! field {
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     let ops = ctx.ops;
     let op = field!(ops, op);
-    if op != TCP_CONNECT_CB && op != ACTIVE_ESTABLISHED_CB && op != PASSIVE_ESTABLISHED_CB && op != STATE_CB {
+    if op != TCP_CONNECT_CB
+        && op != TIMEOUT_INIT
+        && op != ACTIVE_ESTABLISHED_CB
+        && op != PASSIVE_ESTABLISHED_CB
+        && op != RTO_CB
+        && op != STATE_CB
+    {
         return 1;
     }
     // SAFETY: as above; the kernel gives null where the socket is not a full one.
@@ -58,6 +66,8 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
         TCP_CONNECT_CB => begun(ops, sk),
         ACTIVE_ESTABLISHED_CB => established(ops),
         PASSIVE_ESTABLISHED_CB => accepted(ops, sk),
+        TIMEOUT_INIT => first_timeout(ops),
+        RTO_CB => retried(ops),
         _ => state_changed(ops),
     }
     1
@@ -92,8 +102,40 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         }
     }
     hand_over(ops, sk, flow);
+    let mut events = STATE_CB_FLAG;
+    if flow.flags & (flow::WATCHED | flow::HASTY) != 0 {
+        fare::hurry(ops, flow);
+        events |= RTO_CB_FLAG;
+    }
     // SAFETY: a valid context.
-    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
+    unsafe { bpf_sock_ops_cb_flags_set(ops, events) };
+}
+
+/// How long the SYN may be without an answer before it is sent again. Asked right after [`begun`], of every
+/// connection.
+#[inline(always)]
+fn first_timeout(ops: *mut bpf_sock_ops) {
+    // Set in `begun`, on connections alone whose failures matter.
+    if field!(ops, bpf_sock_ops_cb_flags) & RTO_CB_FLAG as u32 == 0 {
+        return;
+    }
+    if let Some(flow) = flows::find(flows::cookie(ops.cast())) {
+        let ticks = fare::first_timeout(flow);
+        if ticks != 0 {
+            // SAFETY: a valid context; for this operation the reply is the timeout.
+            unsafe { core::ptr::write_volatile(&raw mut (*ops).__bindgen_anon_1.reply, ticks) };
+        }
+    }
+}
+
+/// A segment goes unanswered: until the handshake is done, that is the SYN.
+#[inline(always)]
+fn retried(ops: *mut bpf_sock_ops) {
+    if let Some(flow) = flows::find(flows::cookie(ops.cast()))
+        && flow.flags & flow::ESTABLISHED == 0
+    {
+        fare::failed(flow);
+    }
 }
 
 /// The mesh namespace of the workload whose network namespace this is.
@@ -171,6 +213,11 @@ fn established(ops: *mut bpf_sock_ops) {
     {
         // SAFETY: an aligned word of a live map value.
         unsafe { core::ptr::write_volatile(&raw mut (*source).established_ns, bpf_ktime_get_ns()) };
+    }
+    if flow.flags & (flow::WATCHED | flow::HASTY) != 0 {
+        fare::answered(ops, flow);
+        // SAFETY: a valid context.
+        unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
     }
     if flow.flags & flow::LEG == 0
         && totals::wanted()
@@ -273,6 +320,9 @@ fn state_changed(ops: *mut bpf_sock_ops) {
         if failed && let Some(load) = load {
             // SAFETY: a live map value.
             add(unsafe { &raw mut (*load).failures }, 1);
+        }
+        if failed {
+            fare::failed(flow);
         }
     }
     if flow.flags & flow::SOURCED != 0 {

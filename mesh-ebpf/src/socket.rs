@@ -75,6 +75,20 @@ pub fn add(counter: *mut u64, n: u64) {
     };
 }
 
+/// `*word = new`, if it is still `old`: was it?
+#[inline(always)]
+pub fn exchange(word: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: as in `add`.
+    let (_, done) = unsafe {
+        core::intrinsics::atomic_cxchg::<
+            u64,
+            { core::intrinsics::AtomicOrdering::SeqCst },
+            { core::intrinsics::AtomicOrdering::SeqCst },
+        >(word, old, new)
+    };
+    done
+}
+
 /// Counts a verdict.
 #[inline(always)]
 pub fn count(verdict: Verdict) {

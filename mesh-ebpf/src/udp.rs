@@ -25,10 +25,11 @@ use mesh_common::verdict::Verdict;
 
 use crate::connect::{
     ALLOW, Call, DENY, aim, call4, call6, choose, find_served, find_service, finish, new_flow, redirect,
-    refuses, slot_of,
+    refuses,
 };
 use crate::flows;
 use crate::maps::{ENROLLED, UDP_STICKY};
+use crate::pick::slot_of;
 use crate::socket::{add, count};
 use crate::totals;
 
@@ -48,7 +49,7 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
         Verdict::Outside
     } else if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
-        match drawn(call, me, &entry) {
+        match drawn(call, me, &entry, flow.start_ns) {
             Ok(endpoint) => {
                 aim(&mut flow, endpoint);
                 redirect(call, &endpoint.addr, endpoint.port_be);
@@ -79,8 +80,12 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
 
 /// An endpoint of the service, if it has any.
 #[inline(always)]
-fn drawn(call: &Call, me: &Enrolled, entry: &Service) -> Result<&'static Endpoint, Verdict> {
-    if entry.table_len == 0 { Err(Verdict::NoEndpoint) } else { choose(call, me, entry, false) }
+fn drawn(call: &Call, me: &Enrolled, entry: &Service, now: u64) -> Result<&'static Endpoint, Verdict> {
+    if entry.table_len == 0 {
+        return Err(Verdict::NoEndpoint);
+    }
+    // What is followed of TCP connections says nothing of datagrams.
+    choose(call, me, entry, false, now).map(|(endpoint, _)| endpoint)
 }
 
 /// Counts a socket that was given an endpoint.
@@ -154,7 +159,7 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
     let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
     flow.service = entry.service;
-    let verdict = match drawn(call, me, entry) {
+    let verdict = match drawn(call, me, entry, now) {
         Ok(endpoint) => {
             aim(&mut flow, endpoint);
             redirect(call, &endpoint.addr, endpoint.port_be);
@@ -168,7 +173,8 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
 }
 
 /// Counts a socket that sends to a workload's own address, once in a while of its sending.
-#[inline(always)]
+/// A function of its own, as others here: what it needs of the stack, picking an endpoint needs as well.
+#[inline(never)]
 fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload: u32) {
     let key = asked(flows::cookie(call.ctx.cast()), call);
     // SAFETY: no arguments.
@@ -251,7 +257,7 @@ fn found(sticky: &Sticky, entry: &Service) -> bool {
 }
 
 /// Notes a new choice: first whom the replies come from.
-#[inline(always)]
+#[inline(never)]
 fn remember(key: &StickyKey, endpoint: &Endpoint, now: u64) {
     let sticky = Sticky {
         addr: endpoint.addr,
@@ -286,7 +292,7 @@ fn shared(key: &StickyKey, heard: &StickyKey) -> u16 {
 }
 
 /// From now on what comes from the endpoint is shown to come from the address that was asked for.
-#[inline(always)]
+#[inline(never)]
 fn answer(key: &StickyKey, sticky: &Sticky, now: u64) {
     let shown = Sticky { addr: key.addr, seen_ns: now, port_be: key.port_be, ..*sticky };
     let _ = UDP_STICKY.insert(&heard(key.cookie, &sticky.addr, sticky.port_be), &shown, ANY);

@@ -176,6 +176,46 @@ pub fn connect_lines(pod: &Pod, to: SocketAddr, count: u32) -> Lines {
     lines
 }
 
+/// Opens connections to a line server, one after the other, and keeps them. Prints `held` and the server's
+/// name, or `error` and why, and at the end `done`.
+const HOLDER: &str = r"
+import socket, sys, time
+held = []
+for _ in range(int(sys.argv[3])):
+    try:
+        s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+        held.append(s)
+        print('held', s.makefile().readline().split()[0].removeprefix('name='), flush=True)
+    except OSError as error:
+        print('error', type(error).__name__, flush=True)
+print('done', flush=True)
+time.sleep(3600)
+";
+
+/// Connections that are kept until this is dropped.
+pub struct Held {
+    /// What opening them came to.
+    pub lines: Lines,
+    _process: Process,
+}
+
+/// Opens `count` connections from `pod` to a line server and keeps them; `name` is not used twice in a pod.
+#[track_caller]
+pub fn hold(pod: &Pod, name: &str, to: SocketAddr, count: u32) -> Held {
+    let (address, port, count) = (to.ip().to_string(), to.port().to_string(), count.to_string());
+    let process = pod.start(name, "/usr/bin/python3", &["-c", HOLDER, &address, &port, &count]);
+    eventually(&format!("{name} has opened {count} connections"), || process.log().ends_with("done\n"));
+    let mut lines = Lines::default();
+    for line in process.log().lines() {
+        match line.split_once(' ') {
+            Some(("held", name)) => *lines.servers.entry(name.to_owned()).or_default() += 1,
+            Some(("error", cause)) => *lines.errors.entry(cause.to_owned()).or_default() += 1,
+            _ => {}
+        }
+    }
+    Held { lines, _process: process }
+}
+
 /// Starts the line server on `port`, both address families; returns when it accepts.
 #[track_caller]
 pub fn line_server(pod: &Pod, port: u16) -> Process {

@@ -113,6 +113,15 @@ pub fn on_proxy_loss(service: &str, what: &str) -> String {
     )
 }
 
+/// A `TrafficPolicy` on `service` with these lines of its spec.
+pub fn traffic(service: &str, lines: &[&str]) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: TrafficPolicy\nmetadata: {{name: {service}, namespace: default}}\n\
+         spec:\n  targetRefs: [{{kind: Service, name: {service}}}]\n  {}\n",
+        lines.join("\n  ")
+    )
+}
+
 /// Address and port.
 pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)

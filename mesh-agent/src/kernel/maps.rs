@@ -13,8 +13,8 @@ use aya::maps::{
 use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
-    Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Service,
-    ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Rules,
+    Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
@@ -53,6 +53,7 @@ pub struct Kernel {
     endpoints: Mapped<Endpoint>,
     pub(super) load: Mapped<Load>,
     pub(super) service_load: Mapped<Load>,
+    pub(super) rules: Mapped<Rules>,
     pub(super) heartbeat: Mapped<u64>,
     pub(super) flows: Flows,
     pub(super) captured: OwnedFd,
@@ -94,6 +95,7 @@ impl Kernel {
             endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
             load: mapped(names::LOAD, &take(names::LOAD)?)?,
             service_load: mapped(names::SERVICE_LOAD, &take(names::SERVICE_LOAD)?)?,
+            rules: mapped(names::RULES, &take(names::RULES)?)?,
             flows: Flows {
                 homes: mapped(names::FLOW_HOMES, &take(names::FLOW_HOMES)?)?,
                 at_home: mapped(names::FLOWS, &take(names::FLOWS)?)?,
@@ -143,6 +145,7 @@ impl Kernel {
                     Err(ApplyError { map: names::ENDPOINTS.name, full: true, source: source.into() })
                 }
             }
+            MapOp::PutRules { service, rules } => self.put_rules(*service, *rules),
             MapOp::PutService { key, value } => put(names::SERVICES, &mut self.services.lock(), key, value),
             MapOp::DelService { key } => del(names::SERVICES, &mut self.services.lock(), key),
             MapOp::PutWorkload { key, value } => {

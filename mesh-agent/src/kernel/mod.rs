@@ -3,6 +3,7 @@
 //!
 //! - [`load`](mod@load): adopt what is pinned, load, attach, swap; `cleanup`.
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
+//! - [`rules`]: what policies say of services.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
 //! - [`open`]: flows under way, and how they stand. [`diag`]: what their sockets show.
@@ -19,6 +20,7 @@ mod going;
 mod load;
 mod maps;
 mod open;
+mod rules;
 mod sockets;
 mod view;
 

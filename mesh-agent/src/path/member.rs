@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use mesh_common::{addr, pick};
+
 use super::budget::{Budget, Usage};
 use super::stats::one;
 use super::worker::Shared;
@@ -41,6 +43,12 @@ impl Member {
             IpAddr::V4(v4) => self.addr4 == Some(v4),
             IpAddr::V6(v6) => self.addr6 == Some(v6),
         }
+    }
+
+    /// What stands for it where its endpoint follows from who it is: the kernel's own number.
+    pub fn number(&self) -> u32 {
+        let own = self.addr4.map(IpAddr::V4).or(self.addr6.map(IpAddr::V6));
+        own.map_or(0, |ip| pick::client(&addr::from_ip(ip)))
     }
 }
 

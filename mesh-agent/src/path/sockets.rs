@@ -1,17 +1,18 @@
 //! What the request path asks of the kernel, as a trait, so that it runs in tests on plain loopback without
 //! BPF. `Kernel` implements it; nothing else of the kernel is known to the path.
 //!
-//! Invariant: one call a connection, none a request.
+//! Invariant: one system call a connection, none a request.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use mesh_common::record::Capture;
+use mesh_common::record::{Capture, Load};
+use mesh_core::balance::Loads;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::kernel::Kernel;
 pub use crate::kernel::Leg;
-use crate::sys::in_netns;
+use crate::sys::{in_netns, monotonic_ns};
 
 /// The kernel's side of a connection.
 pub trait Sockets: Send + Sync + 'static {
@@ -26,6 +27,12 @@ pub trait Sockets: Send + Sync + 'static {
 
     /// Writes a worker's heartbeat.
     fn beat(&self, worker: u32);
+
+    /// Counters of an endpoint.
+    fn load(&self, endpoint: u32) -> Load;
+
+    /// Endpoints of a service that are ejected.
+    fn ejected(&self, service: u32) -> u64;
 
     /// A non-blocking TCP socket in a network namespace.
     fn socket(&self, netns: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd>;
@@ -48,8 +55,30 @@ impl Sockets for Kernel {
         self.beat(worker);
     }
 
+    fn load(&self, endpoint: u32) -> Load {
+        self.load_of(endpoint)
+    }
+
+    fn ejected(&self, service: u32) -> u64 {
+        self.service_load_of(service).ejected
+    }
+
     fn socket(&self, netns: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
         in_netns(netns, || tcp_socket(v6))
+    }
+}
+
+impl Loads for dyn Sockets {
+    fn load(&self, endpoint: u32) -> Load {
+        Sockets::load(self, endpoint)
+    }
+
+    fn ejected(&self, service: u32) -> u64 {
+        Sockets::ejected(self, service)
+    }
+
+    fn now(&self) -> u64 {
+        monotonic_ns()
     }
 }
 

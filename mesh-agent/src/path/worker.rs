@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use mesh_common::decide::HEARTBEAT_NS;
-use mesh_core::balance::RoundRobin;
+use mesh_core::balance::Balancer;
 use mesh_core::snapshot::Snapshot;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
@@ -112,7 +112,7 @@ pub struct Worker {
     /// Idle upstream connections.
     pub upstreams: Upstreams,
     /// Whose turn it is.
-    pub balance: RefCell<RoundRobin>,
+    pub balance: RefCell<Balancer>,
     /// How connections are opened.
     pub transport: Plain,
     /// Connections end after their request.

@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use aya::Pod;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -58,6 +59,17 @@ impl<T: Pod> Mapped<T> {
         // SAFETY: as in `get`.
         unsafe { self.base.add(index as usize).write_volatile(value) };
         true
+    }
+
+    /// A word of an element, to be changed beside the programs; `None` beyond the end of array or element.
+    pub fn word(&self, index: u32, word: usize) -> Option<&AtomicU64> {
+        let aligned = align_of::<T>() >= align_of::<AtomicU64>();
+        if !aligned || index >= self.len || word >= size_of::<T>() / size_of::<AtomicU64>() {
+            return None;
+        }
+        // SAFETY: inside the mapping, which lives as long as `self`, and aligned: elements begin at multiples
+        // of their size from a page's begin.
+        Some(unsafe { AtomicU64::from_ptr(self.base.add(index as usize).cast::<u64>().add(word).as_ptr()) })
     }
 }
 

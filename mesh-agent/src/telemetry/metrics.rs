@@ -67,6 +67,9 @@ metrics! {
     FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, ENDED, "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
     FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end, to the agent where the path is proxy. From the same records.";
     FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
+    EJECTIONS = "mesh_ejections_total", Counter, &["destination"], "Endpoints left out because connections to them failed, each time.";
+    EJECTED = "mesh_ejected_endpoints", Gauge, &["destination"], "Endpoints that are left out now. Only of services with outlierEjection.";
+    LB_PANIC = "mesh_lb_panic", Gauge, &["destination"], "1: so many are left out that all are used. Only of services with outlierEjection.";
     VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection, a UDP socket's choice of an endpoint, or a refused datagram.";
     REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";
     REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's first byte to its response's last.";

@@ -8,6 +8,7 @@
 //! Invariant: no family is unbounded; what does not fit has an overflow series. Not here: access logs,
 //! traces.
 
+mod ejections;
 pub mod ended;
 mod family;
 pub mod flows;
@@ -64,6 +65,7 @@ pub struct Sources {
 /// the agent serves workloads.
 pub fn start(sources: Sources, listener: std::net::TcpListener) -> Result<Readiness, TelemetryError> {
     let readiness = Readiness::new(sources.config.clone());
+    tokio::spawn(ejections::watch(sources.kernel.clone(), sources.config.clone()));
     let telemetry = Telemetry::new(sources)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(http::serve(listener, telemetry, readiness.clone()));
@@ -177,6 +179,7 @@ impl Collector for Mesh {
         }
         drop(shown);
         families.extend(ended.families(names, &snapshot));
+        families.extend(ejections::families(kernel, &snapshot));
         families.extend(self.fill());
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());

@@ -33,7 +33,8 @@ fn lead(kernel: &Kernel, vip: &str, to: SocketAddr) {
         port_be: to.port().to_be(),
         pad: 0,
         policy_set: 0,
-        reserved: [0; 3],
+        weight: 1,
+        reserved: [0; 2],
     };
     let key = ServiceKey {
         addr: from_ip(vip.parse().unwrap()),

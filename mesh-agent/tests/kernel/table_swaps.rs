@@ -38,7 +38,8 @@ fn swap(which: usize, generation: u32, first: u32, port: u16) -> [MapOp; 2] {
         port_be: port.to_be(),
         pad: 0,
         policy_set: 0,
-        reserved: [0; 3],
+        weight: 1,
+        reserved: [0; 2],
     };
     let key = ServiceKey {
         addr: from_ip(VIPS[which].parse().unwrap()),

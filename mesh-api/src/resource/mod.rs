@@ -26,7 +26,10 @@ pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
 pub use mesh::{HttpMode, MeshSpec, VipPool};
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
-pub use traffic_policy::{Balancing, OnProxyLoss, TargetRef, TrafficPolicySpec};
+pub use traffic_policy::{
+    Affinity, Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
+    TrafficPolicySpec,
+};
 pub use workload::{Membership, WorkloadSpec};
 
 use serde::Serialize;

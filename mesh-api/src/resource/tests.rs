@@ -100,6 +100,17 @@ fn examples() -> Vec<Value> {
                 "rules": [{"backendRefs": [{"name": "dns-1", "port": 53, "namespace": "x", "weight": 0}]}],
             }),
         ),
+        object(
+            "TrafficPolicy",
+            &json!({
+                "targetRefs": [{"kind": "Service", "name": "web"}], "balancing": "maglev",
+                "affinity": {"timeout": "10m"}, "connectTimeout": "600ms", "slowStart": {"window": "30s"},
+                "limits": {"maxConnections": 100, "maxConnectionsPerEndpoint": 20},
+                "outlierEjection": {
+                    "consecutiveConnectFailures": 3, "baseEjectionTime": "10s", "maxEjectedPercent": 30,
+                },
+            }),
+        ),
     ]
 }
 
@@ -276,6 +287,23 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     refuses(&changed(5, "/spec/balancing", json!("leastRequest")), NotBuiltYet, "spec.balancing");
     refuses(&changed(5, "/spec/balancing", json!("magic")), BadFormat, "spec.balancing");
     refuses(&changed(5, "/spec/onProxyLoss", json!("panic")), BadFormat, "spec.onProxyLoss");
+    refuses(&changed(13, "/spec/affinity", json!({})), MissingField, "spec.affinity.timeout");
+    refuses(&changed(13, "/spec/affinity/timeout", json!("0s")), OutOfRange, "spec.affinity.timeout");
+    refuses(&changed(13, "/spec/affinity/timeout", json!(30)), WrongType, "spec.affinity.timeout");
+    refuses(&changed(13, "/spec/affinity/cookie", json!("id")), NotBuiltYet, "spec.affinity.cookie");
+    refuses(&changed(13, "/spec/limits/maxConnections", json!(0)), OutOfRange, "spec.limits.maxConnections");
+    refuses(&changed(13, "/spec/limits/maxRequests", json!(1)), NotBuiltYet, "spec.limits.maxRequests");
+    let ejection =
+        |field: &str| (format!("/spec/outlierEjection/{field}"), format!("spec.outlierEjection.{field}"));
+    let (at, path) = ejection("maxEjectedPercent");
+    refuses(&changed(13, &at, json!(101)), OutOfRange, &path);
+    let (at, path) = ejection("baseEjectionTime");
+    refuses(&changed(13, &at, json!("1d")), BadFormat, &path);
+    let (at, path) = ejection("consecutive5xx");
+    refuses(&changed(13, &at, json!(5)), NotBuiltYet, &path);
+    refuses(&changed(13, "/spec/connectTimeout", json!("100ms")), OutOfRange, "spec.connectTimeout");
+    refuses(&changed(13, "/spec/slowStart", json!({})), MissingField, "spec.slowStart.window");
+    refuses(&changed(13, "/spec/locality", json!("zone")), NotBuiltYet, "spec.locality");
     refuses(&changed(5, "/spec/targetRefs/0/kind", json!("Pod")), BadFormat, "spec.targetRefs[0].kind");
     refuses(&changed(7, "/spec/mtls", json!("strict")), NotBuiltYet, "spec.mtls");
     for bad in ["10.96.0.1/12", "10.0.0.0", "10.0.0.0/31", "127.0.0.0/8", "10.0.0.0/7", "x/8"] {

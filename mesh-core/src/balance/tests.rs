@@ -1,8 +1,10 @@
 //! Shares, and what becomes of them when the endpoints change.
 
 use super::*;
-use crate::snapshot::OnProxyLoss;
+use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic};
 use mesh_api::proto::v1::Protocol;
+use mesh_common::pick;
+use mesh_common::record::Load;
 use proptest::prelude::*;
 
 /// A service whose endpoints have these ids and weights; those of weight 0 must come last.
@@ -27,6 +29,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         protocol: Protocol::Http,
         why: None,
         on_proxy_loss: OnProxyLoss::Bypass,
+        traffic: Traffic::default(),
         inbound_proxy: false,
         endpoints: endpoints.iter().map(endpoint).collect(),
         serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),
@@ -35,6 +38,75 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         split: false,
         backends: vec![],
     }
+}
+
+/// Counters by endpoint id.
+#[derive(Default)]
+struct Counters {
+    loads: HashMap<u32, Load>,
+    ejected: u64,
+}
+
+impl Loads for Counters {
+    fn load(&self, endpoint: EndpointId) -> Load {
+        self.loads.get(&endpoint).copied().unwrap_or_default()
+    }
+
+    fn ejected(&self, _: ServiceId) -> u64 {
+        self.ejected
+    }
+
+    fn now(&self) -> u64 {
+        1000
+    }
+}
+
+fn ejecting(endpoints: &[(u32, u32)], balancing: Balancing) -> Service {
+    let ejection = Ejection { failures: 3, base: std::time::Duration::from_secs(1), max_percent: 50 };
+    let traffic = Traffic { balancing, ejection: Some(ejection), ..Traffic::default() };
+    Service { traffic, ..service(endpoints) }
+}
+
+#[test]
+fn the_ejected_are_passed_over_whatever_the_policy_until_too_few_are_left() {
+    let all = [Balancing::RoundRobin, Balancing::Random, Balancing::LeastConnections, Balancing::Maglev];
+    for balancing in all {
+        let service = ejecting(&[(1, 1), (2, 1), (3, 1), (4, 1)], balancing);
+        let out = Load { ejected_until: 1001, ..Load::default() };
+        let mut counters = Counters { loads: [(1, out), (3, out)].into(), ejected: 2 };
+        let mut balancer = Balancer::default();
+        let mut pick = |counters: &Counters, i: u32| {
+            let client = pick::client(&[0, 0, 0, i]);
+            balancer.pick(&service, client, mix(i.into()), counters).unwrap().id
+        };
+        let seen: Vec<u32> = (0..400).map(|i| pick(&counters, i)).collect();
+        assert!(times(&seen, 2) > 100 && times(&seen, 4) > 100, "{balancing:?}: {seen:?}");
+        assert_eq!(times(&seen, 2) + times(&seen, 4), 400, "{balancing:?}");
+        // Three of four: panic.
+        counters.loads.insert(2, out);
+        counters.ejected = 3;
+        let seen: Vec<u32> = (0..400).map(|i| pick(&counters, i)).collect();
+        assert!((1..=4).all(|id| times(&seen, id) > 0), "{balancing:?}");
+        // Their time is over.
+        counters.loads.values_mut().for_each(|load| load.ejected_until = 1000);
+        counters.ejected = 1;
+        let seen: Vec<u32> = (0..400).map(|i| pick(&counters, i)).collect();
+        assert!((1..=4).all(|id| times(&seen, id) > 0), "{balancing:?}");
+    }
+}
+
+#[test]
+fn the_less_loaded_of_two_is_chosen_and_a_client_keeps_its_endpoint() {
+    let least = ejecting(&[(1, 1), (2, 1)], Balancing::LeastConnections);
+    let busy = Load { live: 10, ..Load::default() };
+    let counters = Counters { loads: [(1, busy)].into(), ejected: 0 };
+    let mut balancer = Balancer::default();
+    let seen: Vec<u32> = (0..400).map(|i| balancer.pick(&least, 0, mix(i), &counters).unwrap().id).collect();
+    assert!((240..360).contains(&times(&seen, 2)), "three quarters: {}", times(&seen, 2));
+
+    let by_client = ejecting(&[(1, 1), (2, 1), (3, 1)], Balancing::Maglev);
+    let first = balancer.pick(&by_client, 77, 1, &counters).unwrap().id;
+    assert!((0..50).all(|i| balancer.pick(&by_client, 77, i, &counters).unwrap().id == first));
 }
 
 fn picks(balancer: &mut RoundRobin, service: &Service, count: u32, random: u64) -> Vec<u32> {

@@ -1,10 +1,12 @@
 //! What policies say of a service port, and whether its connections need the proxy.
 
+use std::time::Duration;
+
 use mesh_api::proto::v1::{self, HttpMode, Protocol};
 
 use super::Compiler;
 use crate::model::{Kind, Name, join};
-use crate::snapshot::{OnProxyLoss, Why};
+use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic, Why};
 
 /// Why a connection to a service port needs the proxy; `None`: the kernel path.
 pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode) -> Option<Why> {
@@ -20,6 +22,7 @@ pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode) -> Option<W
 pub(super) struct Settings {
     pub http: HttpMode,
     pub on_proxy_loss: OnProxyLoss,
+    pub traffic: Traffic,
 }
 
 /// A policy on the port's own section comes before one on the whole service, field by field; of two on the
@@ -42,6 +45,37 @@ pub(super) fn resolve(
     Settings {
         http: http.into_iter().find(|mode| *mode != HttpMode::Unset).unwrap_or(HttpMode::Proxy),
         on_proxy_loss: on_proxy_loss.unwrap_or_default(),
+        traffic: traffic(&levels()),
+    }
+}
+
+/// The first of the policies that says something says it, field by field.
+fn traffic<'a>(levels: &(impl Iterator<Item = &'a v1::TrafficPolicy> + Clone)) -> Traffic {
+    let millis = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
+    let balancing = levels.clone().find_map(|p| match p.balancing() {
+        v1::Balancing::Unset => None,
+        v1::Balancing::RoundRobin => Some(Balancing::RoundRobin),
+        v1::Balancing::Random => Some(Balancing::Random),
+        v1::Balancing::LeastConnections => Some(Balancing::LeastConnections),
+        v1::Balancing::Maglev => Some(Balancing::Maglev),
+    });
+    let limits = levels.clone().find_map(|p| p.limits).unwrap_or_default();
+    let ejection = levels
+        .clone()
+        .find_map(|p| p.outlier_ejection)
+        .filter(|e| e.consecutive_connect_failures > 0 && e.base_ejection_ms > 0);
+    Traffic {
+        balancing: balancing.unwrap_or_default(),
+        affinity: levels.clone().find_map(|p| millis(p.affinity_timeout_ms)),
+        max_connections: limits.max_connections,
+        max_per_endpoint: limits.max_connections_per_endpoint,
+        ejection: ejection.map(|e| Ejection {
+            failures: e.consecutive_connect_failures,
+            base: Duration::from_millis(e.base_ejection_ms.into()),
+            max_percent: e.max_ejected_percent.min(100),
+        }),
+        slow_start: levels.clone().find_map(|p| millis(p.slow_start_ms)),
+        connect_timeout: levels.clone().find_map(|p| millis(p.connect_timeout_ms)),
     }
 }
 
@@ -130,11 +164,37 @@ mod tests {
         let all = [new, old, section];
 
         let web = resolve(&all, "s", "web", &mesh);
-        assert_eq!(web, Settings { http: HttpMode::Proxy, on_proxy_loss: OnProxyLoss::Bypass });
+        assert_eq!((web.http, web.on_proxy_loss), (HttpMode::Proxy, OnProxyLoss::Bypass));
         let other = resolve(&all, "s", "", &mesh);
-        assert_eq!(other, Settings { http: HttpMode::Proxy, on_proxy_loss: OnProxyLoss::Refuse });
+        assert_eq!((other.http, other.on_proxy_loss), (HttpMode::Proxy, OnProxyLoss::Refuse));
         let none = resolve(&[], "s", "web", &mesh);
-        assert_eq!(none, Settings { http: HttpMode::Kernel, on_proxy_loss: OnProxyLoss::Bypass });
+        assert_eq!((none.http, none.on_proxy_loss), (HttpMode::Kernel, OnProxyLoss::Bypass));
         assert_eq!(resolve(&[], "s", "web", &v1::Mesh::default()).http, HttpMode::Proxy);
+    }
+
+    #[test]
+    fn what_a_section_does_not_say_the_service_says() {
+        let mut whole = policy("whole", 1, "");
+        whole.set_balancing(v1::Balancing::Maglev);
+        whole.affinity_timeout_ms = 5000;
+        whole.limits = Some(v1::ConnectionLimits { max_connections: 7, max_connections_per_endpoint: 0 });
+        let mut section = policy("section", 2, "web");
+        section.set_balancing(v1::Balancing::LeastConnections);
+        section.outlier_ejection = Some(v1::OutlierEjection {
+            consecutive_connect_failures: 3,
+            base_ejection_ms: 1000,
+            max_ejected_percent: 50,
+        });
+        let traffic = resolve(&[whole, section], "s", "web", &v1::Mesh::default()).traffic;
+        let ejection = Ejection { failures: 3, base: Duration::from_secs(1), max_percent: 50 };
+        let wanted = Traffic {
+            balancing: Balancing::LeastConnections,
+            affinity: Some(Duration::from_secs(5)),
+            max_connections: 7,
+            ejection: Some(ejection),
+            ..Traffic::default()
+        };
+        assert_eq!(traffic, wanted);
+        assert_eq!(resolve(&[], "s", "web", &v1::Mesh::default()).traffic, Traffic::default());
     }
 }

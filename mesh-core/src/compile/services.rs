@@ -154,6 +154,7 @@ impl Compiler {
             protocol: spec.protocol(),
             why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
             on_proxy_loss: settings.on_proxy_loss,
+            traffic: settings.traffic,
             inbound_proxy: spec.inbound_proxy && !port.udp,
             endpoints,
             serving,

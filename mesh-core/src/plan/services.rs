@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_common::addr;
+use mesh_common::pick::MAGLEV_SLOTS;
 use mesh_common::record::ServiceKey;
 
 use super::claims::Claimant;
@@ -12,7 +13,7 @@ use super::table::{Content, Fallback, proto};
 use super::view::Full;
 use super::{Condition, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
-use crate::snapshot::{Service, ServiceId, Snapshot};
+use crate::snapshot::{Balancing, Service, ServiceId, Snapshot};
 
 pub(super) fn plan(
     view: &mut View,
@@ -32,6 +33,7 @@ pub(super) fn plan(
     }
     for id in ids {
         view.service_claims.set(id, snapshot.services.get(&id), &mut touched);
+        view.ramps.set(id, snapshot.services.get(&id).map(|service| &**service), now);
     }
     let (wanted, unwanted): (Vec<_>, Vec<_>) =
         touched.into_iter().partition(|key| view.service_claims.owner(*key).is_some());
@@ -88,7 +90,26 @@ fn put(
             service.port, service.namespace, service.name
         )));
     }
-    let content = Content::of(service, vip.is_ipv6(), snapshot, view);
+    let steps = |service, endpoint| view.ramps.steps(service, endpoint, now);
+    let content = Content::of(service, vip.is_ipv6(), snapshot, view, &steps);
+    if service.why.is_some() && service.traffic.affinity.is_some() {
+        troubles.push(of(
+            service,
+            format!(
+                "port {} needs the proxy, which knows no affinity yet: each request is balanced for itself",
+                service.port
+            ),
+        ));
+    }
+    let slots = content.table_len();
+    if service.traffic.balancing == Balancing::Maglev && slots > MAGLEV_SLOTS {
+        troubles.push(of(
+            service,
+            format!(
+                "{vip}: {slots} endpoints are too many for maglev (at most {MAGLEV_SLOTS}): drawn by weight"
+            ),
+        ));
+    }
     if let Some(problem) = unreachable_family(service, snapshot, vip, &content) {
         troubles.push(of(service, problem));
     }

@@ -11,10 +11,12 @@ use std::net::IpAddr;
 
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{self, PROTO_TCP, PROTO_UDP, app, flags};
+use mesh_common::pick;
+use mesh_common::record::{self, MAGLEV_ROW, PROTO_TCP, PROTO_UDP, app, flags};
 
 use super::view::View;
 use crate::alias;
+use crate::maglev;
 use crate::snapshot::{
     Endpoint, EndpointId, OnProxyLoss, PolicySetId, Service, ServiceId, Snapshot, WorkloadId,
 };
@@ -42,6 +44,9 @@ pub(super) enum Fallback {
     Own(Vec<Choice>),
 }
 
+/// See [`super::ramps::Ramps::steps`].
+pub(super) type Steps<'a> = dyn Fn(ServiceId, EndpointId) -> Option<u64> + 'a;
+
 /// An entry, but for where its tables lie.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
@@ -53,24 +58,25 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// The entry of `service` under a virtual address of this family.
-    pub fn of(service: &Service, v6: bool, snapshot: &Snapshot, view: &View) -> Self {
+    /// The entry of `service` under a virtual address of this family. `steps`: how much of its weight an
+    /// endpoint has, where its service has slow start; those that a route sends to have all of it.
+    pub fn of(service: &Service, v6: bool, snapshot: &Snapshot, view: &View, steps: &Steps<'_>) -> Self {
         let table = if service.split {
             weighted(&service.fallback, v6, snapshot, view)
         } else {
-            choices(service, v6, view)
+            choices(service, v6, view, steps)
         };
         let mut content = Self {
             service: service.id,
+            flags: super::rules::flags(&service.traffic, table.len()),
             table,
             fallback: Fallback::Absent,
-            flags: 0,
             protocol: protocol(service.protocol),
         };
         if service.why.is_none() {
             return content;
         }
-        content.flags = flags::PROXY;
+        content.flags |= flags::PROXY;
         let own = service.routes.is_none();
         let backends = if own { Vec::new() } else { weighted(&service.fallback, v6, snapshot, view) };
         let bypass = if own { &content.table } else { &backends };
@@ -106,23 +112,27 @@ impl Content {
         }
     }
 
-    /// Slots of both.
+    /// Slots of both, and of the rows of a Maglev table behind the first.
     pub fn slots_len(&self) -> u32 {
         match &self.fallback {
-            Fallback::Own(choices) => self.table_len() + choices.len() as u32,
-            Fallback::Absent | Fallback::Table => self.table_len(),
+            Fallback::Own(choices) => self.first_len() + choices.len() as u32,
+            Fallback::Absent | Fallback::Table => self.first_len(),
         }
     }
 
-    /// What it says of its tables, whatever its flags.
+    fn first_len(&self) -> u32 {
+        first_len(self.table_len(), self.flags)
+    }
+
+    /// What it says of its tables, whatever its other flags.
     pub fn tables(&self) -> impl Hash + '_ {
-        (self.service, &self.table, &self.fallback)
+        (self.service, &self.table, &self.fallback, self.flags & flags::MAGLEV)
     }
 
     /// The entry with its tables from slot `first` on.
     pub fn value(&self, first: u32, generation: u32) -> record::Service {
         let fallback = match &self.fallback {
-            Fallback::Own(choices) if !choices.is_empty() => first + self.table_len(),
+            Fallback::Own(choices) if !choices.is_empty() => first + self.first_len(),
             Fallback::Table if !self.table.is_empty() => first,
             _ => 0,
         };
@@ -142,6 +152,9 @@ impl Content {
     pub fn slots(&self, generation: u32) -> Vec<record::Endpoint> {
         let mut slots = Vec::with_capacity(self.slots_len() as usize);
         self.fill(&self.table, generation, &mut slots);
+        if self.flags & flags::MAGLEV != 0 {
+            self.fill_rows(generation, &mut slots);
+        }
         if let Fallback::Own(choices) = &self.fallback {
             self.fill(choices, generation, &mut slots);
         }
@@ -162,9 +175,27 @@ impl Content {
             port_be: choice.port.to_be(),
             pad: 0,
             policy_set: choice.policy_set,
-            reserved: [0; 3],
+            weight: u32::try_from(choice.weight).unwrap_or(u32::MAX),
+            reserved: [0; 2],
         }));
     }
+
+    fn fill_rows(&self, generation: u32, slots: &mut Vec<record::Endpoint>) {
+        let items: Vec<maglev::Item> =
+            self.table.iter().map(|c| maglev::item(&c.addr, c.port, c.weight)).collect();
+        let entries = maglev::table(&items, pick::maglev_size(self.table_len()));
+        slots.extend(entries.chunks(MAGLEV_ROW).map(|part| {
+            let mut row = [0; MAGLEV_ROW];
+            row[..part.len()].copy_from_slice(part);
+            record::MaglevRow { pad: [0; 4], service: self.service, generation, pad2: [0; 2], slots: row }
+                .into_slot()
+        }));
+    }
+}
+
+/// Slots of a first table with this many endpoints, the rows behind it included.
+pub(super) fn first_len(table_len: u32, entry_flags: u32) -> u32 {
+    if entry_flags & flags::MAGLEV == 0 { table_len } else { table_len + pick::maglev_rows(table_len) }
 }
 
 /// `asks`: its port wants to know who is calling.
@@ -186,8 +217,9 @@ fn choice(e: &Endpoint, v6: bool, asks: bool, view: &View) -> Option<Choice> {
     })
 }
 
-fn choices(service: &Service, v6: bool, view: &View) -> Vec<Choice> {
-    service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy, view)).collect()
+fn choices(service: &Service, v6: bool, view: &View, steps: &Steps<'_>) -> Vec<Choice> {
+    let all = service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy, view));
+    all.map(|c| Choice { weight: c.weight * steps(service.id, c.endpoint).unwrap_or(1), ..c }).collect()
 }
 
 /// The endpoints of several services, each service's weight shared out among its endpoints by theirs. A
@@ -196,7 +228,7 @@ fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot, view: 
     let mut all = Vec::new();
     for &(id, weight) in backends {
         let Some(service) = snapshot.services.get(&id) else { continue };
-        let mut own = choices(service, v6, view);
+        let mut own = choices(service, v6, view, &|_, _| None);
         let sum: u128 = own.iter().map(|c| u128::from(c.weight)).sum();
         if weight == 0 || sum == 0 {
             continue;

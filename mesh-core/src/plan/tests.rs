@@ -5,12 +5,15 @@ mod limits;
 mod policies;
 mod property;
 mod restart;
+mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use mesh_common::decide;
-use mesh_common::record::{Endpoint, PolicyCidr, PolicyKey, Service, ServiceKey, Workload, WorkloadKey};
+use mesh_common::record::{
+    Endpoint, PolicyCidr, PolicyKey, Rules, Service, ServiceKey, Workload, WorkloadKey,
+};
 
 use super::{Capacities, LocalSlots, MapOp, Plan, View, plan};
 use crate::compile::tests::{apply, compiler};
@@ -26,6 +29,7 @@ struct Maps {
     slots: Vec<Option<Endpoint>>,
     policy: BTreeMap<PolicyKey, u32>,
     cidrs: BTreeMap<(u32, PolicyCidr), u32>,
+    rules: BTreeMap<u32, Rules>,
     epoch: u64,
 }
 
@@ -37,6 +41,7 @@ impl Maps {
             slots: vec![None; capacities.endpoints as usize],
             policy: BTreeMap::new(),
             cidrs: BTreeMap::new(),
+            rules: BTreeMap::new(),
             epoch: 0,
         }
     }
@@ -48,6 +53,7 @@ impl Maps {
                     self.slots[i] = Some(*slot);
                 }
             }
+            MapOp::PutRules { service, rules } => drop(self.rules.insert(*service, *rules)),
             MapOp::PutWorkload { key, value } => drop(self.workloads.insert(*key, *value)),
             MapOp::PutService { key, value } => drop(self.services.insert(*key, *value)),
             MapOp::DelService { key } => assert!(self.services.remove(key).is_some(), "{key:?}"),

@@ -11,9 +11,10 @@ use mesh_common::{maps, policy, record};
 use super::alloc::{Allocator, NoRoom, Range};
 use super::claims::Claims;
 use super::policies::HeldSet;
-use super::table::Content;
+use super::ramps::Ramps;
+use super::table::{Content, first_len};
 use super::{Condition, MapOp};
-use crate::snapshot::{PolicySetId, Service, Workload};
+use crate::snapshot::{PolicySetId, Service, ServiceId, Workload};
 
 /// How long a freed range of slots rests before it is written again. A program runs for microseconds.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -83,6 +84,11 @@ pub struct View {
     hasher: RandomState,
     pub(super) slots: Allocator,
     generation: u32,
+    /// Rules by service id, those that are not all zero; of an adopted map unknown until written.
+    rules: HashMap<ServiceId, record::Rules>,
+    pub(super) ramps: Ramps,
+    /// What `rules` does not name is all zero.
+    fresh: bool,
     pub(super) epoch: Option<u64>,
     /// The first full plan has looked at every entry.
     pub(super) swept: bool,
@@ -115,6 +121,9 @@ impl View {
             hasher: RandomState::new(),
             slots: Allocator::new(capacities.endpoints),
             generation: 0,
+            rules: HashMap::new(),
+            ramps: Ramps::default(),
+            fresh: true,
             epoch: None,
             swept: false,
             waiting_services: BTreeMap::new(),
@@ -141,10 +150,12 @@ impl View {
         for (length, prefix) in policy_cidrs {
             view.sets.entry(prefix.set).or_default().cidrs.push((length, prefix));
         }
+        view.fresh = false;
         for (key, value) in services {
             view.generation = view.generation.max(value.generation);
             let mut ranges = Vec::new();
-            for (first, len) in [(value.table, value.table_len), (value.fallback, value.fallback_len)] {
+            let table_len = first_len(value.table_len, value.flags);
+            for (first, len) in [(value.table, table_len), (value.fallback, value.fallback_len)] {
                 let range = Range { first, len };
                 if len > 0 && view.slots.reserve(range) {
                     ranges.push(range);
@@ -244,6 +255,16 @@ impl View {
             self.free(&before, now);
         }
         Ok(())
+    }
+
+    /// Notes the rules of a service; `false`: the map holds them.
+    pub(super) fn put_rules(&mut self, service: ServiceId, rules: record::Rules) -> bool {
+        let before = self.rules.insert(service, rules);
+        let empty = rules == record::Rules::default();
+        if empty && self.fresh {
+            self.rules.remove(&service);
+        }
+        before != Some(rules) && !(before.is_none() && empty && self.fresh)
     }
 
     /// Forgets an entry; its slots rest.

@@ -8,6 +8,8 @@ mod addresses;
 mod agent_loss;
 mod bad_input;
 mod balance;
+mod breaking;
+mod choosing;
 mod control_loss;
 mod endpoints;
 mod enrolment;

@@ -7,7 +7,8 @@ use mesh_tests::{
     eventually::until,
     load::{Load, Report},
     node::Node,
-    programs::{Nginx, nginx},
+    process::Process,
+    programs::{Nginx, connect_lines, line_server, nginx},
     within,
 };
 
@@ -18,6 +19,24 @@ pub fn web(mesh: &Mesh, node: u8, name: &str, service: &str, port_name: &str, we
     let server = nginx(&pod, &[8080]);
     pod.enrol();
     (pod, server)
+}
+
+/// A pod with a line server on 7000 that serves port `tcp` of `service`.
+#[track_caller]
+pub fn lines(mesh: &Mesh, node: u8, name: &str, service: &str) -> (Pod, Process) {
+    let mut pod = mesh.pod(node, name).serves(service, "tcp", 7000).outside().up();
+    let server = line_server(&pod, 7000);
+    pod.enrol();
+    (pod, server)
+}
+
+/// Waits until the line servers that answer `pod` at `to` are exactly `names`, and none fails.
+#[track_caller]
+pub fn answered(pod: &Pod, to: SocketAddr, names: &[&str]) {
+    within(Duration::from_secs(15), &format!("{to} is answered by {names:?}"), || {
+        let seen = connect_lines(pod, to, 30);
+        seen.errors.is_empty() && seen.servers.keys().map(String::as_str).eq(names.iter().copied())
+    });
 }
 
 /// Waits until connections of `pod` to `to` are answered by exactly `names`, and none fails.

@@ -56,6 +56,8 @@ impl Connection {
                 (0..service.serving * 2)
                     .filter_map(|_| self.balance(service).ok())
                     .find(|other| !tried[..failed].contains(&other.endpoint))
+                    // A client's own endpoint comes up every time.
+                    .or_else(|| self.another(service, &tried[..failed]))
             });
             match other {
                 Some(other) if !self.session.watch.is_cut() => hop = other,

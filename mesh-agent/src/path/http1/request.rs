@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use mesh_core::balance::pick_other;
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{
     Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_request,
@@ -136,10 +137,19 @@ impl Connection {
         Ok((self.balance(backend)?, Some(backend.clone())))
     }
 
+    /// Any endpoint but these.
+    pub(super) fn another(&self, service: &Service, tried: &[u32]) -> Option<Hop> {
+        let endpoint = pick_other(service, tried, fastrand::u64(..))?;
+        Hop::to(service.id, endpoint, self.session.prefer_v6)
+    }
+
     /// The endpoint whose turn it is.
     pub(super) fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
-        let mut turns = self.session.worker.balance.borrow_mut();
-        let endpoint = turns.pick(service, fastrand::u64(..)).ok_or(ProxyError::NoEndpoints)?;
+        let Session { worker, member, .. } = &self.session;
+        let mut balancer = worker.balance.borrow_mut();
+        let endpoint = balancer
+            .pick(service, member.number(), fastrand::u64(..), &*worker.sockets)
+            .ok_or(ProxyError::NoEndpoints)?;
         Hop::to(service.id, endpoint, self.session.prefer_v6).ok_or(ProxyError::NoEndpoints)
     }
 }

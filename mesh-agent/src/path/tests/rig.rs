@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
-use mesh_common::record::{Capture, role};
+use mesh_common::record::{Capture, Load, role};
 use mesh_core::route::RouteTable;
-use mesh_core::snapshot::{Endpoint, OnProxyLoss, Service, Snapshot, Why, Workload, WorkloadPort};
+use mesh_core::snapshot::{Endpoint, OnProxyLoss, Service, Snapshot, Traffic, Why, Workload, WorkloadPort};
 use parking_lot::Mutex;
 
 use crate::path::sockets::tcp_socket;
@@ -57,6 +57,14 @@ impl Sockets for Fake {
 
     fn beat(&self, _: u32) {
         self.beats.fetch_add(1, SeqCst);
+    }
+
+    fn load(&self, _: u32) -> Load {
+        Load::default()
+    }
+
+    fn ejected(&self, _: u32) -> u64 {
+        0
     }
 
     fn socket(&self, _: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
@@ -187,6 +195,7 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
         protocol,
         why: Some(Why::Http),
         on_proxy_loss: OnProxyLoss::Bypass,
+        traffic: Traffic::default(),
         inbound_proxy: false,
         serving: endpoints.len(),
         endpoints: endpoints.into(),

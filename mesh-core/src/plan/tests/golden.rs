@@ -32,7 +32,8 @@ fn slot(address: &str, generation: u32, endpoint: u32, threshold: u32, alias: u3
         port_be: 8080u16.to_be(),
         pad: 0,
         policy_set: 0,
-        reserved: [0; 3],
+        weight: 1,
+        reserved: [0; 2],
     }
 }
 
@@ -79,7 +80,10 @@ fn a_service_comes_changes_and_goes() {
         [
             MapOp::PutSlots {
                 first: 0,
-                slots: vec![slot("10.0.0.1", 1, 1, u32::MAX, 0), slot("10.0.0.2", 1, 2, half, 0)]
+                slots: vec![
+                    record::Endpoint { weight: 3, ..slot("10.0.0.1", 1, 1, u32::MAX, 0) },
+                    slot("10.0.0.2", 1, 2, half, 0)
+                ]
             },
             MapOp::PutSlots { first: 2, slots: vec![slot("fd00::2", 2, 2, u32::MAX, 0)] },
             put_workload("10.0.0.1", 0, 1),

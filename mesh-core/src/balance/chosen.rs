@@ -1,0 +1,140 @@
+//! The endpoint of a request as the service's policy wants it chosen, past those that are ejected.
+//!
+//! The rules are the kernel's own (`mesh_common::pick`), and so are the counters: what is ejected or busy for
+//! the one is so for the other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mesh_common::addr;
+use mesh_common::pick::{self, Choice, Standing};
+use mesh_common::record::Load;
+
+use super::{RoundRobin, mix};
+use crate::maglev::{self, Item};
+use crate::snapshot::{Balancing, Endpoint, EndpointId, Service, ServiceId, Snapshot};
+
+/// What is known of endpoints at this moment: the kernel's counters.
+pub trait Loads {
+    /// Of an endpoint.
+    fn load(&self, endpoint: EndpointId) -> Load;
+    /// Endpoints of a service that are ejected.
+    fn ejected(&self, service: ServiceId) -> u64;
+    /// The clock that ejections are measured by, nanoseconds.
+    fn now(&self) -> u64;
+}
+
+/// Chooses, for one worker.
+#[derive(Debug, Default)]
+pub struct Balancer {
+    turns: RoundRobin,
+    maglevs: HashMap<ServiceId, Maglev>,
+}
+
+/// A table, and what it was made of.
+#[derive(Debug)]
+struct Maglev {
+    /// Held so that its address stays its identity.
+    endpoints: Arc<[Endpoint]>,
+    serving: usize,
+    table: Vec<u16>,
+}
+
+impl Balancer {
+    /// The endpoint for a request; `None`: the service has none that takes connections. `client` is the same
+    /// for all requests of one client; `random` is any number.
+    pub fn pick<'s, L: Loads + ?Sized>(
+        &mut self,
+        service: &'s Service,
+        client: u32,
+        random: u64,
+        loads: &L,
+    ) -> Option<&'s Endpoint> {
+        let serving = service.serving();
+        if serving.len() <= 1 {
+            return serving.first();
+        }
+        if service.traffic.ejection.is_none() {
+            return serving.get(self.draw(service, client, random, loads));
+        }
+        let panic = pick::panic(loads.ejected(service.id), serving.len() as u32);
+        let standing = |slot: u32| {
+            let ejected = loads.load(serving[slot as usize].id).ejected_until > loads.now();
+            Some(if ejected && !panic { Standing::Ejected } else { Standing::Fit })
+        };
+        let draw = |attempt: u32| {
+            let random = if attempt == 0 { random } else { mix(random ^ u64::from(attempt)) };
+            Some(self.draw(service, pick::again(client, attempt), random, loads) as u32)
+        };
+        match pick::choose(serving.len() as u32, draw, standing) {
+            Choice::Slot(slot) => serving.get(slot as usize),
+            Choice::Full | Choice::Changed => None,
+        }
+    }
+
+    /// Forgets services that are gone, as [`RoundRobin::retain`].
+    pub fn retain(&mut self, snapshot: &Snapshot) {
+        self.turns.retain(snapshot);
+        self.maglevs.retain(|id, _| snapshot.services.contains_key(id));
+    }
+
+    fn draw<L: Loads + ?Sized>(&mut self, service: &Service, client: u32, random: u64, loads: &L) -> usize {
+        match service.traffic.balancing {
+            Balancing::RoundRobin => self.turns.turn(service, random),
+            Balancing::Random => weighted(service, random),
+            Balancing::LeastConnections => {
+                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                let of = |at: usize| {
+                    let endpoint = &service.serving()[at];
+                    (loads.load(endpoint.id).live, endpoint.weight)
+                };
+                let ((live, weight), (other_live, other_weight)) = (of(one), of(other));
+                if pick::less_loaded(other_live, other_weight, live, weight) { other } else { one }
+            }
+            Balancing::Maglev => self.maglev(service, client),
+        }
+    }
+
+    fn maglev(&mut self, service: &Service, client: u32) -> usize {
+        let made = self.maglevs.get(&service.id);
+        let same = made.is_some_and(|made| {
+            made.serving == service.serving && Arc::ptr_eq(&made.endpoints, &service.endpoints)
+        });
+        if !same {
+            self.maglevs.insert(service.id, Maglev::new(service));
+        }
+        let table = self.maglevs.get(&service.id).map_or(&[][..], |made| &made.table);
+        let place = (u64::from(client) * table.len() as u64) >> 32;
+        table.get(place as usize).map_or(0, |&slot| slot.into())
+    }
+}
+
+impl Maglev {
+    fn new(service: &Service) -> Self {
+        // More than the table can name are left out.
+        let named = &service.serving()[..service.serving.min(pick::MAGLEV_SLOTS as usize)];
+        let items: Vec<Item> = named
+            .iter()
+            .map(|endpoint| {
+                let address = endpoint.address(false).map_or(addr::UNSPECIFIED, |at| addr::from_ip(at.ip()));
+                maglev::item(&address, endpoint.port, endpoint.weight.into())
+            })
+            .collect();
+        let table = maglev::table(&items, pick::maglev_size(items.len() as u32));
+        Self { endpoints: Arc::clone(&service.endpoints), serving: service.serving, table }
+    }
+}
+
+/// At random by weight. Cost: the number of endpoints.
+fn weighted(service: &Service, random: u64) -> usize {
+    let serving = service.serving();
+    let total: u64 = serving.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    let mut point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    let found = serving.iter().position(|endpoint| {
+        let weight = u64::from(endpoint.weight);
+        let found = point < weight;
+        point = point.saturating_sub(weight);
+        found
+    });
+    found.unwrap_or(0)
+}
