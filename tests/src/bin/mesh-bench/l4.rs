@@ -3,6 +3,7 @@
 //! Servers run on one CPU, clients on the other, all with reno. "No mesh" is a pair of pods whose cgroups
 //! hang beside the nodes' subtrees: no program of ours sees them. "Kernel path" is an enrolled client that
 //! dials a VIP, to an enrolled server. "Outside" is a client under our programs that is not enrolled. The
+//! "Guarded" is a service with two draws, limits and ejection over two endpoints. The
 //! proof of each case is how much the kernel's own counter of balanced connections grew during ours, and
 //! during the peer's.
 
@@ -15,7 +16,7 @@ use mesh_tests::{
     Mesh, Pod,
     load::Load,
     programs::{Nginx, nginx},
-    resources::{Service, at, vip4},
+    resources::{Service, at, traffic as policy, vip4},
     shell, within,
 };
 use serde_json::Value;
@@ -37,6 +38,13 @@ const TRAFFIC: [(&str, &str, &[&str]); 3] = [
     ("short", "/", &["-t1", "-c8", "-H", "Connection: close"]),
 ];
 const FLOOR: &str = "empty programs, same-node";
+/// A service that asks for everything at once, and the number of its VIP.
+const GUARDED: (&str, u8) = ("same-node, guarded", 5);
+const GUARDS: [&str; 3] = [
+    "balancing: leastConnections",
+    "limits: {maxConnections: 100000, maxConnectionsPerEndpoint: 100000}",
+    "outlierEjection: {consecutiveConnectFailures: 5}",
+];
 const OUTSIDE: &str = "outside-the-mesh";
 const PROGRAM: &str = "program";
 const BULK: usize = 1 << 20;
@@ -100,11 +108,17 @@ impl Ground {
         pin(SERVER_CPU)?;
         mesh.apply(&Service::vip("near", 1).tcp("tcp", 80).yaml());
         mesh.apply(&Service::vip("far", 2).tcp("tcp", 80).yaml());
+        mesh.apply(&Service::vip("guarded", GUARDED.1).tcp("tcp", 80).yaml());
+        mesh.apply(&policy("guarded", &GUARDS));
         let mut servers = Vec::new();
         for (node, name) in [(1, "near"), (2, "far")] {
-            let mut pod = mesh.pod(node, &format!("{name}-a")).serves(name, "tcp", 8080).outside().up();
+            let mut pod = mesh.pod(node, &format!("{name}-a")).serves(name, "tcp", 8080).outside();
+            if node == 1 {
+                pod = pod.serves("guarded", "tcp", 8080).serves("guarded", "tcp", 8081);
+            }
+            let mut pod = pod.up();
             reno(&pod)?;
-            let server = nginx(&pod, &[8080]);
+            let server = nginx(&pod, &[8080, 8081]);
             bulk_file(&pod)?;
             pod.enrol();
             servers.push((pod, server));
@@ -127,7 +141,7 @@ impl Ground {
         let bare = mesh.pod(1, "bare").beside().up();
         [&client, &outside, &bare].into_iter().try_for_each(reno)?;
         pin(CLIENT_CPU)?;
-        for number in 1..=4 {
+        for number in 1..=GUARDED.1 {
             within(Duration::from_secs(20), "the services answer", || {
                 Load::to(at(vip4(number), 80)).count(20).run(&client).failed() == 0
             });
@@ -195,7 +209,8 @@ fn bulk_file(pod: &Pod) -> Result<()> {
 /// what the caller's side costs alone.
 fn connect_places() -> impl Iterator<Item = (String, u8, u8)> {
     let alone = PLACES.map(|(place, node)| (format!("{place}, client alone"), node, node + 2));
-    PLACES.map(|(place, node)| (place.to_owned(), node, node)).into_iter().chain(alone)
+    let guarded = (GUARDED.0.to_owned(), 1, GUARDED.1);
+    PLACES.map(|(place, node)| (place.to_owned(), node, node)).into_iter().chain(alone).chain([guarded])
 }
 
 /// The cases that were asked for.
@@ -206,14 +221,16 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     let outside = options.wants(GROUP, OUTSIDE, "connect");
     let floor_too = options.wants(GROUP, FLOOR, "connect");
     let program = options.wants(GROUP, PROGRAM, "run");
-    let any_traffic = PLACES.iter().any(|(place, _)| traffic_of(place).next().is_some());
+    let places =
+        PLACES.map(|(place, node)| (place, node, node)).into_iter().chain([(GUARDED.0, 1, GUARDED.1)]);
+    let any_traffic = places.clone().any(|(place, ..)| traffic_of(place).next().is_some());
     if !any_traffic && connects_of.is_empty() && !outside && !floor_too && !program {
         return Ok(());
     }
     let ground = Ground::new()?;
-    for (place, node) in PLACES {
+    for (place, node, vip) in places {
         for kind in traffic_of(place) {
-            traffic(&ground, options, report, place, kind, [at(vip4(node), 80), ground.bare_server(node)])?;
+            traffic(&ground, options, report, place, kind, [at(vip4(vip), 80), ground.bare_server(node)])?;
         }
     }
     for (place, node, vip) in connects_of {
@@ -269,7 +286,9 @@ fn connects(
         Ok(median)
     })?;
     prove(balanced)?;
-    let (goal, proof) = (Goal::DifferenceAtMost(800.0), &proof(balanced));
+    // Who asks for more pays for it.
+    let goal = if place == GUARDED.0 { Goal::None } else { Goal::DifferenceAtMost(800.0) };
+    let proof = &proof(balanced);
     report.pairs(&Case { place, metric: "connect", unit: "ns", goal, proof }, PEER, &pairs);
     Ok(())
 }
@@ -352,7 +371,8 @@ fn proof(balanced: [u64; 2]) -> Proof {
     Proof::from([("balanced_ours".to_owned(), balanced[1]), ("balanced_peer".to_owned(), balanced[0])])
 }
 
-fn connect_median(pod: &Pod, to: SocketAddr) -> Result<f64> {
+/// The median of many connects, nanoseconds.
+pub fn connect_median(pod: &Pod, to: SocketAddr) -> Result<f64> {
     let report = Load::to(to).connect_only().count(CONNECTS).run(pod);
     ensure!(report.failed() == 0, "connections failed: {report:?}");
     Ok(report.connect_ns[0] as f64)

@@ -5,12 +5,14 @@
 //! Always against a peer in the same run; a goal that is not met is printed as such and fails the run only
 //! with `--gate`. A case that could not be measured is an error, never a blank.
 //!
-//! [`l4`]: kernel path against no mesh. [`udp`]: the same for datagrams. [`scale`]: a thousand services:
-//! propagation, memory. [`telemetry`]: what noting flows costs.
+//! [`l4`]: kernel path against no mesh. [`udp`]: the same for datagrams. [`many`]: does it matter how many
+//! services and endpoints there are? [`scale`]: a thousand services: propagation, memory. [`telemetry`]: what
+//! noting flows costs.
 
 #![forbid(unsafe_code)]
 
 mod l4;
+mod many;
 mod report;
 mod scale;
 mod stats;
@@ -73,6 +75,7 @@ fn run() -> Result<bool> {
     let mut report = Report::new("l4");
     l4::run(&options, &mut report)?;
     udp::run(&options, &mut report)?;
+    many::run(&options, &mut report)?;
     scale::run(&options, &mut report)?;
     telemetry::run(&options, &mut report)?;
     if let Some(path) = json {

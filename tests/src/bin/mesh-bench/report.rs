@@ -12,6 +12,8 @@ use crate::stats::{Pairs, spread};
 pub enum Goal {
     /// Lower end of the ratio's interval at least this.
     RatioAtLeast(f64),
+    /// Upper end of the ratio's interval at most this.
+    RatioAtMost(f64),
     /// Difference of ours and the peer at most this.
     DifferenceAtMost(f64),
     /// Ours at most this.
@@ -61,6 +63,9 @@ impl Report {
         let (text, met) = match goal {
             Goal::RatioAtLeast(least) => {
                 (format!("interval95.{peer}.lower >= {least}"), Some(pairs.ratio95[0] >= *least))
+            }
+            Goal::RatioAtMost(most) => {
+                (format!("interval95.{peer}.upper <= {most}"), Some(pairs.ratio95[1] <= *most))
             }
             Goal::DifferenceAtMost(most) => {
                 (format!("difference.{peer} <= {most}"), Some(pairs.difference <= *most))
