@@ -28,7 +28,8 @@ pub enum Verdict {
     ProxyLost = 8,
     /// The service has no endpoint that takes connections: `ECONNREFUSED`.
     NoEndpoint = 9,
-    /// The table changed under the reader twice: `EHOSTUNREACH`. A bug if seen in numbers.
+    /// The table changed under the reader, which was held for longer than a freed table rests:
+    /// `EHOSTUNREACH`. A bug if seen in numbers.
     TableChanged = 10,
     /// No room for the socket's record: `ECONNREFUSED` for a captured connection.
     RecordFull = 11,

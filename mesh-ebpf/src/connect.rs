@@ -22,7 +22,7 @@ use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
 use crate::flows;
 use crate::maps::{BUDGET, CAPTURED, ENROLLED, EPOCH, SERVICES, WORKLOADS};
-use crate::pick::{Picked, admit_leg, drawn, followed, pick};
+use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
 use crate::{totals, udp};
@@ -260,54 +260,33 @@ pub fn find_served(call: &Call) -> Option<Workload> {
 /// Picks an endpoint and goes there.
 #[inline(always)]
 fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
-    let (endpoint, followed) = match choose(call, me, entry, fallback, flow.start_ns) {
+    let chosen = match pick(entry, fallback, me, flow.start_ns) {
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
-    aim(flow, endpoint);
-    flow.flags |= followed;
+    let endpoint = chosen.endpoint;
+    let verdict = lead(call, flow, &chosen);
+    flow.flags |= chosen.followed;
     if let Some(refused) = asked(me, flow, endpoint.flags, endpoint.policy_set, endpoint.port_be) {
         return refused;
     }
-    redirect(call, &endpoint.addr, endpoint.port_be);
-    if fallback { Verdict::Bypassed } else { Verdict::Balanced }
+    if fallback && matches!(verdict, Verdict::Balanced) { Verdict::Bypassed } else { verdict }
+}
+
+/// Goes to the endpoint, and says so in the flow.
+#[inline(always)]
+pub fn lead(call: &Call, flow: &mut Flow, chosen: &Chosen) -> Verdict {
+    aim(flow, chosen.endpoint);
+    redirect(call, &chosen.endpoint.addr, chosen.endpoint.port_be);
+    if chosen.still() { Verdict::Balanced } else { Verdict::TableChanged }
 }
 
 /// Says in the flow which endpoint was chosen.
 #[inline(always)]
-pub fn aim(flow: &mut Flow, endpoint: &Endpoint) {
+fn aim(flow: &mut Flow, endpoint: &Endpoint) {
     flow.endpoint = endpoint.endpoint;
     flow.peer_workload = endpoint.workload;
     flow.flags |= flow::SHOW_PEER;
-}
-
-/// Picks an endpoint, and says what is to be followed of the connection. The table may be replaced under the
-/// pick: then the entry is read again, once.
-#[inline(always)]
-pub fn choose(
-    call: &Call,
-    me: &Enrolled,
-    entry: &Service,
-    fallback: bool,
-    now: u64,
-) -> Result<(&'static Endpoint, u32), Verdict> {
-    match pick(entry, fallback, me, now) {
-        Picked::To(endpoint) => Ok((endpoint, followed(entry, fallback))),
-        Picked::Refuse(verdict) => Err(verdict),
-        Picked::Changed => draw_again(call, me.scope, fallback).map(|endpoint| (endpoint, 0)),
-    }
-}
-
-/// A plain draw from the entry as it is now. A table that is replaced rests for a second before it is written
-/// over: hardly ever does anybody come here. A function of its own, because picking needs the stack.
-#[inline(never)]
-fn draw_again(call: &Call, scope: u32, fallback: bool) -> Result<&'static Endpoint, Verdict> {
-    match find_service(call, scope) {
-        Some(entry) if entry.table_len != 0 || entry.fallback_len != 0 => {
-            drawn(&entry, fallback).ok_or(Verdict::TableChanged)
-        }
-        _ => Err(Verdict::NoEndpoint),
-    }
 }
 
 /// Sends the connection to the agent's listener in this namespace, with a record of where it wanted to go.

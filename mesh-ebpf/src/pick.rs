@@ -25,31 +25,50 @@ use crate::socket::{add, exchange, zero};
 
 const ANY: u64 = 0;
 
-/// What came of it.
-pub enum Picked {
-    /// This one.
-    To(&'static Endpoint),
-    /// None may be had.
-    Refuse(Verdict),
-    /// The table is another by now: read the entry again.
-    Changed,
+/// An endpoint that was chosen, in the slot where it was found.
+pub struct Chosen {
+    /// The slot.
+    pub endpoint: &'static Endpoint,
+    /// Of the table then.
+    pub generation: u32,
+    service: u32,
+    /// What of the entry's flags its flows carry on: they are `flow`'s, too.
+    pub followed: u32,
+}
+
+impl Chosen {
+    /// Was the slot the table's until now? To be asked after it was read. User space never writes a range that
+    /// an entry points to, and rests a freed one for a second; a program that is held for longer than that may
+    /// have read what is another's by then.
+    #[inline(always)]
+    pub fn still(&self) -> bool {
+        // SAFETY: a live array's words; volatile, because they may have changed.
+        let (service, generation) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const self.endpoint.service),
+                core::ptr::read_volatile(&raw const self.endpoint.generation),
+            )
+        };
+        service == self.service && generation == self.generation
+    }
 }
 
 /// An endpoint of a service for a connection of `me` at `now`.
 #[inline(always)]
-pub fn pick(entry: &Service, fallback: bool, me: &Enrolled, now: u64) -> Picked {
-    if entry.flags & flags::PICKY != 0 && own_table(entry, fallback) {
-        return picky(entry, me, now);
-    }
-    match drawn(entry, fallback) {
-        Some(endpoint) => Picked::To(endpoint),
-        None => Picked::Changed,
-    }
+pub fn pick(entry: &Service, fallback: bool, me: &Enrolled, now: u64) -> Result<Chosen, Verdict> {
+    let own = own_table(entry, fallback);
+    let endpoint = if entry.flags & flags::PICKY != 0 && own {
+        picky(entry, me, now)?
+    } else {
+        drawn(entry, fallback).ok_or(Verdict::TableChanged)?
+    };
+    let followed = if own { entry.flags & (flags::EJECTS | flags::HASTY) } else { 0 };
+    Ok(Chosen { endpoint, generation: entry.generation, service: entry.service, followed })
 }
 
 /// An endpoint by weight alone; `None`: the table is another by now.
 #[inline(always)]
-pub fn drawn(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
+fn drawn(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
     let (first, len) =
         if fallback { (entry.fallback, entry.fallback_len) } else { (entry.table, entry.table_len) };
     let slot = weighted(entry, first, len)?;
@@ -60,12 +79,6 @@ pub fn drawn(entry: &Service, fallback: bool) -> Option<&'static Endpoint> {
 #[inline(always)]
 fn own_table(entry: &Service, fallback: bool) -> bool {
     !fallback || entry.fallback == entry.table
-}
-
-/// What of an entry's flags its flows carry on: they are `flow`'s, too.
-#[inline(always)]
-pub fn followed(entry: &Service, fallback: bool) -> u32 {
-    if own_table(entry, fallback) { entry.flags & (flags::EJECTS | flags::HASTY) } else { 0 }
 }
 
 /// May the agent open this connection to the endpoint that it has chosen? `None`: yes.
@@ -140,45 +153,67 @@ extern "C" fn step(index: u64, seek: *mut c_void) -> u64 {
     u64::from(seek.step(index as u32))
 }
 
-/// A function of its own: four copies of it would be most of a program.
-#[inline(never)]
-fn picky(entry: &Service, me: &Enrolled, now: u64) -> Picked {
+/// The endpoint that [`mesh_pick`] finds.
+#[inline(always)]
+fn picky(entry: &Service, me: &Enrolled, now: u64) -> Result<&'static Endpoint, Verdict> {
+    match mesh_pick(entry, me, now) {
+        SERVICE_FULL => Err(Verdict::ServiceLimit),
+        ENDPOINTS_FULL => Err(Verdict::EndpointLimit),
+        CHANGED => Err(Verdict::TableChanged),
+        slot => slot_of(entry, entry.table + slot as u32).ok_or(Verdict::TableChanged),
+    }
+}
+
+/// What [`mesh_pick`] says where it finds no slot: numbers that no slot has.
+const CHANGED: u64 = 1 << 32;
+const SERVICE_FULL: u64 = 2 << 32;
+const ENDPOINTS_FULL: u64 = 3 << 32;
+
+/// The slot of a service's table for a connection of `me`, or one of the words above.
+///
+/// A global function, which the verifier looks at once for itself. Looked at anew from each of the ways that
+/// lead to it, it was nine tenths of what the programs took to load.
+#[unsafe(no_mangle)]
+pub extern "C" fn mesh_pick(entry: *const Service, me: *const Enrolled, now: u64) -> u64 {
+    // SAFETY: `picky`'s, if not null; the verifier wants to see the question.
+    let (Some(entry), Some(me)) = (unsafe { entry.as_ref() }, unsafe { me.as_ref() }) else {
+        return CHANGED;
+    };
     if entry.flags & flags::LIMITED != 0
         && let Some(rules) = rules_of(entry.service)
         && let Some(total) = SERVICE_LOAD.get_ptr(entry.service)
         && reached(total, rules.max_connections)
     {
-        return Picked::Refuse(Verdict::ServiceLimit);
+        return SERVICE_FULL;
     }
-    let mut seek = Seek {
-        entry,
-        search: rule::Search::new(zero()),
-        now,
-        number: if entry.flags & flags::MAGLEV != 0 { client(me) } else { 0 },
-    };
     if entry.flags & flags::AFFINE != 0
         && let Some(slot) = kept(entry, me.workload, now)
         && let Some(Standing::Fit) = standing(entry, now, slot)
-        && let Some(endpoint) = slot_of(entry, entry.table + slot)
     {
-        keep(entry, me.workload, endpoint.endpoint, now);
-        return Picked::To(endpoint);
+        return chosen(entry, me, slot, now);
     }
+    let number = if entry.flags & flags::MAGLEV != 0 { client(me) } else { 0 };
+    let mut seek = Seek { entry, search: rule::Search::new(zero()), now, number };
     let step = step as extern "C" fn(u64, *mut c_void) -> u64;
     // SAFETY: the callback is a function of this program and gets what it expects.
     unsafe { bpf_loop(rule::steps(entry.table_len), step as *mut c_void, (&raw mut seek).cast(), 0) };
-    let slot = match seek.search.choice() {
-        Choice::Slot(slot) => slot,
-        Choice::Full => return Picked::Refuse(Verdict::EndpointLimit),
-        Choice::Changed => return Picked::Changed,
-    };
-    let Some(endpoint) = slot_of(entry, entry.table + slot) else {
-        return Picked::Changed;
-    };
+    match seek.search.choice() {
+        Choice::Slot(slot) => chosen(entry, me, slot, now),
+        Choice::Full => ENDPOINTS_FULL,
+        Choice::Changed => CHANGED,
+    }
+}
+
+/// Keeps the client at this slot's endpoint, where the service asks for that.
+#[inline(always)]
+fn chosen(entry: &Service, me: &Enrolled, slot: u32, now: u64) -> u64 {
     if entry.flags & flags::AFFINE != 0 {
+        let Some(endpoint) = slot_of(entry, entry.table + slot) else {
+            return CHANGED;
+        };
         keep(entry, me.workload, endpoint.endpoint, now);
     }
-    Picked::To(endpoint)
+    u64::from(slot)
 }
 
 /// The number of a client, the same for all its connections.
@@ -325,8 +360,7 @@ fn keep(entry: &Service, workload: u32, endpoint: u32, now: u64) {
     let _ = AFFINITY.insert(&AffinityKey { workload, service: entry.service }, &value, ANY);
 }
 
-/// A slot, if it is still one of this entry's table. User space never writes a range that an entry points
-/// to, and rests a freed one for a second: what is found to belong stays for the run of the program.
+/// A slot, if it is still one of this entry's table.
 #[inline(always)]
 pub fn slot_of(entry: &Service, index: u32) -> Option<&'static Endpoint> {
     // SAFETY: a live array.

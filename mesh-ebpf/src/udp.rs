@@ -17,18 +17,19 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_UDP, Service, app, flow};
+use mesh_common::record::{Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_UDP, Service, app, flow};
 use mesh_common::udp::{
     self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
 };
 use mesh_common::verdict::Verdict;
 
 use crate::connect::{
-    ALLOW, Call, DENY, aim, call4, call6, choose, find_served, find_service, finish, new_flow, redirect,
+    ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
     refuses,
 };
 use crate::flows;
 use crate::maps::{ENROLLED, UDP_STICKY};
+use crate::pick::{Chosen, pick};
 use crate::pick::slot_of;
 use crate::socket::{add, count};
 use crate::totals;
@@ -49,12 +50,8 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
         Verdict::Outside
     } else if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
-        match drawn(call, me, &entry, flow.start_ns) {
-            Ok(endpoint) => {
-                aim(&mut flow, endpoint);
-                redirect(call, &endpoint.addr, endpoint.port_be);
-                Verdict::Balanced
-            }
+        match drawn(me, &entry, flow.start_ns) {
+            Ok(chosen) => lead(call, &mut flow, &chosen),
             Err(verdict) => verdict,
         }
     } else if let Some(peer) = find_served(call) {
@@ -80,12 +77,12 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
 
 /// An endpoint of the service, if it has any.
 #[inline(always)]
-fn drawn(call: &Call, me: &Enrolled, entry: &Service, now: u64) -> Result<&'static Endpoint, Verdict> {
+fn drawn(me: &Enrolled, entry: &Service, now: u64) -> Result<Chosen, Verdict> {
     if entry.table_len == 0 {
         return Err(Verdict::NoEndpoint);
     }
     // What is followed of TCP connections says nothing of datagrams.
-    choose(call, me, entry, false, now).map(|(endpoint, _)| endpoint)
+    pick(entry, false, me, now)
 }
 
 /// Counts a socket that was given an endpoint.
@@ -159,13 +156,14 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
     let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
     flow.service = entry.service;
-    let verdict = match drawn(call, me, entry, now) {
-        Ok(endpoint) => {
-            aim(&mut flow, endpoint);
-            redirect(call, &endpoint.addr, endpoint.port_be);
-            remember(&key, endpoint, now);
-            opened(&mut flow, Verdict::Balanced);
-            Verdict::Balanced
+    let verdict = match drawn(me, entry, now) {
+        Ok(chosen) => {
+            let verdict = lead(call, &mut flow, &chosen);
+            if verdict.errno().is_none() {
+                remember(&key, &chosen, now);
+                opened(&mut flow, verdict);
+            }
+            verdict
         }
         Err(verdict) => verdict,
     };
@@ -258,13 +256,14 @@ fn found(sticky: &Sticky, entry: &Service) -> bool {
 
 /// Notes a new choice: first whom the replies come from.
 #[inline(never)]
-fn remember(key: &StickyKey, endpoint: &Endpoint, now: u64) {
+fn remember(key: &StickyKey, chosen: &Chosen, now: u64) {
+    let endpoint = chosen.endpoint;
     let sticky = Sticky {
         addr: endpoint.addr,
         seen_ns: now,
         service: endpoint.service,
         endpoint: endpoint.endpoint,
-        generation: endpoint.generation,
+        generation: chosen.generation,
         port_be: endpoint.port_be,
         flags: shared(key, &heard(key.cookie, &endpoint.addr, endpoint.port_be)),
     };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
@@ -194,7 +194,7 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> LoadError {
     let text = chain(error);
     tracing::debug!(%text, "the kernel refuses");
     if text.contains("Operation not permitted")
-        || text.contains("Permission denied (os error 13)") && !text.contains("verifier")
+        || text.contains("Permission denied (os error 13)") && !text.to_lowercase().contains("verifier")
     {
         LoadError::NotPermitted
     } else {
@@ -219,6 +219,7 @@ fn program_fd(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, LoadError> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| LoadError::Object(format!("program {name} is not in the object")))?;
+    let begun = Instant::now();
     match program {
         Program::SockOps(p) => p.load(),
         Program::CgroupSock(p) => p.load(),
@@ -227,6 +228,8 @@ fn program_fd(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, LoadError> {
         _ => return Err(LoadError::Object(format!("program {name} has an unexpected type"))),
     }
     .map_err(|e| refused(&e))?;
+    let checked = program.info().ok().and_then(|info| info.verified_instruction_count());
+    tracing::debug!(program = name, took = ?begun.elapsed(), checked, "the kernel took a program");
     let fd = program.fd().map_err(|e| refused(&e))?;
     fd.as_fd().try_clone_to_owned().map_err(|e| LoadError::Object(format!("{name}: {e}")))
 }

@@ -2,7 +2,8 @@
 //!
 //! Two services take turns in the same ring of slots: the range that one leaves is soon the other's. A
 //! reader that holds an old entry must see by the generation that the slots are no longer its own. Ranges
-//! come back here after one round of the ring, a fraction of the planner's grace period.
+//! come back here after one round of the ring, a fraction of the planner's grace period: a program may be held
+//! for longer than that between reading a slot and going there, and then refuses rather than lead astray.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -145,10 +146,16 @@ fn a_million_swaps_under_readers_lead_nobody_astray() {
     let changed = verdicts[Verdict::TableChanged as usize];
     let asked = asked.into_inner();
     println!(
-        "{SWAPS} swaps in {took:?} under {asked} connections; {changed} refused because a table changed twice"
+        "{SWAPS} swaps in {took:?} under {asked} connections; {changed} refused because a table changed"
     );
     assert_eq!(astray.into_inner(), 0, "connections that reached a foreign service");
-    assert!(failed.lock().is_empty(), "failed: {:?}", &failed.lock()[..failed.lock().len().min(5)]);
+    assert_eq!(
+        failed.lock().len() as u64,
+        changed,
+        "failed: {:?}",
+        &failed.lock()[..failed.lock().len().min(5)]
+    );
+    assert!(changed * 1_000 <= asked, "{changed} of {asked} were refused");
     assert!(asked > 1_000, "only {asked} connections were made: nothing was tested");
     assert!(verdicts[Verdict::Balanced as usize] >= asked, "{verdicts:?}");
 }
