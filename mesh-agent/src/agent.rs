@@ -107,6 +107,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let kernel = Arc::new(Kernel::load(&load_options(&args, &cgroup_root))?);
+    tokio::spawn(kernel::watch_homes(kernel.clone()));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };
     let config = config::start(options, kernel.clone(), snapshot.clone());

@@ -186,6 +186,7 @@ impl MapSizes {
             (maps::POLICY.name, self.map_policy),
             (maps::POLICY_CIDRS.name, self.map_policy_cidrs),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
+            (maps::TOTALS_HOMES.name, self.map_flow_totals.min(maps::TOTALS_HOMES.capacity)),
             (maps::FLOW_EVENTS.name, self.map_flow_events),
             (maps::UDP_STICKY.name, self.map_udp_sticky),
         ]

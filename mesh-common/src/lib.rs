@@ -9,6 +9,7 @@
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`pick`]: which slot of a table a connection gets, and when an endpoint is ejected.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
+//! - [`homes`]: arrays in front of hashes.
 //! - [`flows`], [`udp`]: where what is known of a socket lives, and for how long it holds.
 //!
 //! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
@@ -23,6 +24,7 @@ pub mod app;
 pub mod decide;
 pub mod flows;
 pub mod going;
+pub mod homes;
 pub mod maps;
 pub mod pick;
 #[cfg(feature = "pod")]

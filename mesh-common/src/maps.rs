@@ -3,6 +3,7 @@
 //! The kernel cuts names at 15 bytes; these fit. Sizes are defaults that an agent's configuration may
 //! change at first load; a pinned map keeps the size it was made with.
 
+use crate::homes::Home;
 use crate::{record as r, udp};
 
 /// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
@@ -25,8 +26,13 @@ const fn spec(name: &'static str, key: usize, value: usize, capacity: u32) -> Sp
 
 /// Workloads of this node, by namespace cookie or cgroup id.
 pub const ENROLLED: Spec = spec("ENROLLED", size_of::<r::EnrolledKey>(), size_of::<r::Enrolled>(), 1024);
+/// In front of [`ENROLLED`] (see [`crate::homes`]), memory-mapped. Not to be resized, nor are the others' homes.
+pub const ENROLLED_HOMES: Spec =
+    spec("ENROLLED_HOMES", 4, size_of::<Home<r::EnrolledKey, r::Enrolled>>(), 1024);
 /// Virtual addresses.
 pub const SERVICES: Spec = spec("SERVICES", size_of::<r::ServiceKey>(), size_of::<r::Service>(), 16_384);
+/// In front of [`SERVICES`], memory-mapped.
+pub const SERVICE_HOMES: Spec = spec("SERVICE_HOMES", 4, size_of::<Home<r::ServiceKey, r::Service>>(), 4096);
 /// Workloads' own addresses.
 pub const WORKLOADS: Spec = spec("WORKLOADS", size_of::<r::WorkloadKey>(), size_of::<r::Workload>(), 65_536);
 /// Slots of alias tables, memory-mapped.
@@ -63,6 +69,9 @@ pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 32_
 pub const UDP_STICKY: Spec = spec("UDP_STICKY", size_of::<udp::StickyKey>(), size_of::<udp::Sticky>(), 8_192);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
+/// In front of [`FLOW_TOTALS`], per CPU: each counts at a home of its own what it met there first. A key whose home
+/// is beyond the array's end counts in the hash.
+pub const TOTALS_HOMES: Spec = spec("TOTALS_HOMES", 4, size_of::<r::TotalsHome>(), 256);
 /// Ended flows, a ring.
 pub const FLOW_EVENTS: Spec = spec("FLOW_EVENTS", 0, size_of::<r::FlowEvent>(), 1 << 19);
 /// Counts by verdict, per CPU.
@@ -81,7 +90,9 @@ pub const AGENT: Spec = spec("AGENT", 4, size_of::<crate::going::Agent>(), 1);
 /// All of them.
 pub const ALL: &[Spec] = &[
     ENROLLED,
+    ENROLLED_HOMES,
     SERVICES,
+    SERVICE_HOMES,
     WORKLOADS,
     ENDPOINTS,
     LOAD,
@@ -99,6 +110,7 @@ pub const ALL: &[Spec] = &[
     FLOWS_ABROAD,
     UDP_STICKY,
     FLOW_TOTALS,
+    TOTALS_HOMES,
     FLOW_EVENTS,
     VERDICTS,
     POLICY,

@@ -1,6 +1,7 @@
 //! `aya::Pod` for what crosses the system call boundary.
 #![allow(unsafe_code)]
 
+use crate::homes::Home;
 use crate::{record as r, udp};
 
 macro_rules! pod {
@@ -34,6 +35,9 @@ pod!(
     r::Flow,
     udp::StickyKey,
     udp::Sticky,
+    Home<r::EnrolledKey, r::Enrolled>,
+    Home<r::ServiceKey, r::Service>,
+    r::TotalsHome,
     r::TotalsKey,
     r::Totals,
     r::FlowEvent,

@@ -1,11 +1,15 @@
 //! Keys and values of the maps. Keys have no padding: they are compared byte by byte. Sizes are asserted,
 //! because both sides compile this file for different targets.
 
+mod totals;
 mod traffic;
 
 use crate::addr::Addr;
 pub use crate::app;
 pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
+pub use totals::{
+    DEST_OUTSIDE, DEST_OVERFLOW, DEST_SERVICE, DEST_WORKLOAD, Totals, TotalsHome, TotalsKey, telemetry,
+};
 pub use traffic::{Affinity, AffinityKey, Load, MAGLEV_ROW, MaglevRow, Rules};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
@@ -15,7 +19,7 @@ pub const PROTO_UDP: u8 = 17;
 
 /// Key of `ENROLLED`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EnrolledKey {
     /// [`KIND_NETNS`] or [`KIND_CGROUP`].
     pub kind: u64,
@@ -370,112 +374,6 @@ pub mod flow {
     pub const HASTY: u32 = super::flags::HASTY;
     /// Its end is being counted, or was: what its socket shows is in the totals. Set before they change.
     pub const ENDED: u32 = 1 << 31;
-}
-
-/// Key of `FLOW_TOTALS`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TotalsKey {
-    /// Source workload id; 0 with `dest` 0 and `kind` [`DEST_OVERFLOW`]: what did not fit.
-    pub source: u32,
-    /// Service id or workload id, by `kind`.
-    pub dest: u32,
-    /// [`DEST_SERVICE`], [`DEST_WORKLOAD`], [`DEST_OUTSIDE`] or [`DEST_OVERFLOW`].
-    pub kind: u8,
-    /// Application protocol ([`app`]).
-    pub protocol: u8,
-    /// [`crate::verdict::Verdict`]; it implies the path.
-    pub verdict: u8,
-    /// 0.
-    pub pad: u8,
-    /// Workload id of the endpoint that the kernel chose, where the agent asked for that; else 0.
-    pub endpoint: u32,
-}
-const _: () = assert!(size_of::<TotalsKey>() == 16);
-impl TotalsKey {
-    /// What finds no room.
-    pub const OVERFLOW: Self =
-        Self { source: 0, dest: 0, kind: DEST_OVERFLOW, protocol: 0, verdict: 0, pad: 0, endpoint: 0 };
-
-    /// Where a flow counts.
-    #[inline(always)]
-    pub const fn of(flow: &Flow, by_endpoint: bool) -> Self {
-        let (kind, dest) = if flow.service != 0 {
-            (DEST_SERVICE, flow.service)
-        } else if flow.peer_workload != 0 {
-            (DEST_WORKLOAD, flow.peer_workload)
-        } else {
-            (DEST_OUTSIDE, 0)
-        };
-        Self {
-            source: flow.workload,
-            dest,
-            kind,
-            protocol: flow.protocol,
-            verdict: flow.verdict,
-            pad: 0,
-            endpoint: if by_endpoint { flow.peer_workload } else { 0 },
-        }
-    }
-}
-
-/// `dest` is a service id.
-pub const DEST_SERVICE: u8 = 0;
-/// `dest` is a workload id.
-pub const DEST_WORKLOAD: u8 = 1;
-/// `dest` is 0: not a destination of the mesh.
-pub const DEST_OUTSIDE: u8 = 2;
-/// Everything that did not fit.
-pub const DEST_OVERFLOW: u8 = 3;
-
-/// Value of `FLOW_TOTALS`, per CPU. Of UDP only `opened` and `refused` move: nothing ends a conversation.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Established; UDP: a socket was given an endpoint for an address.
-    pub opened: u64,
-    /// Established and closed.
-    pub closed: u64,
-    /// Begun, never established.
-    pub failed: u64,
-    /// Refused in `connect()`; UDP: datagrams refused as well.
-    pub refused: u64,
-    /// Payload bytes acknowledged by the peer, of closed connections.
-    pub sent: u64,
-    /// Payload bytes received, of closed connections.
-    pub received: u64,
-    /// Segments sent again, of ended connections.
-    pub retransmits: u64,
-}
-const _: () = assert!(size_of::<Totals>() == 56);
-
-/// How much the programs note of a flow's end: their global [`telemetry::GLOBAL`], set when they are loaded.
-pub mod telemetry {
-    /// Name of the variable.
-    pub const GLOBAL: &str = "FLOW_TELEMETRY";
-    /// Name of the variable that says (1) whether [`super::TotalsKey::endpoint`] is filled.
-    pub const BY_ENDPOINT: &str = "FLOW_BY_ENDPOINT";
-    /// Nothing: for benches.
-    pub const NONE: u8 = 0;
-    /// Exact totals.
-    pub const TOTALS: u8 = 1;
-    /// Totals, and a record in the ring for each flow that ends.
-    pub const FULL: u8 = 2;
-}
-
-/// Counters of several CPUs, or of several keys, are added up.
-impl core::ops::AddAssign for Totals {
-    fn add_assign(&mut self, other: Self) {
-        // Taken apart, so that a counter that is added here is not forgotten.
-        let Self { opened, closed, failed, refused, sent, received, retransmits } = other;
-        self.opened += opened;
-        self.closed += closed;
-        self.failed += failed;
-        self.refused += refused;
-        self.sent += sent;
-        self.received += received;
-        self.retransmits += retransmits;
-    }
 }
 
 /// A record of `FLOW_EVENTS`: a connection that has ended.

@@ -15,17 +15,16 @@ use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, Way};
 use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
+    Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
     Workload, WorkloadKey, flags, flow, listener, role,
 };
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
-use crate::flows;
-use crate::maps::{BUDGET, CAPTURED, ENROLLED, EPOCH, SERVICES, WORKLOADS};
+use crate::maps::{BUDGET, CAPTURED, EPOCH, WORKLOADS};
 use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
-use crate::{totals, udp};
+use crate::{flows, homes, totals, udp};
 
 /// What a program returns that lets the call go on.
 pub const ALLOW: i32 = 1;
@@ -103,8 +102,7 @@ fn connect(call: &Call) -> i32 {
             bpf_get_netns_cookie(call.ctx.cast()),
         )
     };
-    // SAFETY: entries are replaced whole and freed after a grace period; a stale one is still one.
-    let Some(me) = (unsafe { ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id: cookie }) }) else {
+    let Some(me) = homes::enrolled(cookie) else {
         return ALLOW;
     };
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
@@ -223,19 +221,18 @@ fn alive(call: &Call, me: &Enrolled, entry_flags: u32) -> bool {
     entry_flags & flags::PROXY != 0 && agent_alive(slot, me.heartbeat_slot)
 }
 
-/// The service whose virtual address this is, for clients of this scope.
+/// The service whose virtual address this is, for clients of this scope: a copy, against whose generation slots
+/// are checked.
 #[inline(always)]
 pub fn find_service(call: &Call, scope: u32) -> Option<Service> {
     let mut key = ServiceKey { addr: call.dst, scope, port_be: call.port_be, proto: call.proto, network: 0 };
     if scope != 0 {
-        // SAFETY: copied out; slots are checked against the copy's generation.
-        if let Some(entry) = unsafe { SERVICES.get(&key) } {
+        if let Some(entry) = homes::service(&key) {
             return Some(*entry);
         }
         key.scope = 0;
     }
-    // SAFETY: as above.
-    unsafe { SERVICES.get(&key) }.copied()
+    homes::service(&key).copied()
 }
 
 /// The workload whose own address this is: its port, or any port.

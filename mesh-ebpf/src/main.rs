@@ -26,6 +26,7 @@ mod connect;
 mod fare;
 mod flows;
 mod going;
+mod homes;
 mod maps;
 mod names;
 mod pick;

@@ -5,10 +5,11 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
 use mesh_common::going::Agent;
+use mesh_common::homes::Home;
 use mesh_common::maps as m;
 use mesh_common::record::{
     Affinity, AffinityKey, Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load,
-    PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsKey, Workload, WorkloadKey,
+    PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::udp::{Sticky, StickyKey};
 
@@ -17,8 +18,14 @@ use mesh_common::udp::{Sticky, StickyKey};
 pub static ENROLLED: HashMap<EnrolledKey, Enrolled> =
     HashMap::with_max_entries(m::ENROLLED.capacity, BPF_F_NO_PREALLOC);
 #[map]
+pub static ENROLLED_HOMES: Array<Home<EnrolledKey, Enrolled>> =
+    Array::with_max_entries(m::ENROLLED_HOMES.capacity, BPF_F_MMAPABLE);
+#[map]
 pub static SERVICES: HashMap<ServiceKey, Service> =
     HashMap::with_max_entries(m::SERVICES.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static SERVICE_HOMES: Array<Home<ServiceKey, Service>> =
+    Array::with_max_entries(m::SERVICE_HOMES.capacity, BPF_F_MMAPABLE);
 #[map]
 pub static WORKLOADS: HashMap<WorkloadKey, Workload> =
     HashMap::with_max_entries(m::WORKLOADS.capacity, BPF_F_NO_PREALLOC);
@@ -48,6 +55,9 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(m::HEARTBEAT.capacity
 #[map]
 pub static FLOW_TOTALS: PerCpuHashMap<TotalsKey, Totals> =
     PerCpuHashMap::with_max_entries(m::FLOW_TOTALS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static TOTALS_HOMES: PerCpuArray<TotalsHome> =
+    PerCpuArray::with_max_entries(m::TOTALS_HOMES.capacity, 0);
 #[map]
 pub static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(m::FLOW_EVENTS.capacity, 0);
 #[map]

@@ -44,6 +44,12 @@ pub fn mesh_sk_policed(ctx: SkLookupContext) -> u32 {
     look_up(&ctx, true)
 }
 
+/// For a workload of which nothing is asked: no entry of its wants the proxy or has policies.
+#[sk_lookup]
+pub fn mesh_sk_idle(_: SkLookupContext) -> u32 {
+    PASS
+}
+
 #[inline(always)]
 fn look_up(ctx: &SkLookupContext, policed: bool) -> u32 {
     let c = ctx.lookup;

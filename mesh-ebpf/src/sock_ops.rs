@@ -13,13 +13,13 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, tcp};
 use mesh_common::record::{
-    BUDGET_DIALS, EnrolledKey, Flow, FlowEvent, FlowKey, FlowSource, KIND_NETNS, SynKey, flow, role,
+    BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role,
 };
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, ENROLLED, FLOW_EVENTS, FLOW_SRC};
+use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
 use crate::socket::{add, copy_words, count, live, record, zero};
-use crate::{fare, flows, totals};
+use crate::{fare, flows, homes, totals};
 
 const TIMEOUT_INIT: u32 = 1;
 const TCP_CONNECT_CB: u32 = 3;
@@ -141,11 +141,8 @@ fn retried(ops: *mut bpf_sock_ops) {
 /// The mesh namespace of the workload whose network namespace this is.
 #[inline(always)]
 fn namespace(ops: *mut bpf_sock_ops) -> u32 {
-    // SAFETY: a valid context; the entry is read at once.
-    unsafe {
-        let id = bpf_get_netns_cookie(ops.cast());
-        ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id }).map_or(0, |me| me.namespace)
-    }
+    // SAFETY: a valid context.
+    homes::enrolled(unsafe { bpf_get_netns_cookie(ops.cast()) }).map_or(0, |me| me.namespace)
 }
 
 /// Leaves the capture record for the socket that will be accepted at the other end of loopback.

@@ -5,11 +5,11 @@
 //! variable, and leaves out what is behind it.
 
 use aya_ebpf::Global;
-use mesh_common::record::{Flow, Totals, TotalsKey, telemetry};
+use mesh_common::record::{Flow, Totals, TotalsHome, TotalsKey, telemetry};
 use mesh_common::verdict::Verdict;
 
-use crate::maps::FLOW_TOTALS;
-use crate::socket::count;
+use crate::maps::{FLOW_TOTALS, TOTALS_HOMES};
+use crate::socket::{count, exchange};
 
 const NOEXIST: u64 = 1;
 
@@ -43,6 +43,40 @@ pub fn of(flow: &Flow) -> Option<*mut Totals> {
 
 #[inline(always)]
 fn slot(key: &TotalsKey) -> Option<*mut Totals> {
+    at_home(key).or_else(|| in_hash(key))
+}
+
+/// The counters at this CPU's home for the key: it moves in, if nobody has.
+#[inline(always)]
+fn at_home(key: &TotalsKey) -> Option<*mut Totals> {
+    let home = TOTALS_HOMES.get_ptr_mut(key.home())?;
+    // SAFETY: a live value of this CPU's; volatile, because another program may run between two instructions.
+    // Nobody moves out.
+    unsafe {
+        match core::ptr::read_volatile(&raw const (*home).state) {
+            TotalsHome::TAKEN => same(&(*home).key, key).then(|| &raw mut (*home).totals),
+            TotalsHome::EMPTY if exchange(&raw mut (*home).state, TotalsHome::EMPTY, TotalsHome::CLAIMED) => {
+                (*home).key = *key;
+                core::ptr::write_volatile(&raw mut (*home).state, TotalsHome::TAKEN);
+                Some(&raw mut (*home).totals)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[inline(always)]
+fn same(a: &TotalsKey, b: &TotalsKey) -> bool {
+    a.source == b.source
+        && a.dest == b.dest
+        && a.kind == b.kind
+        && a.protocol == b.protocol
+        && a.verdict == b.verdict
+        && a.endpoint == b.endpoint
+}
+
+#[inline(always)]
+fn in_hash(key: &TotalsKey) -> Option<*mut Totals> {
     if let Some(value) = FLOW_TOTALS.get_ptr_mut(key) {
         return Some(value);
     }

@@ -17,7 +17,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{Enrolled, EnrolledKey, Flow, KIND_NETNS, PROTO_UDP, Service, app, flow};
+use mesh_common::record::{Enrolled, Flow, PROTO_UDP, Service, app, flow};
 use mesh_common::udp::{
     self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
 };
@@ -27,8 +27,8 @@ use crate::connect::{
     ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
     refuses,
 };
-use crate::flows;
-use crate::maps::{ENROLLED, UDP_STICKY};
+use crate::{flows, homes};
+use crate::maps::UDP_STICKY;
 use crate::pick::{Chosen, pick};
 use crate::pick::slot_of;
 use crate::socket::{add, count};
@@ -111,8 +111,7 @@ pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
 fn send(call: &Call) -> i32 {
     // SAFETY: a valid context.
     let netns = unsafe { bpf_get_netns_cookie(call.ctx.cast()) };
-    // SAFETY: entries are replaced whole and freed after a grace period; a stale one is still one.
-    let Some(me) = (unsafe { ENROLLED.get(&EnrolledKey { kind: KIND_NETNS, id: netns }) }) else {
+    let Some(me) = homes::enrolled(netns) else {
         return ALLOW;
     };
     if addr::is_loopback(&call.dst) {

@@ -17,6 +17,7 @@ use mesh_common::{maps, udp};
 
 use super::error::LoadError;
 use super::going;
+use super::inbound::InboundPrograms;
 use crate::sys::bpf::{self, AttachType};
 
 /// What to load and where.
@@ -95,6 +96,8 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
 pub(super) const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
 /// The same for a workload with policies.
 pub(super) const POLICED_PROGRAM: &str = "mesh_sk_policed";
+/// The same where nothing is asked of what arrives.
+pub(super) const IDLE_PROGRAM: &str = "mesh_sk_idle";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 
@@ -105,9 +108,7 @@ pub struct Loaded {
     /// What is attached.
     pub attached: Attached,
     /// For `sk_lookup` links.
-    pub inbound_program: OwnedFd,
-    /// For those of workloads with policies.
-    pub policed_program: OwnedFd,
+    pub inbound: InboundPrograms,
     /// `<bpffs>/<ABI>`.
     pub pins: PathBuf,
 }
@@ -124,7 +125,7 @@ pub fn verify() -> Result<(), LoadError> {
     for (name, _) in CGROUP_PROGRAMS {
         program_fd(&mut ebpf, name)?;
     }
-    for name in [INBOUND_PROGRAM, POLICED_PROGRAM] {
+    for name in [INBOUND_PROGRAM, POLICED_PROGRAM, IDLE_PROGRAM] {
         program_fd(&mut ebpf, name)?;
     }
     Ok(())
@@ -163,15 +164,18 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
         let fd = attach(name, at, program.as_fd(), cgroup.as_fd(), cgroup_id, pins, &options.cgroup)?;
         links.push(Link { name, at, fd });
     }
-    let inbound_program = program_fd(&mut ebpf, INBOUND_PROGRAM)?;
-    let policed_program = program_fd(&mut ebpf, POLICED_PROGRAM)?;
+    let inbound = InboundPrograms {
+        policed: program_fd(&mut ebpf, POLICED_PROGRAM)?,
+        inbound: program_fd(&mut ebpf, INBOUND_PROGRAM)?,
+        idle: program_fd(&mut ebpf, IDLE_PROGRAM)?,
+    };
     // Closed until it is known whose workload has no policies: the agent says so at its first epoch.
-    update_inbound(pins, policed_program.as_fd())?;
+    update_inbound(pins, inbound.policed.as_fd())?;
     let watches = going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
     let (path, telemetry) = (options.cgroup.clone(), options.telemetry);
     let attached = Attached { adopted, links, cgroup, path, watches, telemetry };
-    Ok(Loaded { ebpf, attached, inbound_program, policed_program, pins: pins.to_owned() })
+    Ok(Loaded { ebpf, attached, inbound, pins: pins.to_owned() })
 }
 
 fn load_object(options: &LoadOptions, pins: &Path) -> Result<Ebpf, LoadError> {

@@ -2,9 +2,9 @@
 
 use std::borrow::BorrowMut;
 use std::collections::{HashMap as StdHashMap, HashSet};
-use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use aya::maps::lpm_trie::{self, LpmTrie};
 use aya::maps::{
@@ -14,7 +14,7 @@ use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
     Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Rules,
-    Service, ServiceKey, Totals, TotalsKey, Workload, WorkloadKey,
+    Service, ServiceKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
@@ -22,9 +22,11 @@ use parking_lot::Mutex;
 
 use super::error::{ApplyError, KernelError, LoadError};
 use super::events::Events;
+use super::homes::Homed;
+use super::inbound::Inbound;
 use super::load::{self, Attached, FlowTelemetry, LoadOptions, Loaded};
 use super::open::Flows;
-use crate::sys::bpf::{self, AttachType};
+use super::typed::{descriptor, homed, mapped, max_entries, of_map, typed};
 use crate::sys::{Mapped, monotonic_ns};
 
 /// Flows under way, see [`flows`].
@@ -38,8 +40,8 @@ pub struct FlowsHeld {
 
 /// The programs and maps of this node. `Send`, `Sync`; share it.
 pub struct Kernel {
-    enrolled: Mutex<HashMap<MapData, EnrolledKey, Enrolled>>,
-    services: Mutex<HashMap<MapData, ServiceKey, Service>>,
+    pub(super) enrolled: Mutex<Homed<EnrolledKey, Enrolled>>,
+    pub(super) services: Mutex<Homed<ServiceKey, Service>>,
     workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
     policy: Mutex<HashMap<MapData, PolicyKey, u32>>,
     policy_cidrs: Mutex<LpmTrie<MapData, PolicyCidr, u32>>,
@@ -49,6 +51,7 @@ pub struct Kernel {
     pub(super) listening: Mutex<HashSet<u32>>,
     epoch: Mutex<Array<MapData, u64>>,
     totals: Mutex<PerCpuHashMap<MapData, TotalsKey, Totals>>,
+    totals_homes: Mutex<PerCpuArray<MapData, TotalsHome>>,
     verdicts: Mutex<PerCpuArray<MapData, u64>>,
     endpoints: Mapped<Endpoint>,
     pub(super) load: Mapped<Load>,
@@ -57,9 +60,7 @@ pub struct Kernel {
     pub(super) heartbeat: Mapped<u64>,
     pub(super) flows: Flows,
     pub(super) captured: OwnedFd,
-    pub(super) inbound_program: OwnedFd,
-    pub(super) policed_program: OwnedFd,
-    pub(super) inbound_links: Mutex<StdHashMap<u32, OwnedFd>>,
+    pub(super) inbound: Mutex<Inbound>,
     pub(super) pins: PathBuf,
     sizes: StdHashMap<&'static str, u32>,
     pub(super) attached: Attached,
@@ -68,7 +69,7 @@ pub struct Kernel {
 impl Kernel {
     /// Loads or adopts, attaches, maps.
     pub fn load(options: &LoadOptions) -> Result<Self, LoadError> {
-        let Loaded { mut ebpf, attached, inbound_program, policed_program, pins } = load::load(options)?;
+        let Loaded { mut ebpf, attached, inbound, pins } = load::load(options)?;
         let mut sizes = StdHashMap::new();
         let mut take = |spec: Spec| -> Result<Map, LoadError> {
             let map = ebpf
@@ -80,10 +81,13 @@ impl Kernel {
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
         // The programs' own; only its size is of interest here.
         take(names::UDP_STICKY)?;
+        let workloads = typed(names::WORKLOADS, take(names::WORKLOADS)?)?;
+        let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
+        let inbound = Mutex::new(Inbound::new(inbound, &asking));
         Ok(Self {
-            enrolled: Mutex::new(typed(names::ENROLLED, take(names::ENROLLED)?)?),
-            services: Mutex::new(typed(names::SERVICES, take(names::SERVICES)?)?),
-            workloads: Mutex::new(typed(names::WORKLOADS, take(names::WORKLOADS)?)?),
+            enrolled: homed((names::ENROLLED, names::ENROLLED_HOMES), &mut take)?,
+            services: homed((names::SERVICES, names::SERVICE_HOMES), &mut take)?,
+            workloads: Mutex::new(workloads),
             policy: Mutex::new(typed(names::POLICY, take(names::POLICY)?)?),
             policy_cidrs: Mutex::new(typed(names::POLICY_CIDRS, take(names::POLICY_CIDRS)?)?),
             sources: Mutex::new(typed(names::FLOW_SRC, take(names::FLOW_SRC)?)?),
@@ -91,6 +95,7 @@ impl Kernel {
             listening: Mutex::default(),
             epoch: Mutex::new(typed(names::EPOCH, take(names::EPOCH)?)?),
             totals: Mutex::new(with_overflow(typed(names::FLOW_TOTALS, take(names::FLOW_TOTALS)?)?)),
+            totals_homes: Mutex::new(typed(names::TOTALS_HOMES, take(names::TOTALS_HOMES)?)?),
             verdicts: Mutex::new(typed(names::VERDICTS, take(names::VERDICTS)?)?),
             endpoints: mapped(names::ENDPOINTS, &take(names::ENDPOINTS)?)?,
             load: mapped(names::LOAD, &take(names::LOAD)?)?,
@@ -104,9 +109,7 @@ impl Kernel {
             },
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
-            inbound_program,
-            policed_program,
-            inbound_links: Mutex::new(StdHashMap::new()),
+            inbound,
             pins,
             sizes,
             attached,
@@ -146,12 +149,26 @@ impl Kernel {
                 }
             }
             MapOp::PutRules { service, rules } => self.put_rules(*service, *rules),
-            MapOp::PutService { key, value } => put(names::SERVICES, &mut self.services.lock(), key, value),
-            MapOp::DelService { key } => del(names::SERVICES, &mut self.services.lock(), key),
-            MapOp::PutWorkload { key, value } => {
-                put(names::WORKLOADS, &mut self.workloads.lock(), key, value)
+            MapOp::PutService { key, value } => {
+                let put = self.services.lock().put(key, value, Instant::now());
+                put.map_err(|e| apply_error(names::SERVICES, e))
             }
-            MapOp::DelWorkload { key } => del(names::WORKLOADS, &mut self.workloads.lock(), key),
+            MapOp::DelService { key } => {
+                let removed = self.services.lock().remove(key, Instant::now());
+                removed.map_err(|e| apply_error(names::SERVICES, e))
+            }
+            MapOp::PutWorkload { key, value } => {
+                let mut inbound = self.inbound.lock();
+                // Awake before the entry asks for it, at rest after none does.
+                inbound.wake(key, value).map_err(|e| not_linked(&e))?;
+                put(names::WORKLOADS, &mut self.workloads.lock(), key, value)?;
+                inbound.rest(key, Some(value)).map_err(|e| not_linked(&e))
+            }
+            MapOp::DelWorkload { key } => {
+                let mut inbound = self.inbound.lock();
+                del(names::WORKLOADS, &mut self.workloads.lock(), key)?;
+                inbound.rest(key, None).map_err(|e| not_linked(&e))
+            }
             MapOp::PutPolicy { key, value } => put(names::POLICY, &mut self.policy.lock(), key, value),
             MapOp::DelPolicy { key } => del(names::POLICY, &mut self.policy.lock(), key),
             MapOp::PutPolicyCidr { length, prefix, value } => {
@@ -180,7 +197,7 @@ impl Kernel {
             .map(|key| key.map(|key| (key.prefix_len(), key.data())))
             .collect();
         Ok(Adopted {
-            services: all(names::SERVICES, &self.services.lock())?,
+            services: self.services.lock().all().map_err(|e| walk(names::SERVICES, e))?,
             workloads: all(names::WORKLOADS, &self.workloads.lock())?,
             policy: policy.into_iter().map(|(key, _)| key).collect(),
             policy_cidrs: cidrs.map_err(|e| KernelError::new("map POLICY_CIDRS, walk", e))?,
@@ -199,18 +216,27 @@ impl Kernel {
 
     /// Makes a workload part of the mesh: from now on its connections are decided.
     pub fn enrol(&self, key: EnrolledKey, value: &Enrolled) -> Result<(), KernelError> {
-        self.enrolled.lock().insert(key, value, 0).map_err(|e| KernelError::new("map ENROLLED, insert", e))
+        let put = self.enrolled.lock().put(&key, value, Instant::now());
+        put.map_err(|e| KernelError::new("map ENROLLED, insert", e))
     }
 
     /// Ends that. Connections under way go on.
     pub fn unenrol(&self, key: EnrolledKey) -> Result<(), KernelError> {
-        ignore_missing(self.enrolled.lock().remove(&key))
-            .map_err(|e| KernelError::new("map ENROLLED, remove", e))
+        let removed = self.enrolled.lock().remove(&key, Instant::now());
+        removed.map_err(|e| KernelError::new("map ENROLLED, remove", e))
     }
 
     /// Who is enrolled.
     pub fn enrolled(&self) -> Result<Vec<(EnrolledKey, Enrolled)>, KernelError> {
-        all(names::ENROLLED, &self.enrolled.lock())
+        self.enrolled.lock().all().map_err(|e| walk(names::ENROLLED, e))
+    }
+
+    /// Lets what has come or changed a while ago into the arrays in front of the hashes, see
+    /// [`mesh_common::homes`]. To be called several times a second; nothing is wrong without.
+    pub fn move_in(&self) {
+        let now = Instant::now();
+        self.enrolled.lock().move_in(now);
+        self.services.lock().move_in(now);
     }
 
     /// Puts a listening socket into its slot and marks it: from now on the programs hand it connections.
@@ -231,55 +257,6 @@ impl Kernel {
         let cleared = self.listeners.lock().clear_index(&slot);
         self.listening.lock().remove(&slot);
         ignore_missing(cleared).map_err(|e| KernelError::new(format!("map LISTENERS, slot {slot}"), e))
-    }
-
-    /// Attaches the inbound program to a namespace, under the workload's id: closed, until [`Kernel::set_policed`],
-    /// for addresses that no entry names. Where an earlier agent has done
-    /// so, the link is kept if it is still that namespace's, which the caller knows by the workload being
-    /// the same.
-    pub fn attach_inbound(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
-        let pin = self.inbound_pin(workload);
-        let failed =
-            |e: std::io::Error| KernelError::new(format!("inbound program of workload {workload}"), e);
-        self.remember_namespace(workload, netns).map_err(failed)?;
-        if let Ok(link) = bpf::pinned(&pin) {
-            if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
-                self.inbound_links.lock().insert(workload, link);
-                return Ok(());
-            }
-            fs::remove_file(&pin).map_err(failed)?;
-        }
-        let link =
-            bpf::link_create(self.policed_program.as_fd(), netns, AttachType::SkLookup, 0).map_err(failed)?;
-        bpf::pin(link.as_fd(), &pin).map_err(failed)?;
-        self.inbound_links.lock().insert(workload, link);
-        Ok(())
-    }
-
-    /// Says whether a workload has policies: then the addresses that no entry names are closed.
-    pub fn set_policed(&self, workload: u32, policed: bool) -> Result<(), KernelError> {
-        let program = if policed { &self.policed_program } else { &self.inbound_program };
-        match self.inbound_links.lock().get(&workload) {
-            None => Ok(()),
-            Some(link) => bpf::link_update(link.as_fd(), program.as_fd())
-                .map_err(|e| KernelError::new(format!("inbound program of workload {workload}"), e)),
-        }
-    }
-
-    /// Detaches it.
-    pub fn detach_inbound(&self, workload: u32) -> Result<(), KernelError> {
-        self.forget_namespace(workload);
-        self.inbound_links.lock().remove(&workload);
-        match fs::remove_file(self.inbound_pin(workload)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(KernelError::new(format!("inbound program of workload {workload}"), e))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn inbound_pin(&self, workload: u32) -> PathBuf {
-        self.pins.join("inbound").join(workload.to_string())
     }
 
     /// Says that a worker lives. `false`: there is no such word.
@@ -333,19 +310,29 @@ impl Kernel {
         held
     }
 
-    /// Exact counters of all flows, merged over the CPUs.
+    /// Exact counters of all flows, merged over the CPUs, and over homes and hash.
     pub fn totals(&self) -> Result<Vec<(TotalsKey, Totals)>, KernelError> {
         let totals = self.totals.lock();
-        let mut out = Vec::new();
+        let mut out: StdHashMap<TotalsKey, Totals> = StdHashMap::new();
         for key in totals.keys() {
             let key = key.map_err(|e| KernelError::new("map FLOW_TOTALS, walk", e))?;
             let mut sum = Totals::default();
             for t in totals.get(&key, 0).map_err(|e| KernelError::new("map FLOW_TOTALS, read", e))?.iter() {
                 sum += *t;
             }
-            out.push((key, sum));
+            *out.entry(key).or_default() += sum;
         }
-        Ok(out)
+        drop(totals);
+        let homes = self.totals_homes.lock();
+        for slot in 0..self.capacity(names::TOTALS_HOMES) {
+            let failed = |e| KernelError::new("map TOTALS_HOMES, read", e);
+            for home in homes.get(&slot, 0).map_err(failed)?.iter() {
+                if home.state == TotalsHome::TAKEN {
+                    *out.entry(home.key).or_default() += home.totals;
+                }
+            }
+        }
+        Ok(out.into_iter().collect())
     }
 
     /// The ring of refusals by policy; one reader at a time.
@@ -380,10 +367,6 @@ impl Iterator for Denials {
     }
 }
 
-fn netns_inode(netns: BorrowedFd<'_>) -> Option<u32> {
-    rustix::fs::fstat(netns).ok().map(|stat| stat.st_ino as u32)
-}
-
 /// Keeps a place for what finds no room: the programs could not make it when it is needed.
 fn with_overflow(
     mut totals: PerCpuHashMap<MapData, TotalsKey, Totals>,
@@ -402,43 +385,8 @@ fn with_overflow(
     totals
 }
 
-fn of_map(spec: Spec, error: &dyn std::error::Error) -> LoadError {
-    LoadError::Object(format!("map {}: {error}", spec.name))
-}
-
-fn data(map: &Map) -> Option<&MapData> {
-    Some(match map {
-        Map::Array(d)
-        | Map::HashMap(d)
-        | Map::LpmTrie(d)
-        | Map::LruHashMap(d)
-        | Map::PerCpuArray(d)
-        | Map::PerCpuHashMap(d)
-        | Map::RingBuf(d)
-        | Map::SkStorage(d)
-        | Map::SockMap(d) => d,
-        _ => return None,
-    })
-}
-
-fn max_entries(map: &Map) -> Result<u32, MapError> {
-    data(map).map_or(Ok(0), |d| d.info().map(|i| i.max_entries()))
-}
-
-fn descriptor(spec: Spec, map: &Map) -> Result<OwnedFd, LoadError> {
-    let data =
-        data(map).ok_or_else(|| LoadError::Object(format!("map {} has an unexpected type", spec.name)))?;
-    data.fd().as_fd().try_clone_to_owned().map_err(|e| of_map(spec, &e))
-}
-
-fn mapped<T: aya::Pod>(spec: Spec, map: &Map) -> Result<Mapped<T>, LoadError> {
-    let fd = descriptor(spec, map)?;
-    let len = max_entries(map).map_err(|e| of_map(spec, &e))?;
-    Mapped::new(fd.as_fd(), len).map_err(|e| of_map(spec, &e))
-}
-
-fn typed<M: TryFrom<Map, Error = MapError>>(spec: Spec, map: Map) -> Result<M, LoadError> {
-    M::try_from(map).map_err(|e| of_map(spec, &e))
+fn not_linked(error: &KernelError) -> ApplyError {
+    ApplyError { map: names::WORKLOADS.name, full: false, source: error.to_string().into() }
 }
 
 fn apply_error(spec: Spec, e: MapError) -> ApplyError {
@@ -463,7 +411,7 @@ fn del<K: aya::Pod, V: aya::Pod>(
     ignore_missing(map.borrow_mut().remove(key)).map_err(|e| apply_error(spec, e))
 }
 
-fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(s)) if s.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -477,5 +425,9 @@ fn all<K: aya::Pod, V: aya::Pod>(
     spec: Spec,
     map: &HashMap<MapData, K, V>,
 ) -> Result<Vec<(K, V)>, KernelError> {
-    map.iter().collect::<Result<_, _>>().map_err(|e| KernelError::new(format!("map {}, walk", spec.name), e))
+    map.iter().collect::<Result<_, _>>().map_err(|e| walk(spec, e))
+}
+
+fn walk(spec: Spec, error: MapError) -> KernelError {
+    KernelError::new(format!("map {}, walk", spec.name), error)
 }

@@ -3,6 +3,8 @@
 //!
 //! - [`load`](mod@load): adopt what is pinned, load, attach, swap; `cleanup`.
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
+//! - [`homes`]: a hash and the array in front of it. [`typed`]: how maps are had.
+//! - [`inbound`]: which program looks at what arrives.
 //! - [`rules`]: what policies say of services.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
@@ -17,16 +19,20 @@ mod diag;
 mod error;
 mod events;
 mod going;
+mod homes;
+mod inbound;
 mod load;
 mod maps;
 mod open;
 mod rules;
 mod sockets;
+mod typed;
 mod view;
 
 pub use diag::Standing;
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
+pub use homes::watch as watch_homes;
 pub use load::{FlowTelemetry, LoadOptions, cleanup, pin_directory, verify};
 pub use maps::{Denials, Kernel};
 pub use open::OpenFlow;

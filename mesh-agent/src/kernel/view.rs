@@ -104,6 +104,8 @@ impl Kernel {
             };
             Ok(match spec.name {
                 name if name == maps::ENDPOINTS.name => self.slots_in_use(),
+                name if name == maps::ENROLLED_HOMES.name => Some(self.enrolled.lock().at_home()),
+                name if name == maps::SERVICE_HOMES.name => Some(self.services.lock().at_home()),
                 name if name == maps::LOAD.name => Some(loads(&self.load)),
                 name if name == maps::SERVICE_LOAD.name => Some(loads(&self.service_load)),
                 name if name == maps::FLOWS.name || name == maps::FLOW_HOMES.name => {
@@ -207,13 +209,11 @@ impl Kernel {
                 ..costs(&info(program)?)
             });
         }
-        let links = self.inbound_links.lock();
+        let inbound = self.inbound.lock();
         let links: Vec<(u32, u32)> =
-            links.values().filter_map(|link| bpf::link_ids(link.as_fd()).ok()).collect();
-        let inbound =
-            [(load::INBOUND_PROGRAM, &self.inbound_program), (load::POLICED_PROGRAM, &self.policed_program)];
-        for (name, program) in inbound {
-            let costs = costs(&inspect::program_info(program.as_fd())?);
+            inbound.links.values().filter_map(|link| bpf::link_ids(link.as_fd()).ok()).collect();
+        for (name, program) in inbound.programs.named() {
+            let costs = costs(&inspect::program_info(program)?);
             let mut ids: Vec<u32> = links.iter().filter(|ids| ids.1 == costs.id).map(|ids| ids.0).collect();
             let target = format!("{} namespaces", ids.len());
             ids.sort_unstable();

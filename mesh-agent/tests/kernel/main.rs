@@ -2,5 +2,6 @@
 
 mod fill;
 mod flows;
+mod homes;
 mod place;
 mod table_swaps;

@@ -22,7 +22,7 @@ const PROGRAMS: [&str; 9] = [
     "mesh_connect6",
     "mesh_peer4",
     "mesh_peer6",
-    "mesh_sk_lookup",
+    "mesh_sk_idle",
     "mesh_signal",
     "mesh_exit",
 ];
@@ -61,7 +61,7 @@ fn status_kernel_names_every_program_and_the_fill_of_the_maps() {
     let seen = node.programs();
     assert!(!seen.is_empty() && seen.iter().all(|id| told.contains(id)), "{seen:?} are not all in {told:?}");
     assert_eq!(named(&status["programs"], "mesh_connect4")["order"], "1 of 1");
-    assert_eq!(named(&status["programs"], "mesh_sk_lookup")["target"], "2 namespaces");
+    assert_eq!(named(&status["programs"], "mesh_sk_idle")["target"], "2 namespaces");
     let bpftool = |id: u64| {
         let id = id.to_string();
         shell::run(Command::new("bpftool").args(["-j", "link", "show", "id", &id]), "").unwrap()

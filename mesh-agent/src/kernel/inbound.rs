@@ -1,0 +1,181 @@
+//! Which program looks at what arrives in a workload's namespace: one link a workload, pinned under its id.
+//!
+//! | program | when |
+//! |---|---|
+//! | [`POLICED_PROGRAM`] | the workload has policies, or it is not known yet: what no entry names is closed |
+//! | [`INBOUND_PROGRAM`] | it has none, and an entry of its asks for the proxy |
+//! | [`IDLE_PROGRAM`] | nothing is asked of what arrives: passes, for a quarter of the cost |
+//!
+//! Invariant: a program that looks is linked before `WORKLOADS` holds the first entry that asks for it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use mesh_common::record::{Workload, WorkloadKey, flags};
+
+use super::Kernel;
+use super::error::KernelError;
+use super::load::{IDLE_PROGRAM, INBOUND_PROGRAM, POLICED_PROGRAM};
+use crate::sys::bpf::{self, AttachType};
+
+/// The programs of [`super::load`].
+pub struct InboundPrograms {
+    /// [`POLICED_PROGRAM`].
+    pub policed: OwnedFd,
+    /// [`INBOUND_PROGRAM`].
+    pub inbound: OwnedFd,
+    /// [`IDLE_PROGRAM`].
+    pub idle: OwnedFd,
+}
+
+impl InboundPrograms {
+    /// With their names.
+    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
+        [
+            (POLICED_PROGRAM, self.policed.as_fd()),
+            (INBOUND_PROGRAM, self.inbound.as_fd()),
+            (IDLE_PROGRAM, self.idle.as_fd()),
+        ]
+    }
+}
+
+/// See the file's head.
+pub(super) struct Inbound {
+    pub(super) programs: InboundPrograms,
+    pub(super) links: HashMap<u32, OwnedFd>,
+    /// Workloads of which it is known that they have no policies.
+    open: HashSet<u32>,
+    /// Entries that ask something of what arrives, by workload.
+    asking: HashMap<u32, HashSet<WorkloadKey>>,
+    /// The same the other way round.
+    asked_by: HashMap<WorkloadKey, u32>,
+}
+
+fn asks(value: &Workload) -> bool {
+    value.flags & flags::LOCAL != 0 && (value.flags & flags::INBOUND_PROXY != 0 || value.policy_set != 0)
+}
+
+impl Inbound {
+    pub(super) fn new(programs: InboundPrograms, held: &[(WorkloadKey, Workload)]) -> Self {
+        let mut this = Self {
+            programs,
+            links: HashMap::new(),
+            open: HashSet::new(),
+            asking: HashMap::new(),
+            asked_by: HashMap::new(),
+        };
+        held.iter().filter(|(_, value)| asks(value)).for_each(|(key, value)| this.note(*key, value.workload));
+        this
+    }
+
+    /// To be called before an entry is written.
+    pub(super) fn wake(&mut self, key: &WorkloadKey, value: &Workload) -> Result<(), KernelError> {
+        if !asks(value) || self.asked_by.get(key) == Some(&value.workload) {
+            return Ok(());
+        }
+        // An address that changes hands.
+        self.forget(key)?;
+        self.note(*key, value.workload);
+        if self.asking.get(&value.workload).is_some_and(|keys| keys.len() == 1) {
+            self.link(value.workload)?;
+        }
+        Ok(())
+    }
+
+    /// To be called after an entry was written, or removed.
+    pub(super) fn rest(&mut self, key: &WorkloadKey, value: Option<&Workload>) -> Result<(), KernelError> {
+        if value.is_some_and(asks) { Ok(()) } else { self.forget(key) }
+    }
+
+    fn note(&mut self, key: WorkloadKey, workload: u32) {
+        self.asking.entry(workload).or_default().insert(key);
+        self.asked_by.insert(key, workload);
+    }
+
+    fn forget(&mut self, key: &WorkloadKey) -> Result<(), KernelError> {
+        let Some(workload) = self.asked_by.remove(key) else { return Ok(()) };
+        let Some(keys) = self.asking.get_mut(&workload) else { return Ok(()) };
+        keys.remove(key);
+        if keys.is_empty() {
+            self.asking.remove(&workload);
+            self.link(workload)?;
+        }
+        Ok(())
+    }
+
+    /// Links what the workload needs now.
+    fn link(&self, workload: u32) -> Result<(), KernelError> {
+        let Some(link) = self.links.get(&workload) else { return Ok(()) };
+        let program = if !self.open.contains(&workload) {
+            &self.programs.policed
+        } else if self.asking.contains_key(&workload) {
+            &self.programs.inbound
+        } else {
+            &self.programs.idle
+        };
+        bpf::link_update(link.as_fd(), program.as_fd()).map_err(|e| failed(workload, e))
+    }
+}
+
+fn failed(workload: u32, error: io::Error) -> KernelError {
+    KernelError::new(format!("inbound program of workload {workload}"), error)
+}
+
+impl Kernel {
+    /// Attaches an inbound program to a namespace, under the workload's id: closed for addresses that no entry
+    /// names, until [`Kernel::set_policed`]. Where an earlier agent has done so, the link is kept if it is still
+    /// that namespace's, which the caller knows by the workload being the same.
+    pub fn attach_inbound(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let pin = self.inbound_pin(workload);
+        let failed = |e: io::Error| failed(workload, e);
+        self.remember_namespace(workload, netns).map_err(failed)?;
+        let mut inbound = self.inbound.lock();
+        inbound.open.remove(&workload);
+        if let Ok(link) = bpf::pinned(&pin) {
+            if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
+                inbound.links.insert(workload, link);
+                return Ok(());
+            }
+            fs::remove_file(&pin).map_err(failed)?;
+        }
+        let link = bpf::link_create(inbound.programs.policed.as_fd(), netns, AttachType::SkLookup, 0)
+            .map_err(failed)?;
+        bpf::pin(link.as_fd(), &pin).map_err(failed)?;
+        inbound.links.insert(workload, link);
+        Ok(())
+    }
+
+    /// Says whether a workload has policies: then the addresses that no entry names are closed.
+    pub fn set_policed(&self, workload: u32, policed: bool) -> Result<(), KernelError> {
+        let mut inbound = self.inbound.lock();
+        if policed {
+            inbound.open.remove(&workload);
+        } else {
+            inbound.open.insert(workload);
+        }
+        inbound.link(workload)
+    }
+
+    /// Detaches it.
+    pub fn detach_inbound(&self, workload: u32) -> Result<(), KernelError> {
+        self.forget_namespace(workload);
+        let mut inbound = self.inbound.lock();
+        inbound.links.remove(&workload);
+        inbound.open.remove(&workload);
+        match fs::remove_file(self.inbound_pin(workload)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(workload, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn inbound_pin(&self, workload: u32) -> PathBuf {
+        self.pins.join("inbound").join(workload.to_string())
+    }
+}
+
+fn netns_inode(netns: BorrowedFd<'_>) -> Option<u32> {
+    rustix::fs::fstat(netns).ok().map(|stat| stat.st_ino as u32)
+}
