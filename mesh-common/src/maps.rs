@@ -44,7 +44,7 @@ pub const SERVICE_LOAD: Spec = spec("SERVICE_LOAD", 4, size_of::<r::Load>(), 8_1
 /// What policies say, by service id, memory-mapped.
 pub const RULES: Spec = spec("RULES", 4, size_of::<r::Rules>(), 8_192);
 /// Which endpoint a client keeps.
-pub const AFFINITY: Spec = spec("AFFINITY", size_of::<r::AffinityKey>(), size_of::<r::Affinity>(), 8_192);
+pub const AFFINITY: Spec = spec("AFFINITY", size_of::<r::AffinityKey>(), size_of::<r::Affinity>(), 4_096);
 /// Who is calling.
 pub const FLOW_SRC: Spec = spec("FLOW_SRC", size_of::<r::FlowKey>(), size_of::<r::FlowSource>(), 32_768);
 /// Capture record on a socket.
@@ -66,7 +66,7 @@ pub const FLOWS: Spec = spec("FLOWS", 4, size_of::<r::Flow>(), 16_384);
 pub const FLOWS_ABROAD: Spec = spec("FLOWS_ABROAD", 8, size_of::<r::Flow>(), 32_768);
 /// Where unconnected UDP sockets' datagrams go and whom they hear from (see [`crate::udp`]); the least recently
 /// used go first. All of it is allocated at once, 120 bytes an entry.
-pub const UDP_STICKY: Spec = spec("UDP_STICKY", size_of::<udp::StickyKey>(), size_of::<udp::Sticky>(), 8_192);
+pub const UDP_STICKY: Spec = spec("UDP_STICKY", size_of::<udp::StickyKey>(), size_of::<udp::Sticky>(), 4_096);
 /// Exact counters, per CPU.
 pub const FLOW_TOTALS: Spec = spec("FLOW_TOTALS", size_of::<r::TotalsKey>(), size_of::<r::Totals>(), 16_384);
 /// In front of [`FLOW_TOTALS`], per CPU: each counts at a home of its own what it met there first. A key whose home

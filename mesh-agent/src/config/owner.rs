@@ -29,7 +29,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_secs(1);
 /// Between two rounds of freeing numbers.
 const RELEASE: Duration = Duration::from_mins(1);
-/// Resources in one update whose decoding is worth giving memory back for.
+/// Decoded resources that are worth giving memory back for.
 const BULK: usize = 500;
 /// Group of the conditions that compiler and planner find.
 const RESOURCES: &str = "resources";
@@ -67,8 +67,8 @@ pub(super) struct Owner {
     saving: Option<JoinHandle<()>>,
     /// Who waits for a write that has yet to begin.
     savers: Vec<oneshot::Sender<()>>,
-    /// Much was decoded since the last write: give the memory that it took back after the next.
-    bulky: bool,
+    /// Resources decoded since memory was given back.
+    decoded: usize,
     /// The count of numbers in use that is under way.
     counting: Option<JoinHandle<Vec<(IdKind, u32)>>>,
 }
@@ -142,7 +142,7 @@ impl Owner {
             timers: Timers { release: Some(Instant::now() + RELEASE), ..Timers::default() },
             saving: None,
             savers: Vec::new(),
-            bulky: false,
+            decoded: 0,
             counting: None,
         };
         if !saved.update.changes.is_empty() {
@@ -297,7 +297,7 @@ impl Owner {
     /// Compiles a change, and puts it in force.
     fn compile(&mut self, batch: Batch, began: Instant) {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
-        self.bulky |= upserts > BULK;
+        self.decoded += upserts;
         let outcome = self.compiler.apply(batch, self.revision.clone());
         let before = self.shared.snapshot.swap(outcome.snapshot.clone());
         if before.epoch != outcome.snapshot.epoch {
@@ -412,7 +412,10 @@ impl Owner {
         }
         self.timers.saved = Some(now);
         let waiting = std::mem::take(&mut self.savers);
-        let bulky = std::mem::take(&mut self.bulky);
+        let bulky = self.decoded > BULK;
+        if bulky {
+            self.decoded = 0;
+        }
         let (resources, ids) = (self.compiler.model().resources().clone(), self.compiler.ids().clone());
         let revision = self.revision.clone();
         let epoch = self.compiler.snapshot().epoch;
