@@ -121,6 +121,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         proxy: proxy.clone(),
         budget: Budget { connections: args.budget_connections, ..Budget::default() },
         pending: args.budget_pending,
+        shared: parking_lot::Mutex::default(),
     };
     let enrolments =
         Enrolments::new(settings(&args, cgroup_root), Box::new(data), config.clone(), session_handle);

@@ -134,6 +134,7 @@ fn workload() -> Value {
             "addresses": list(&address(), 1, 16),
             "node": subdomain(),
             "serviceAccount": subdomain(),
+            "hostNetwork": { "type": "boolean" },
             "weight": weight,
             "services": list(&membership, 0, 1024),
         }),

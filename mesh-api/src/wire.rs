@@ -119,6 +119,7 @@ fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::Workl
         addresses: spec.addresses.iter().map(ToString::to_string).collect(),
         labels: resource.metadata.labels.clone().into_iter().collect(),
         services: memberships,
+        host_network: spec.host_network,
     }
 }
 

@@ -1,12 +1,14 @@
 //! Keys and values of the maps. Keys have no padding: they are compared byte by byte. Sizes are asserted,
 //! because both sides compile this file for different targets.
 
+mod shared;
 mod totals;
 mod traffic;
 
 use crate::addr::Addr;
 pub use crate::app;
 pub use crate::policy::{Denial, PolicyCidr, PolicyKey};
+pub use shared::{MOST_LEVELS, pack_levels};
 pub use totals::{
     DEST_OUTSIDE, DEST_OVERFLOW, DEST_SERVICE, DEST_WORKLOAD, Totals, TotalsHome, TotalsKey, telemetry,
 };
@@ -40,7 +42,7 @@ pub struct Enrolled {
     pub addr4: Addr,
     /// Own address, IPv6; unspecified: none.
     pub addr6: Addr,
-    /// Node-local workload id.
+    /// Node-local workload id; 0: several workloads share this namespace, see [`Enrolled::shared`].
     pub workload: u32,
     /// Node-local identity id.
     pub identity: u32,
@@ -238,7 +240,7 @@ pub struct FlowSource {
     pub workload: u32,
     /// Its identity.
     pub identity: u32,
-    /// Node-local id of its mesh namespace; 0 where `authorised` is 1.
+    /// Node-local id of its mesh namespace; 0: see [`Flow::namespace`].
     pub namespace: u32,
     /// 1: the agent opened it on the workload's behalf and has authorised it; the destination's side asks no more.
     pub authorised: u32,
@@ -341,8 +343,10 @@ pub struct Flow {
     pub verdict: u8,
     /// Application protocol ([`app`]).
     pub protocol: u8,
+    /// Node-local id of the source's mesh namespace; 0 on a leg out of a namespace that several workloads share.
+    pub namespace: u32,
     /// 0: room to 64 bytes, one cache line a flow.
-    pub reserved: u64,
+    pub reserved: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 64);
 

@@ -221,6 +221,8 @@ pub struct Workload {
     pub node: Arc<str>,
     /// On this node.
     pub local: bool,
+    /// It shares its addresses with its host: only the ports that it serves are its own.
+    pub host_network: bool,
     /// Node-local id of its identity (namespace and service account).
     pub identity: u32,
     /// Node-local id of its mesh namespace.

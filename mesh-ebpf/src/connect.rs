@@ -6,8 +6,9 @@
 //! Every path ends in [`finish`], the one table from verdict to fate.
 
 use aya_ebpf::bindings::{bpf_sock_addr, sockaddr};
+use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval,
+    bpf_bind, bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -24,7 +25,7 @@ use crate::maps::{BUDGET, CAPTURED, EPOCH, WORKLOADS};
 use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
-use crate::{flows, homes, totals, udp};
+use crate::{flows, homes, totals, udp, who};
 
 /// What a program returns that lets the call go on.
 pub const ALLOW: i32 = 1;
@@ -94,16 +95,18 @@ pub fn call6(c: *mut bpf_sock_addr, proto: u8) -> Call {
 #[inline(always)]
 fn connect(call: &Call) -> i32 {
     // SAFETY: the context is valid for the run.
-    let (kind, proto, sk, cookie) = unsafe {
+    let (kind, proto, sk) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*call.ctx).type_),
             core::ptr::read_volatile(&raw const (*call.ctx).protocol),
             (*call.ctx).__bindgen_anon_1.sk,
-            bpf_get_netns_cookie(call.ctx.cast()),
         )
     };
-    let Some(me) = homes::enrolled(cookie) else {
+    let Some(entry) = who::of_namespace(call.ctx) else {
         return ALLOW;
+    };
+    let Some(me) = who::calls(entry) else {
+        return if sk.is_null() { ALLOW } else { legs_of(call, entry, sk.cast()) };
     };
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
         return if kind == SOCK_DGRAM && proto == u32::from(PROTO_UDP) {
@@ -116,13 +119,7 @@ fn connect(call: &Call) -> i32 {
     let mut flow = new_flow(me, call);
     if let Some(own) = own {
         if own.role == role::LEG || own.role == role::DIAL {
-            leg(own, &mut flow);
-            if own.role == role::LEG
-                && let Some(verdict) = admit_leg(&mut flow)
-            {
-                return refuse(verdict);
-            }
-            return note(call, &flow);
+            return leg(call, own, &mut flow);
         }
         // Left over where the same socket was captured at an earlier attempt.
         drop_record(&CAPTURED, sk.cast());
@@ -131,14 +128,33 @@ fn connect(call: &Call) -> i32 {
     finish(call, &mut flow, verdict)
 }
 
+/// A process that is none of the workloads of a shared namespace: left alone, unless it is the agent with a
+/// connection for one of them.
+#[inline(never)]
+fn legs_of(call: &Call, shared: &Enrolled, sk: *mut c_void) -> i32 {
+    if let Some(own) = record(&CAPTURED, sk)
+        && (own.role == role::LEG || own.role == role::DIAL)
+    {
+        let mut flow = new_flow(shared, call);
+        return leg(call, own, &mut flow);
+    }
+    ALLOW
+}
+
 /// The agent's own connection: counts for its endpoint, as nothing else.
 #[inline(always)]
-fn leg(own: &Capture, flow: &mut Flow) {
+fn leg(call: &Call, own: &Capture, flow: &mut Flow) -> i32 {
     flow.workload = own.workload;
     flow.identity = own.identity;
     flow.service = own.service;
     flow.endpoint = own.endpoint;
     flow.flags = flow::LEG | if own.local != 0 { flow::PROVE } else { 0 };
+    if own.role == role::LEG
+        && let Some(verdict) = admit_leg(flow)
+    {
+        return refuse(verdict);
+    }
+    note(call, flow)
 }
 
 /// A flow of which nothing is decided yet.
@@ -159,7 +175,8 @@ pub fn new_flow(me: &Enrolled, call: &Call) -> Flow {
         peer_port_be: call.port_be,
         verdict: 0,
         protocol: 0,
-        reserved: 0,
+        namespace: me.namespace,
+        reserved: zero,
     }
 }
 

@@ -6,14 +6,13 @@
 use aya_ebpf::maps::{Array, HashMap};
 use mesh_common::addr;
 use mesh_common::homes::{self, Home, Lodger};
-use mesh_common::record::{Enrolled, EnrolledKey, KIND_NETNS, Service, ServiceKey};
+use mesh_common::record::{Enrolled, EnrolledKey, Service, ServiceKey};
 
 use crate::maps::{ENROLLED, ENROLLED_HOMES, SERVICE_HOMES, SERVICES};
 
-/// The workload whose network namespace has this cookie.
+/// What is enrolled under this key.
 #[inline(always)]
-pub fn enrolled(netns: u64) -> Option<&'static Enrolled> {
-    let key = EnrolledKey { kind: KIND_NETNS, id: netns };
+pub fn enrolled(key: EnrolledKey) -> Option<&'static Enrolled> {
     find(&ENROLLED_HOMES, &ENROLLED, &key, |a, b| a.id == b.id && a.kind == b.kind)
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
 //! - [`udp`]: the same for datagrams, and whom replies come from.
+//! - [`who`]: which workload makes a call.
 //! - [`pick`]: the endpoint of a service that a connection gets.
 //! - [`fare`]: how connections fared: endpoints that fail are left out.
 //! - [`names`]: what `getpeername()` and `accept()` show.
@@ -37,6 +38,7 @@ mod sock_ops;
 mod socket;
 mod totals;
 mod udp;
+mod who;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

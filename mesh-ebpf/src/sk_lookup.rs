@@ -1,7 +1,9 @@
 //! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped.
 //!
 //! Asked in this order: the policies of the workload that is called, then who takes the connection. Skipped:
-//! loopback and what a pod sends to its own address; whatever no entry names. A connection that
+//! loopback and what a pod sends to its own address; whatever no entry names. In the host's namespace the
+//! workloads are neighbours on one address: what they send each other comes by `lo` and is asked as well, and
+//! entries name single ports; whatever else the host listens on is never looked at. A connection that
 //! the agent opened on this node, and has asked everything about, carries a flow source that says so.
 
 use aya_ebpf::bindings::bpf_sk_lookup;
@@ -34,14 +36,31 @@ macro_rules! field {
 /// For a workload without policies: what no entry names passes.
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
-    look_up(&ctx, false)
+    look_up(&ctx, Place::Open)
 }
 
 /// For a workload with policies: an address that it was not enrolled with (link-local, added later) would be a
 /// way around them. Which workload it is cannot be told from here, so nobody is asked: it is closed.
 #[sk_lookup]
 pub fn mesh_sk_policed(ctx: SkLookupContext) -> u32 {
-    look_up(&ctx, true)
+    look_up(&ctx, Place::Policed)
+}
+
+/// For the host's namespace, which workloads share with everything else that the host does.
+#[sk_lookup]
+pub fn mesh_sk_host(ctx: SkLookupContext) -> u32 {
+    look_up(&ctx, Place::Host)
+}
+
+/// Whose namespace it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A workload's, without policies.
+    Open,
+    /// A workload's, with policies.
+    Policed,
+    /// The host's.
+    Host,
 }
 
 /// For a workload of which nothing is asked: no entry of its wants the proxy or has policies.
@@ -51,26 +70,28 @@ pub fn mesh_sk_idle(_: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn look_up(ctx: &SkLookupContext, policed: bool) -> u32 {
+fn look_up(ctx: &SkLookupContext, place: Place) -> u32 {
     let c = ctx.lookup;
-    if field!(c, protocol) != u32::from(PROTO_TCP) || field!(c, ingress_ifindex) <= LOOPBACK_IFINDEX {
+    let host = matches!(place, Place::Host);
+    let first = if host { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
+    if field!(c, protocol) != u32::from(PROTO_TCP) || field!(c, ingress_ifindex) < first {
         return PASS;
     }
     let (local, remote) = ends(c);
-    if addr::same(&local, &remote) || addr::is_loopback(&local) {
+    if addr::is_loopback(&local) || (!host && addr::same(&local, &remote)) {
         return PASS;
     }
     let port_be = (field!(c, local_port) as u16).to_be();
     let mut key = WorkloadKey { addr: local, port_be, proto: PROTO_TCP, network: 0 };
     // SAFETY: entries are replaced whole; a stale one is still one.
     let mut found = unsafe { WORKLOADS.get(&key) };
-    if found.is_none() {
+    if found.is_none() && !host {
         key.port_be = 0;
         // SAFETY: as above.
         found = unsafe { WORKLOADS.get(&key) };
     }
     let Some(entry) = found else {
-        if policed {
+        if matches!(place, Place::Policed) {
             count(policy::refused(0, &remote, 0, 0, port_be));
             return DROP;
         }
@@ -107,6 +128,10 @@ fn refused(entry: &Workload, source: Option<&FlowSource>, remote: &Addr, port_be
         return None;
     }
     let who = source.map_or(0, |s| s.workload);
+    // A workload may always call itself; on the host's address that comes by here.
+    if who != 0 && who == entry.workload {
+        return None;
+    }
     Some(policy::refused(set, remote, who, entry.workload, port_be))
 }
 

@@ -19,7 +19,7 @@ use mesh_common::verdict::Verdict;
 
 use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
 use crate::socket::{add, copy_words, count, live, record, zero};
-use crate::{fare, flows, homes, totals};
+use crate::{fare, flows, totals};
 
 const TIMEOUT_INIT: u32 = 1;
 const TCP_CONNECT_CB: u32 = 3;
@@ -91,7 +91,7 @@ fn begun(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         let value = FlowSource {
             workload: flow.workload,
             identity: flow.identity,
-            namespace: namespace(ops),
+            namespace: flow.namespace,
             authorised: u32::from(leg),
             established_ns: 0,
         };
@@ -136,13 +136,6 @@ fn retried(ops: *mut bpf_sock_ops) {
     {
         fare::failed(flow);
     }
-}
-
-/// The mesh namespace of the workload whose network namespace this is.
-#[inline(always)]
-fn namespace(ops: *mut bpf_sock_ops) -> u32 {
-    // SAFETY: a valid context.
-    homes::enrolled(unsafe { bpf_get_netns_cookie(ops.cast()) }).map_or(0, |me| me.namespace)
 }
 
 /// Leaves the capture record for the socket that will be accepted at the other end of loopback.
@@ -271,7 +264,8 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
         peer_port_be: capture.port_be,
         verdict: 0,
         protocol: 0,
-        reserved: 0,
+        namespace: zero,
+        reserved: zero,
     };
     if !flows::note(flows::cookie(ops.cast()), &flow) {
         count(Verdict::RecordFull);

@@ -13,7 +13,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
@@ -27,12 +27,12 @@ use crate::connect::{
     ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
     refuses,
 };
-use crate::{flows, homes};
+use crate::flows;
 use crate::maps::UDP_STICKY;
 use crate::pick::{Chosen, pick};
 use crate::pick::slot_of;
 use crate::socket::{add, count};
-use crate::totals;
+use crate::{totals, who};
 
 const ANY: u64 = 0;
 
@@ -109,9 +109,7 @@ pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn send(call: &Call) -> i32 {
-    // SAFETY: a valid context.
-    let netns = unsafe { bpf_get_netns_cookie(call.ctx.cast()) };
-    let Some(me) = homes::enrolled(netns) else {
+    let Some(me) = who::of_namespace(call.ctx).and_then(who::calls) else {
         return ALLOW;
     };
     if addr::is_loopback(&call.dst) {

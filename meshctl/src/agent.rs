@@ -58,14 +58,13 @@ impl Agent {
         Ok(Self { socket, buffer: vec![0; MAX_PACKET] })
     }
 
-    /// Sends a request, with a descriptor where one belongs to it.
-    pub fn send(&self, request: &Request, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+    /// Sends a request, with the descriptors that belong to it: two at most.
+    pub fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let text = serde_json::to_vec(request)?;
-        let fds: Vec<_> = descriptor.into_iter().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            bail!("the descriptor does not fit a packet");
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            bail!("the descriptors do not fit a packet");
         }
         rustix::net::sendmsg(&self.socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)
             .context("cannot speak to the agent")?;
@@ -83,8 +82,8 @@ impl Agent {
     }
 
     /// A request with one answer.
-    pub fn ask(&mut self, request: &Request, descriptor: Option<BorrowedFd<'_>>) -> Result<Answer> {
-        self.send(request, descriptor)?;
+    pub fn ask(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer> {
+        self.send(request, descriptors)?;
         let answer: Answer = self.receive()?;
         if !answer.ok {
             bail!(refusal(answer.error.as_deref()));

@@ -43,7 +43,7 @@ impl Flows {
         let Self { follow, workload, service, verdict, path, output, agent } = self;
         let mut agent = agent.connect()?;
         let flows = FlowQuery { follow, workload, service, verdict, path };
-        agent.send(&Request { v: VERSION, op: "flows".into(), flows, ..Request::default() }, None)?;
+        agent.send(&Request { v: VERSION, op: "flows".into(), flows, ..Request::default() }, &[])?;
         let json = output == "json";
         let mut out = io::stdout().lock();
         if !json {

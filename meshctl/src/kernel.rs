@@ -17,7 +17,7 @@ const LINKS: usize = 4;
 pub fn show(agent: &RunDir, measure: bool, json: bool) -> Result<()> {
     let measure_ms = if measure { MEASURE.as_millis() as u32 } else { 0 };
     let request = Request { v: VERSION, op: "kernel".into(), measure_ms, ..Request::default() };
-    let answer = agent.connect()?.ask(&request, None)?;
+    let answer = agent.connect()?.ask(&request, &[])?;
     let status = answer.kernel.ok_or_else(|| anyhow!("the agent's answer says nothing of the kernel"))?;
     if json {
         println!("{:#}", serde_json::to_value(&status)?);

@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). [`run`], [`flows`] and
+//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`] and
 //! `status --kernel` ([`kernel`]) talk to the agent of this node instead: [`agent`].
 //!
 //! Exit status: 0 done; 1 refused or failed, with one sentence that names cause and remedy; 2 wrong usage.
@@ -11,6 +11,7 @@
 mod agent;
 mod apply;
 mod client;
+mod enrol;
 mod flows;
 mod get;
 mod kernel;
@@ -19,6 +20,7 @@ mod run;
 mod status;
 mod table;
 mod token;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,10 @@ enum Command {
     Flows(flows::Flows),
     /// Starts a program as a workload of this node.
     Run(run::Run),
+    /// Makes a unit, or what lives in a cgroup, a workload of this node.
+    Enrol(enrol::Enrol),
+    /// Takes a workload out of the mesh; its program goes on.
+    Leave(enrol::Leave),
     /// Makes, lists and revokes tokens.
     #[command(subcommand)]
     Token(token::Token),
@@ -65,6 +71,8 @@ fn main() -> ExitCode {
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
         Command::Flows(flows) => flows.run(),
         Command::Run(run) => run.run(),
+        Command::Enrol(enrol) => enrol.run(),
+        Command::Leave(leave) => leave.run(),
         Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
     };
     match done {

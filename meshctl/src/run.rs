@@ -2,13 +2,12 @@
 //!
 //! Asks the node's agent over `agent.sock` for a cgroup and enrolment in the network namespace that it is
 //! itself in, waits for the confirmation, then becomes the program. The agent registers it, renews its
-//! lease, and withdraws it when its cgroup is empty; nothing of meshctl stays.
+//! lease, and withdraws it when its cgroup is empty; nothing of meshctl stays. With `--in-place` it stays in the
+//! cgroup that it is in: that of a systemd unit, which goes on looking after the program.
 //!
 //! Not here: the control plane, which this command never speaks to.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,50 +15,25 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use mesh_api::local::{Membership, Request, VERSION};
+use mesh_api::local::Request;
 
 use crate::agent::RunDir;
+use crate::enrol::own_cgroup;
+use crate::workload::{Workload, say};
 
 /// Starts a program as a workload of this node.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Namespace of the mesh.
-    #[arg(long, default_value = "default")]
-    namespace: String,
-    /// Name of the workload; default: the service's or the program's name, with the process id.
+    #[command(flatten)]
+    workload: Workload,
+    /// Stay in this cgroup, which is the workload's alone: as the program of a systemd unit.
     #[arg(long)]
-    name: Option<String>,
-    /// Service account: what it may be is in the node's join token.
-    #[arg(long, default_value = "default")]
-    service_account: String,
-    /// Service that it serves, in its namespace.
-    #[arg(long, requires = "port")]
-    service: Option<String>,
-    /// Where it listens.
-    #[arg(long, requires = "service", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
-    /// Which port of the service; needed where it has several.
-    #[arg(long, requires = "service")]
-    port_name: Option<String>,
-    /// Its share of the service's connections; 0 takes no new ones.
-    #[arg(long, requires = "service", default_value_t = 1)]
-    weight: u16,
-    /// A label; may be repeated.
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    labels: Vec<(String, String)>,
-    /// An address that it is reached at; default: those of this network namespace.
-    #[arg(long = "address", value_name = "IP")]
-    addresses: Vec<IpAddr>,
+    in_place: bool,
     #[command(flatten)]
     agent: RunDir,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("it is not KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 impl Run {
@@ -68,43 +42,20 @@ impl Run {
         let Some((program, arguments)) = self.command.split_first() else { bail!("no program was given") };
         let request = self.request(program);
         let netns = std::fs::File::open("/proc/self/ns/net").context("this network namespace")?;
-        let answer = self.agent.connect()?.ask(&request, Some(netns.as_fd()))?;
-        drop(netns);
-        for condition in &answer.conditions {
-            eprintln!("meshctl: {condition}");
-        }
-        if let Some(workload) = &answer.workload {
-            let addresses: Vec<String> = workload.addresses.iter().map(IpAddr::to_string).collect();
-            let (namespace, name) = (&workload.namespace, &workload.name);
-            eprintln!("meshctl: {namespace}/{name} is part of the mesh at {}", addresses.join(" and "));
-        }
+        let cgroup = if self.in_place { Some(own_cgroup()?) } else { None };
+        let descriptors: Vec<_> =
+            [Some(&netns), cgroup.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
+        say(&self.agent.connect()?.ask(&request, &descriptors)?);
+        drop((netns, cgroup));
         // The process leaves the mesh by ending: the agent sees the empty cgroup.
         let error = Command::new(program).args(arguments).exec();
         Err(error).with_context(|| format!("cannot start {}", Path::new(program).display()))
     }
 
     fn request(&self, program: &OsString) -> Request {
-        let name = self.name.clone().unwrap_or_else(|| {
-            let file = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-            default_name(self.service.as_deref().unwrap_or(&file), std::process::id())
-        });
-        let membership = |(service, target_port): (&String, u16)| Membership {
-            service: service.clone(),
-            port_name: self.port_name.clone().unwrap_or_default(),
-            target_port,
-            weight: self.weight,
-        };
-        Request {
-            v: VERSION,
-            op: "run".into(),
-            namespace: self.namespace.clone(),
-            name,
-            service_account: self.service_account.clone(),
-            labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
-            addresses: self.addresses.clone(),
-            memberships: self.service.iter().zip(self.port).map(membership).collect(),
-            ..Request::default()
-        }
+        let file = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = default_name(self.workload.service.as_deref().unwrap_or(&file), std::process::id());
+        self.workload.request(if self.in_place { "enrol" } else { "run" }, name)
     }
 }
 

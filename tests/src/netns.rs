@@ -40,6 +40,11 @@ impl NetNs {
         Ok(made)
     }
 
+    /// Another handle on it.
+    pub fn share(&self) -> Result<Self> {
+        Ok(Self { name: self.name.clone(), file: self.file.try_clone()? })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
@@ -121,6 +121,11 @@ impl Node {
     /// Its address on the fabric.
     pub fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 90, 1, self.number)
+    }
+
+    /// Its IPv6 address on the fabric.
+    pub fn address6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd90, 0, 0, 0, 0, 0, 1, u16::from(self.number))
     }
 
     /// Its network namespace.

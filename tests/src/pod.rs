@@ -37,6 +37,7 @@ pub struct PodBuilder {
     memberships: Vec<Value>,
     enrolled: bool,
     beside: bool,
+    host: bool,
 }
 
 impl PodBuilder {
@@ -52,6 +53,7 @@ impl PodBuilder {
             memberships: Vec::new(),
             enrolled: true,
             beside: false,
+            host: false,
         }
     }
 
@@ -99,6 +101,12 @@ impl PodBuilder {
         self.outside()
     }
 
+    /// Not a pod but a unit of the host: in the node's own network namespace, known by its cgroup.
+    pub fn on_host(mut self) -> Self {
+        self.host = true;
+        self
+    }
+
     /// Makes it, and enrols it.
     #[track_caller]
     pub fn up(self) -> Pod {
@@ -123,13 +131,26 @@ pub struct Pod {
 
 impl Pod {
     fn new(spec: PodBuilder) -> Result<Self> {
-        let netns = NetNs::new(&format!("{}-{}", spec.id, spec.name))?;
+        let host = spec.host;
+        let netns = if host {
+            spec.node.netns().share()?
+        } else {
+            NetNs::new(&format!("{}-{}", spec.id, spec.name))?
+        };
         let node = spec.node.cgroup().path();
-        let parent = if spec.beside { node.with_extension("beside") } else { node.join("pods") };
+        let parent = match (spec.beside, host) {
+            (true, _) => node.with_extension("beside"),
+            (false, true) => node.join("units"),
+            (false, false) => node.join("pods"),
+        };
         let cgroup = Cgroup::new(parent.join(&spec.name))?;
         let work = spec.node.work().join("pods").join(&spec.name);
         fs::create_dir_all(&work)?;
         let mut pod = Self { spec, netns, cgroup, work, pause: None };
+        if host {
+            pod.start_pause();
+            return Ok(pod);
+        }
         let (node, number) = (pod.spec.node.number(), pod.spec.number);
         pod.spec.node.netns().ip(&[
             format!("link add p{number} type veth peer name eth0 netns {}", pod.netns.name()),
@@ -165,11 +186,17 @@ impl Pod {
 
     /// Its IPv4 address.
     pub fn ip(&self) -> Ipv4Addr {
+        if self.spec.host {
+            return self.spec.node.address();
+        }
         Ipv4Addr::new(10, 91, self.spec.node.number(), self.spec.number)
     }
 
     /// Its IPv6 address.
     pub fn ip6(&self) -> Ipv6Addr {
+        if self.spec.host {
+            return self.spec.node.address6();
+        }
         Ipv6Addr::new(0xfd91, 0, 0, u16::from(self.spec.node.number()), 0, 0, 0, u16::from(self.spec.number))
     }
 
@@ -202,7 +229,7 @@ impl Pod {
         let cgroup = self.cgroup.open()?;
         let request = json!({
             "namespace": spec.namespace, "name": spec.name, "serviceAccount": spec.account,
-            "labels": spec.labels, "memberships": spec.memberships,
+            "labels": spec.labels, "memberships": spec.memberships, "hostNetwork": spec.host,
             "addresses": [self.ip().to_string(), self.ip6().to_string()],
         });
         spec.node.ask("enrol", request, &[self.netns.file().as_fd(), cgroup.as_fd()])?;

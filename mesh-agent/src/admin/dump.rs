@@ -62,6 +62,7 @@ fn workload(workload: &Workload) -> Value {
         "serviceAccount": &*workload.service_account,
         "node": &*workload.node,
         "local": workload.local,
+        "hostNetwork": workload.host_network,
         "addresses": workload.addresses,
         "ports": workload.ports.iter().map(|p| json!({
             "port": p.port, "service": p.service, "endpoint": p.endpoint, "proxy": p.proxy,

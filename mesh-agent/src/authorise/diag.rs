@@ -40,6 +40,15 @@ pub(super) struct Socket {
     id: [u8; ID],
 }
 
+impl Socket {
+    /// What the kernel's programs know it by.
+    pub fn cookie(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.id[ID - 8..]);
+        u64::from_ne_bytes(bytes)
+    }
+}
+
 /// A conversation about the sockets of one namespace.
 pub(super) struct Diag(Netlink);
 

@@ -6,7 +6,8 @@
 //!
 //! Who is calling is known as the kernel knows it: by the flow source, where the destination had asked for one
 //! when the connection began. Where it had not, by the other end: a socket in the namespace of a workload of
-//! this node belongs to that workload, whatever its address is. Otherwise there is an address and no proof.
+//! this node belongs to that workload, whatever its address is; in the host's namespace, to the workload on whose
+//! behalf it was connected. Otherwise there is an address and no proof.
 //!
 //! It also tells the kernel which workloads have policies at all: their other addresses are closed.
 //!
@@ -149,12 +150,21 @@ impl Look<'_> {
             sockets.iter().filter(|s| s.listens).map(|s| s.local.port()).collect();
         let inbound = |s: &&Socket| {
             let port = s.local.port();
+            if called.host_network {
+                // Everything else there is the host's.
+                let own = called.addresses.contains(&s.local.ip());
+                return !s.listens && own && called.ports.iter().any(|p| p.port == port && !p.udp());
+            }
             let served = listening.contains(&port) || called.ports.iter().any(|p| p.port == port);
             !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
         };
         let mut ended = 0;
         for socket in sockets.iter().filter(inbound) {
-            let caller = self.caller_of(socket);
+            let (caller, who) = self.caller_of(socket);
+            // Its neighbours on the host share its address, and so does it itself.
+            if who == workload {
+                continue;
+            }
             let Some(why) = refusal(self.snapshot, workload, caller, socket.remote.ip(), socket.local.port())
             else {
                 continue;
@@ -180,7 +190,8 @@ impl Look<'_> {
         }
     }
 
-    fn caller_of(&mut self, socket: &Socket) -> Caller {
+    /// Who it is, and which workload of this node; 0: none.
+    fn caller_of(&mut self, socket: &Socket) -> (Caller, WorkloadId) {
         let flow = FlowKey {
             src: addr::from_ip(socket.remote.ip()),
             dst: addr::from_ip(socket.local.ip()),
@@ -188,12 +199,16 @@ impl Look<'_> {
             dst_port_be: socket.local.port().to_be(),
         };
         if let Some(source) = self.kernel.source_of(&flow) {
-            return Caller { identity: source.identity, namespace: source.namespace };
+            if source.namespace == 0 {
+                return (caller(self.snapshot, source.workload), source.workload);
+            }
+            let caller = Caller { identity: source.identity, namespace: source.namespace };
+            return (caller, source.workload);
         }
-        let places = self.places;
-        let ends = self.ends.get_or_insert_with(|| other_ends(places));
+        let (places, snapshot, kernel) = (self.places, self.snapshot, self.kernel);
+        let ends = self.ends.get_or_insert_with(|| other_ends(places, snapshot, kernel));
         let holder = ends.get(&(socket.remote, socket.local)).copied();
-        holder.map_or(UNPROVED, |holder| caller(self.snapshot, holder))
+        holder.map_or((UNPROVED, 0), |holder| (caller(self.snapshot, holder), holder))
     }
 
     fn name(&self, workload: WorkloadId) -> String {
@@ -202,12 +217,19 @@ impl Look<'_> {
 }
 
 /// The connections of every workload of this node, by their two ends. Ends that several claim prove nothing.
-fn other_ends(places: &Places) -> HashMap<(SocketAddr, SocketAddr), WorkloadId> {
+fn other_ends(
+    places: &Places,
+    snapshot: &Snapshot,
+    kernel: &Kernel,
+) -> HashMap<(SocketAddr, SocketAddr), WorkloadId> {
     let mut ends: HashMap<(SocketAddr, SocketAddr), WorkloadId> = HashMap::new();
     for (workload, netns) in places {
+        let shared = snapshot.workloads.get(workload).is_none_or(|w| w.host_network);
+        let owns = |s: &Socket| !shared || kernel.opener(s.cookie()) == Some(*workload);
         let sockets: io::Result<Vec<Socket>> = sys::in_netns(netns.as_fd(), || Diag::new()?.sockets());
         // A namespace that is gone has no connections.
-        for socket in sockets.unwrap_or_default().iter().filter(|s| !s.listens && !is_local(s.remote.ip())) {
+        let connections = |s: &&Socket| !s.listens && !is_local(s.remote.ip()) && owns(s);
+        for socket in sockets.unwrap_or_default().iter().filter(connections) {
             let claimed = ends.entry((socket.local, socket.remote)).or_insert(*workload);
             if claimed != workload {
                 *claimed = 0;

@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use mesh_common::addr::{UNSPECIFIED, from_ip};
-use mesh_common::record::{Enrolled, EnrolledKey, KIND_NETNS, listener};
+use mesh_common::record::{Enrolled, EnrolledKey, KIND_CGROUP, KIND_NETNS, listener};
+use parking_lot::Mutex;
 
+use super::host::{Seat, Shared};
 use super::listeners::Opened;
 use crate::config::Numbers;
 use crate::kernel::Kernel;
@@ -25,6 +27,15 @@ pub struct Install {
     pub slot: u32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// It shares the host's namespace, and is known by this.
+    pub host: Option<Seat>,
+}
+
+impl Install {
+    /// What the kernel knows it by.
+    fn key(&self) -> EnrolledKey {
+        self.host.map_or_else(|| key_of(self.opened.cookie), Seat::key)
+    }
 }
 
 /// The kernel and the proxy, as far as enrolment needs them.
@@ -37,6 +48,8 @@ pub trait DataPath: Send + Sync + 'static {
     fn remove(&self, key: EnrolledKey, workload: u32, slot: u32);
     /// Removes an entry whose workload lives on under another.
     fn forget(&self, key: EnrolledKey);
+    /// Everybody that an earlier agent had installed has been installed again, or removed.
+    fn settle(&self);
     /// What the kernel has enrolled.
     fn enrolled(&self) -> Vec<(EnrolledKey, Enrolled)>;
 }
@@ -51,6 +64,16 @@ pub struct Live {
     pub budget: Budget,
     /// How many captured connections of a workload may wait for the proxy.
     pub pending: u32,
+    /// Who shares the host's namespace.
+    pub shared: Mutex<Host>,
+}
+
+/// The host's namespace.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// Its cookie; 0: not known yet.
+    cookie: u64,
+    shared: Shared,
 }
 
 /// Key of a namespace.
@@ -68,7 +91,8 @@ fn first_v6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
 
 impl Live {
     fn try_install(&self, install: Install) -> Result<(), String> {
-        let Install { numbers, netns, opened, slot, addresses } = install;
+        let key = install.key();
+        let Install { numbers, netns, opened, slot, addresses, host } = install;
         let (addr4, addr6) = (first_v4(&addresses), first_v6(&addresses));
         let value = Enrolled {
             addr4: addr4.map_or(UNSPECIFIED, |ip| from_ip(ip.into())),
@@ -106,12 +130,42 @@ impl Live {
         self.proxy.add_workload(enrolment).map_err(|e| e.to_string())?;
         // The entry before the slots: where an earlier agent's entry is replaced, a live slot must never
         // stand beside its old ports. With an empty slot the proxy counts as gone.
-        self.kernel.enrol(key_of(cookie), &value).map_err(|e| e.to_string())?;
+        self.kernel.enrol(key, &value).map_err(|e| e.to_string())?;
         for (offset, socket) in duplicates {
             let done = self.kernel.set_listener(slot + offset, numbers.workload, socket.as_fd());
             done.map_err(|e| e.to_string())?;
         }
-        self.kernel.attach_inbound(numbers.workload, netns.as_fd()).map_err(|e| e.to_string())
+        let Some(seat) = host else {
+            return self.kernel.attach_inbound(numbers.workload, netns.as_fd()).map_err(|e| e.to_string());
+        };
+        self.kernel.attach_host(numbers.workload, netns.as_fd()).map_err(|e| e.to_string())?;
+        // Last: from now on callers of this namespace are asked for their cgroups.
+        let mut host = self.shared.lock();
+        host.cookie = cookie;
+        host.shared.add(seat)?;
+        self.tell(&host)
+    }
+
+    /// Says in the kernel who shares the host's namespace.
+    fn tell(&self, host: &Host) -> Result<(), String> {
+        let key = key_of(host.cookie);
+        let told = match host.shared.packed() {
+            Some(levels) => self.kernel.enrol(key, &Enrolled::shared(levels)),
+            None => self.kernel.unenrol(key),
+        };
+        told.map_err(|e| e.to_string())
+    }
+
+    /// Takes back what was done for a workload in its namespace.
+    fn leave_namespace(&self, key: EnrolledKey, workload: u32) -> Result<(), String> {
+        if key.kind != KIND_CGROUP {
+            return self.kernel.detach_inbound(workload).map_err(|e| e.to_string());
+        }
+        let mut host = self.shared.lock();
+        host.shared.remove(key.id);
+        self.tell(&host)?;
+        let last = host.shared.packed().is_none();
+        self.kernel.detach_host(workload, last).map_err(|e| e.to_string())
     }
 }
 
@@ -121,7 +175,7 @@ impl DataPath for Live {
     }
 
     fn install(&self, install: Install) -> Result<(), String> {
-        let (key, workload, slot) = (key_of(install.opened.cookie), install.numbers.workload, install.slot);
+        let (key, workload, slot) = (install.key(), install.numbers.workload, install.slot);
         let done = self.try_install(install);
         if done.is_err() {
             self.remove(key, workload, slot);
@@ -131,13 +185,13 @@ impl DataPath for Live {
 
     fn remove(&self, key: EnrolledKey, workload: u32, slot: u32) {
         // First the entry: from then on nothing is captured any more.
-        let failed = |what: &str, error: &dyn std::error::Error| {
-            tracing::warn!(workload, what, error = %error, "withdrawal is incomplete");
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(workload, what, %error, "withdrawal is incomplete");
         };
         if let Err(error) = self.kernel.unenrol(key) {
             failed("entry", &error);
         }
-        if let Err(error) = self.kernel.detach_inbound(workload) {
+        if let Err(error) = self.leave_namespace(key, workload) {
             failed("inbound program", &error);
         }
         for offset in [listener::OUT4, listener::OUT6, listener::IN] {
@@ -154,10 +208,35 @@ impl DataPath for Live {
         }
     }
 
+    fn settle(&self) {
+        let mut host = self.shared.lock();
+        host.shared.settle();
+        if host.cookie == 0 {
+            return;
+        }
+        let done = self.tell(&host);
+        let done = match host.shared.packed() {
+            Some(_) => done,
+            None => done.and(self.kernel.detach_host(0, true).map_err(|e| e.to_string())),
+        };
+        if let Err(error) = done {
+            tracing::warn!(error, "the host's namespace is asked for workloads that are gone");
+        }
+    }
+
     fn enrolled(&self) -> Vec<(EnrolledKey, Enrolled)> {
-        self.kernel.enrolled().unwrap_or_else(|error| {
+        let mut all = self.kernel.enrolled().unwrap_or_else(|error| {
             tracing::warn!(%error, "what an earlier agent enrolled cannot be read");
             Vec::new()
-        })
+        });
+        all.retain(|(key, value)| {
+            if let Some(levels) = value.levels() {
+                let mut host = self.shared.lock();
+                host.cookie = key.id;
+                host.shared.adopt(levels);
+            }
+            value.levels().is_none()
+        });
+        all
     }
 }

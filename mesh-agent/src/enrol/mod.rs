@@ -8,13 +8,14 @@
 //! of the agent; never by what the control plane says. Enrolled means: the kernel decides its connections.
 //! The control plane's word is waited for shortly; without one the enrolment holds, under a condition.
 //!
-//! Invariants: one workload a name, one a namespace; what fails half-way leaves nothing; a workload that
-//! has ended is withdrawn, whoever else is away. Not here: host-network workloads (not built yet).
+//! Invariants: one workload a name, one a namespace, but for the host's, where it is one a cgroup (host); what
+//! fails half-way leaves nothing; a workload that has ended is withdrawn, whoever else is away.
 
 pub mod addresses;
 pub mod cgroup;
 pub mod datapath;
 mod foreign;
+mod host;
 mod listeners;
 mod persist;
 mod restore;
@@ -23,7 +24,7 @@ mod wanted;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -35,6 +36,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::config::Handle as Config;
 use crate::session::{Handle as Session, Name, Verdict};
 use datapath::{DataPath, Install, key_of};
+use host::Seat;
 use persist::Record;
 use table::{Live, Table};
 pub use wanted::Wanted;
@@ -116,7 +118,7 @@ impl Enrolments {
                 "the calling process is not visible to the agent: run both in one pid namespace".into()
             );
         }
-        self.refuse_taken(&name).await?;
+        self.refuse_taken(&name, None).await?;
         let base = &self.inner.settings.workload_cgroup;
         let cgroup = cgroup::make(base, &name.0, &name.1)
             .map_err(|e| format!("no cgroup can be made below {}: {e}", base.display()))?;
@@ -159,11 +161,20 @@ impl Enrolments {
         }
     }
 
-    async fn refuse_taken(&self, name: &Name) -> Result<(), String> {
-        let ended = match self.inner.table.lock().await.get(name) {
+    /// One workload a name. A unit that systemd starts again may be back in its cgroup before anybody has seen that
+    /// empty: it takes its own place.
+    async fn refuse_taken(&self, name: &Name, cgroup: Option<&Path>) -> Result<(), String> {
+        let (ended, again) = match self.inner.table.lock().await.get(name) {
             None => return Ok(()),
-            Some(live) => live.has_ended(),
+            Some(Live { record, .. }) if record.host_network && Some(&*record.cgroup) == cgroup => {
+                (false, true)
+            }
+            Some(live) => (live.has_ended(), false),
         };
+        if again {
+            self.withdraw(name, "it is enrolled anew").await;
+            return Ok(());
+        }
         if !ended {
             return Err(format!(
                 "{}/{} is already enrolled on this node: give this one another name",
@@ -178,7 +189,7 @@ impl Enrolments {
     /// Enrols and waits for the control plane's word.
     async fn add(&self, wanted: Wanted, place: Place) -> Result<Enrolled, String> {
         let name = wanted.name();
-        self.refuse_taken(&name).await?;
+        self.refuse_taken(&name, Some(&place.cgroup)).await?;
         let verdict = self.install(wanted, place).await?;
         let conditions = if let Ok(Ok(verdict)) = tokio::time::timeout(VERDICT, verdict).await {
             self.settle(&name, verdict).await?
@@ -195,13 +206,7 @@ impl Enrolments {
     /// Everything that is done on this node.
     async fn install(&self, wanted: Wanted, place: Place) -> Result<oneshot::Receiver<Verdict>, String> {
         let inner = &*self.inner;
-        if cgroup::is_own_network(place.netns.as_fd()).map_err(|e| format!("the network namespace: {e}"))? {
-            return Err(
-                "it shares the agent's own network namespace, and host-network workloads are not built \
-                        yet: give it a namespace of its own (`ip netns add`, `unshare -n`)"
-                    .into(),
-            );
-        }
+        let host = host_seat(&wanted, &place)?;
         if !place.restored
             && let Some(reason) = foreign::refusal(&place.cgroup, place.netns.as_fd())
         {
@@ -218,20 +223,26 @@ impl Enrolments {
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| format!("its network namespace cannot be used: {e}"))?;
-        let key = key_of(opened.cookie);
+        let key = host.map_or_else(|| key_of(opened.cookie), Seat::key);
         if let Some(other) = table.by_key(key) {
             let (namespace, name) = (&other.record.namespace, &other.record.name);
-            return Err(format!(
-                "its network namespace is already that of {namespace}/{name}: one workload a namespace"
-            ));
+            let what = if host.is_some() { "cgroup" } else { "network namespace" };
+            return Err(format!("its {what} is already that of {namespace}/{name}: one workload a {what}"));
         }
         let addresses = wanted.addresses_or(&opened.addresses)?;
+        if host.is_some() {
+            let others = table.iter().map(|live| &live.record);
+            if let Some(reason) = host::refusal(&addresses, &wanted.ports(), &opened.addresses, others) {
+                return Err(reason);
+            }
+        }
         let numbers = inner.config.identify(&wanted.namespace, &wanted.name, &wanted.service_account).await?;
         let installed = match table.slot_for(numbers.workload) {
             None => Err("the map LISTENERS is full: no more workloads fit this node".to_owned()),
             Some(slot) => {
                 let addresses = addresses.clone();
-                inner.data.install(Install { numbers, netns, opened, slot, addresses }).map(|()| slot)
+                let install = Install { numbers, netns, opened, slot, addresses, host };
+                inner.data.install(install).map(|()| slot)
             }
         };
         let slot = match installed {
@@ -336,6 +347,23 @@ impl Enrolments {
                 let directory = self.inner.settings.state_dir.display();
                 conditions.set(DISK, format!("cannot be written to {directory}: {error}"));
             }
+        }
+    }
+}
+
+/// Where it is in the host's network, if it is; an error where it is not where it was said to be.
+fn host_seat(wanted: &Wanted, place: &Place) -> Result<Option<Seat>, String> {
+    let own = cgroup::is_own_network(place.netns.as_fd());
+    match (own.map_err(|e| format!("the network namespace: {e}"))?, wanted.host_network) {
+        (false, false) => Ok(None),
+        (true, true) => Seat::of(&place.cgroup).map(Some),
+        (true, false) => Err("it shares the host's network namespace, which is the agent's own: say so \
+             (--host-network), or give it a namespace of its own (`ip netns add`, `unshare -n`)"
+            .into()),
+        (false, true) => {
+            Err("hostNetwork: its network namespace is not the agent's own: run the agent in the \
+             host's, or leave --host-network out"
+                .into())
         }
     }
 }

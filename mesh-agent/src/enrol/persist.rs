@@ -36,6 +36,9 @@ pub struct Record {
     pub cgroup: PathBuf,
     /// The agent made the cgroup and removes it.
     pub own_cgroup: bool,
+    /// It shares the host's network namespace.
+    #[serde(default)]
+    pub host_network: bool,
     /// The control plane took it once: from then on a refusal is a condition, not an end.
     pub accepted: bool,
 }
@@ -75,11 +78,10 @@ pub fn save(directory: &Path, enrolments: Vec<Record>) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record() -> Record {
-        Record {
+impl Record {
+    /// One.
+    pub fn for_tests() -> Self {
+        Self {
             namespace: "shop".into(),
             name: "cart".into(),
             service_account: "cart".into(),
@@ -88,20 +90,27 @@ mod tests {
             memberships: vec![],
             cgroup: "/sys/fs/cgroup/nodemesh/shop/cart".into(),
             own_cgroup: true,
+            host_network: false,
             accepted: true,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn records_come_back_and_broken_files_are_set_aside() {
         let dir = std::env::temp_dir().join(format!("mesh-agent-persist-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        save(&dir, vec![record()]).unwrap();
-        assert_eq!(load(&dir), [record()]);
+        save(&dir, vec![Record::for_tests()]).unwrap();
+        assert_eq!(load(&dir), [Record::for_tests()]);
         std::fs::write(dir.join(FILE), b"{").unwrap();
         assert!(load(&dir).is_empty());
         assert!(!dir.join(FILE).exists());
-        let other = serde_json::json!({"version": 1, "boot_id": "other", "enrolments": [record()]});
+        let other =
+            serde_json::json!({"version": 1, "boot_id": "other", "enrolments": [Record::for_tests()]});
         std::fs::write(dir.join(FILE), other.to_string()).unwrap();
         assert!(load(&dir).is_empty());
         std::fs::remove_dir_all(dir).unwrap();

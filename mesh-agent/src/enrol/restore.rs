@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
+use mesh_common::record::KIND_NETNS;
+
 use super::persist::{self, Record};
 use super::{Enrolments, Place, Wanted, cgroup, datapath, listeners};
 
@@ -15,7 +17,9 @@ impl Enrolments {
     /// Enrols again what is remembered, removes what is left over. Call it once, before anybody enrols.
     pub async fn restore(&self) {
         let records = persist::load(&self.inner.settings.state_dir);
-        let known: BTreeSet<u64> = self.inner.data.enrolled().iter().map(|(key, _)| key.id).collect();
+        let enrolled = self.inner.data.enrolled();
+        let namespaces = enrolled.iter().filter(|(key, _)| key.kind == KIND_NETNS);
+        let known: BTreeSet<u64> = namespaces.map(|(key, _)| key.id).collect();
         for record in records {
             let name = (record.namespace.clone(), record.name.clone());
             match self.restore_one(&record, &known).await {
@@ -38,12 +42,15 @@ impl Enrolments {
                 self.inner.data.remove(key, value.workload, value.listener_slot);
             }
         }
+        self.inner.data.settle();
         self.remember(&table).await;
     }
 
     async fn restore_one(&self, record: &Record, known: &BTreeSet<u64>) -> Result<(), String> {
         let (path, known) = (record.cgroup.clone(), known.clone());
-        let found = tokio::task::spawn_blocking(move || namespace_of(&path, &known));
+        let host = record.host_network;
+        let find = move || if host { host_of(&path) } else { namespace_of(&path, &known) };
+        let found = tokio::task::spawn_blocking(find);
         let netns = found.await.map_err(|e| e.to_string())?.ok_or("no process lives in its cgroup")?;
         let place =
             Place { netns, cgroup: record.cgroup.clone(), own_cgroup: record.own_cgroup, restored: true };
@@ -61,6 +68,12 @@ impl Enrolments {
         });
         Ok(())
     }
+}
+
+/// The host's namespace, if any process is left in the cgroup.
+fn host_of(path: &std::path::Path) -> Option<OwnedFd> {
+    let own = fs::File::open("/proc/self/ns/net").ok()?;
+    (!cgroup::processes(path).is_empty()).then(|| own.into())
 }
 
 /// The namespace of the processes in a cgroup: the one that the kernel knows, else the first one's.

@@ -23,12 +23,16 @@ pub struct Wanted {
     labels: BTreeMap<String, String>,
     addresses: Vec<IpAddr>,
     memberships: Vec<Membership>,
+    /// It shares the host's network namespace.
+    pub(super) host_network: bool,
 }
 
 impl Wanted {
     /// From a request; an error names the field, the value and what is accepted.
     pub fn parse(request: Request) -> Result<Self, String> {
-        let Request { namespace, name, service_account, labels, addresses, memberships, .. } = request;
+        let Request {
+            namespace, name, service_account, labels, addresses, memberships, host_network, ..
+        } = request;
         let namespace = label("namespace", or_default(namespace))?;
         let name = label("name", name)?;
         let service_account = label("serviceAccount", or_default(service_account))?;
@@ -46,7 +50,7 @@ impl Wanted {
                 "addresses: {bad} is not one that others can reach (loopback, link-local, multicast)"
             ));
         }
-        Ok(Self { namespace, name, service_account, labels, addresses, memberships })
+        Ok(Self { namespace, name, service_account, labels, addresses, memberships, host_network })
     }
 
     /// From what is remembered.
@@ -58,6 +62,7 @@ impl Wanted {
             labels: record.labels.clone(),
             addresses: record.addresses.clone(),
             memberships: record.memberships.clone(),
+            host_network: record.host_network,
         }
     }
 
@@ -79,6 +84,11 @@ impl Wanted {
         Ok(chosen)
     }
 
+    /// Where it listens.
+    pub(super) fn ports(&self) -> Vec<u16> {
+        self.memberships.iter().map(|m| m.target_port).collect()
+    }
+
     /// What the control plane is told.
     pub(super) fn upsert(&self, node: &str, addresses: &[IpAddr]) -> v1::WorkloadUpsert {
         let workload = v1::Workload {
@@ -89,6 +99,7 @@ impl Wanted {
             addresses: addresses.iter().map(IpAddr::to_string).collect(),
             labels: self.labels.clone().into_iter().collect(),
             services: Vec::new(),
+            host_network: self.host_network,
         };
         let membership = |m: &Membership| v1::Membership {
             service: m.service.clone(),
@@ -113,6 +124,7 @@ impl Wanted {
             memberships: self.memberships,
             cgroup,
             own_cgroup,
+            host_network: self.host_network,
             accepted: false,
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`POLICED_PROGRAM`] | the workload has policies, or it is not known yet: what no entry names is closed |
 //! | [`INBOUND_PROGRAM`] | it has none, and an entry of its asks for the proxy |
+//! | [`HOST_PROGRAM`] | the host's namespace, on one link for all workloads that share it: never closed |
 //! | [`IDLE_PROGRAM`] | nothing is asked of what arrives: passes, for a quarter of the cost |
 //!
 //! Invariant: a program that looks is linked before `WORKLOADS` holds the first entry that asks for it.
@@ -12,13 +13,13 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mesh_common::record::{Workload, WorkloadKey, flags};
 
 use super::Kernel;
 use super::error::KernelError;
-use super::load::{IDLE_PROGRAM, INBOUND_PROGRAM, POLICED_PROGRAM};
+use super::load::{HOST_PIN, HOST_PROGRAM, IDLE_PROGRAM, INBOUND_PROGRAM, POLICED_PROGRAM};
 use crate::sys::bpf::{self, AttachType};
 
 /// The programs of [`super::load`].
@@ -29,15 +30,18 @@ pub struct InboundPrograms {
     pub inbound: OwnedFd,
     /// [`IDLE_PROGRAM`].
     pub idle: OwnedFd,
+    /// [`HOST_PROGRAM`].
+    pub host: OwnedFd,
 }
 
 impl InboundPrograms {
     /// With their names.
-    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
+    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 4] {
         [
             (POLICED_PROGRAM, self.policed.as_fd()),
             (INBOUND_PROGRAM, self.inbound.as_fd()),
             (IDLE_PROGRAM, self.idle.as_fd()),
+            (HOST_PROGRAM, self.host.as_fd()),
         ]
     }
 }
@@ -46,6 +50,8 @@ impl InboundPrograms {
 pub(super) struct Inbound {
     pub(super) programs: InboundPrograms,
     pub(super) links: HashMap<u32, OwnedFd>,
+    /// In the host's namespace, while a workload shares it.
+    pub(super) host: Option<OwnedFd>,
     /// Workloads of which it is known that they have no policies.
     open: HashSet<u32>,
     /// Entries that ask something of what arrives, by workload.
@@ -63,6 +69,7 @@ impl Inbound {
         let mut this = Self {
             programs,
             links: HashMap::new(),
+            host: None,
             open: HashSet::new(),
             asking: HashMap::new(),
             asked_by: HashMap::new(),
@@ -134,16 +141,7 @@ impl Kernel {
         self.remember_namespace(workload, netns).map_err(failed)?;
         let mut inbound = self.inbound.lock();
         inbound.open.remove(&workload);
-        if let Ok(link) = bpf::pinned(&pin) {
-            if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
-                inbound.links.insert(workload, link);
-                return Ok(());
-            }
-            fs::remove_file(&pin).map_err(failed)?;
-        }
-        let link = bpf::link_create(inbound.programs.policed.as_fd(), netns, AttachType::SkLookup, 0)
-            .map_err(failed)?;
-        bpf::pin(link.as_fd(), &pin).map_err(failed)?;
+        let link = attach(inbound.programs.policed.as_fd(), netns, &pin).map_err(failed)?;
         inbound.links.insert(workload, link);
         Ok(())
     }
@@ -165,14 +163,53 @@ impl Kernel {
         let mut inbound = self.inbound.lock();
         inbound.links.remove(&workload);
         inbound.open.remove(&workload);
-        match fs::remove_file(self.inbound_pin(workload)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(workload, e)),
-            _ => Ok(()),
+        unpin(&self.inbound_pin(workload)).map_err(|e| failed(workload, e))
+    }
+
+    /// Attaches the host's program to the namespace that this workload shares with it; once, whoever else does.
+    pub fn attach_host(&self, workload: u32, netns: BorrowedFd<'_>) -> Result<(), KernelError> {
+        self.remember_namespace(workload, netns).map_err(|e| failed(workload, e))?;
+        let mut inbound = self.inbound.lock();
+        if inbound.host.is_none() {
+            let pin = self.pins.join("inbound").join(HOST_PIN);
+            let link = attach(inbound.programs.host.as_fd(), netns, &pin);
+            inbound.host = Some(link.map_err(|e| failed(workload, e))?);
         }
+        Ok(())
+    }
+
+    /// Forgets a workload of the host's namespace; `last`: nobody shares it any more.
+    pub fn detach_host(&self, workload: u32, last: bool) -> Result<(), KernelError> {
+        self.forget_namespace(workload);
+        if !last {
+            return Ok(());
+        }
+        self.inbound.lock().host = None;
+        unpin(&self.pins.join("inbound").join(HOST_PIN)).map_err(|e| failed(workload, e))
     }
 
     fn inbound_pin(&self, workload: u32) -> PathBuf {
         self.pins.join("inbound").join(workload.to_string())
+    }
+}
+
+/// The link that an earlier agent has pinned, if it is still that namespace's; else a new one.
+fn attach(program: BorrowedFd<'_>, netns: BorrowedFd<'_>, pin: &Path) -> io::Result<OwnedFd> {
+    if let Ok(link) = bpf::pinned(pin) {
+        if bpf::link_netns(link.as_fd()).is_ok_and(|inode| Some(inode) == netns_inode(netns)) {
+            return Ok(link);
+        }
+        fs::remove_file(pin)?;
+    }
+    let link = bpf::link_create(program, netns, AttachType::SkLookup, 0)?;
+    bpf::pin(link.as_fd(), pin)?;
+    Ok(link)
+}
+
+fn unpin(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Loads the programs, adopts what an earlier agent has pinned, attaches.
 //!
-//! Pins: `<bpffs>/<ABI>/maps/<name>`, `…/links/<program>`, `…/inbound/<workload id>`. Maps of another ABI are
+//! Pins: `<bpffs>/<ABI>/maps/<name>`, `…/links/<program>`, `…/inbound/<workload id>`,
+//! `…/inbound/host`. Maps of another ABI are
 //! never adopted. A link that exists is updated in place: no connection sees a moment without a program.
 
 use std::fs;
@@ -98,6 +99,10 @@ pub(super) const INBOUND_PROGRAM: &str = "mesh_sk_lookup";
 pub(super) const POLICED_PROGRAM: &str = "mesh_sk_policed";
 /// The same where nothing is asked of what arrives.
 pub(super) const IDLE_PROGRAM: &str = "mesh_sk_idle";
+/// The same for the namespace that workloads share with the host.
+pub(super) const HOST_PROGRAM: &str = "mesh_sk_host";
+/// File name of the pin of its link.
+pub(super) const HOST_PIN: &str = "host";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 
@@ -125,7 +130,7 @@ pub fn verify() -> Result<(), LoadError> {
     for (name, _) in CGROUP_PROGRAMS {
         program_fd(&mut ebpf, name)?;
     }
-    for name in [INBOUND_PROGRAM, POLICED_PROGRAM, IDLE_PROGRAM] {
+    for name in [INBOUND_PROGRAM, POLICED_PROGRAM, IDLE_PROGRAM, HOST_PROGRAM] {
         program_fd(&mut ebpf, name)?;
     }
     Ok(())
@@ -168,9 +173,10 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
         policed: program_fd(&mut ebpf, POLICED_PROGRAM)?,
         inbound: program_fd(&mut ebpf, INBOUND_PROGRAM)?,
         idle: program_fd(&mut ebpf, IDLE_PROGRAM)?,
+        host: program_fd(&mut ebpf, HOST_PROGRAM)?,
     };
     // Closed until it is known whose workload has no policies: the agent says so at its first epoch.
-    update_inbound(pins, inbound.policed.as_fd())?;
+    update_inbound(pins, inbound.policed.as_fd(), inbound.host.as_fd())?;
     let watches = going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
     let (path, telemetry) = (options.cgroup.clone(), options.telemetry);
@@ -311,11 +317,12 @@ fn remove_other_abis(bpffs: &Path, ours: &Path) {
     }
 }
 
-/// Links of namespaces that an earlier agent made get the new program.
-fn update_inbound(pins: &Path, program: BorrowedFd<'_>) -> Result<(), LoadError> {
+/// Links of namespaces that an earlier agent made get the new program. The host's own is never closed.
+fn update_inbound(pins: &Path, policed: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<(), LoadError> {
     let path = pins.join("inbound");
     let entries = fs::read_dir(&path).map_err(|source| LoadError::Pins { path: path.clone(), source })?;
     for entry in entries.flatten() {
+        let program = if entry.file_name() == HOST_PIN { host } else { policed };
         let updated = bpf::pinned(&entry.path()).and_then(|link| bpf::link_update(link.as_fd(), program));
         if updated.is_err() {
             // The namespace is gone: so is the link.

@@ -37,7 +37,14 @@ pub(super) struct Flows {
     pub at_home: Mapped<Flow>,
     pub abroad: Mutex<HashMap<MapData, u64, Flow>>,
     /// By workload.
-    pub namespaces: Mutex<StdHashMap<u32, Arc<OwnedFd>>>,
+    pub namespaces: Mutex<StdHashMap<u32, Namespace>>,
+}
+
+/// A workload's namespace.
+#[derive(Clone)]
+pub(super) struct Namespace {
+    file: Arc<OwnedFd>,
+    inode: u64,
 }
 
 /// Established, a workload's own, and not ended.
@@ -89,8 +96,9 @@ impl Flows {
 impl Kernel {
     /// The namespace of a workload, to look at its sockets.
     pub(super) fn remember_namespace(&self, workload: u32, netns: BorrowedFd<'_>) -> std::io::Result<()> {
-        let netns = Arc::new(netns.try_clone_to_owned()?);
-        self.flows.namespaces.lock().insert(workload, netns);
+        let inode = rustix::fs::fstat(netns)?.st_ino;
+        let file = Arc::new(netns.try_clone_to_owned()?);
+        self.flows.namespaces.lock().insert(workload, Namespace { file, inode });
         Ok(())
     }
 
@@ -106,15 +114,17 @@ impl Kernel {
             return Ok(Vec::new());
         }
         let mut open = self.flows.open();
-        open.sort_unstable_by_key(|flow| flow.flow.workload);
         let namespaces = self.flows.namespaces.lock().clone();
-        for flows in open.chunk_by_mut(|a, b| a.flow.workload == b.flow.workload) {
+        // Workloads that share a namespace are looked at together: the cookie says whose a socket is.
+        let place = |flow: &OpenFlow| namespaces.get(&flow.flow.workload).map(|netns| netns.inode);
+        open.sort_unstable_by_key(place);
+        for flows in open.chunk_by_mut(|a, b| place(a) == place(b)) {
             let Some(netns) = flows.first().and_then(|first| namespaces.get(&first.flow.workload)) else {
                 continue;
             };
             let places: StdHashMap<u64, usize> =
                 flows.iter().enumerate().map(|(i, f)| (f.cookie, i)).collect();
-            let asked = in_netns(netns.as_fd(), || {
+            let asked = in_netns(netns.file.as_fd(), || {
                 diag::sockets(|cookie, standing| {
                     if let Some(&place) = places.get(&cookie) {
                         flows[place].standing = standing;
@@ -124,6 +134,11 @@ impl Kernel {
             asked.map_err(|e| KernelError::new("the sockets of a namespace (sock_diag)", e))?;
         }
         Ok(open)
+    }
+
+    /// The workload on whose behalf the socket with this cookie was connected, while it is.
+    pub fn opener(&self, cookie: u64) -> Option<u32> {
+        self.flows.get(cookie & COOKIE).map(|flow| flow.workload).filter(|workload| *workload != 0)
     }
 
     /// Has this flow not ended, nor begun to? What was read from its socket is in no total that was read

@@ -210,8 +210,12 @@ impl Kernel {
             });
         }
         let inbound = self.inbound.lock();
-        let links: Vec<(u32, u32)> =
-            inbound.links.values().filter_map(|link| bpf::link_ids(link.as_fd()).ok()).collect();
+        let links: Vec<(u32, u32)> = inbound
+            .links
+            .values()
+            .chain(&inbound.host)
+            .filter_map(|link| bpf::link_ids(link.as_fd()).ok())
+            .collect();
         for (name, program) in inbound.programs.named() {
             let costs = costs(&inspect::program_info(program)?);
             let mut ids: Vec<u32> = links.iter().filter(|ids| ids.1 == costs.id).map(|ids| ids.0).collect();

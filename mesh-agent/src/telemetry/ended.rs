@@ -163,6 +163,7 @@ mod tests {
             peer_port_be: 0,
             verdict: 0,
             protocol: 0,
+            namespace: 0,
             reserved: 0,
         };
         FlowEvent { flow, end_ns: 2_001_000, sent: 0, received: 0, srtt_us, retransmits: 0 }

@@ -197,6 +197,7 @@ mod tests {
             peer_port_be: 0,
             verdict: 3,
             protocol: 1,
+            namespace: 0,
             reserved: 0,
         };
         OpenFlow { cookie: 9, flow, standing: Standing { sent, ..Standing::default() } }

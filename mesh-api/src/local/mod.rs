@@ -51,6 +51,9 @@ pub struct Request {
     /// What it serves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memberships: Vec<Membership>,
+    /// It shares the host's network namespace: known by its cgroup and its ports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_network: bool,
     /// Log filter (`log`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub level: String,

@@ -33,6 +33,7 @@ fn examples() -> Vec<Value> {
             "Workload",
             &json!({
                 "addresses": ["10.1.0.2", "fd00::2"], "node": "n1", "serviceAccount": "web", "weight": 7,
+                "hostNetwork": true,
                 "services": [{"service": "web", "portName": "http", "targetPort": 8080, "weight": 3}, {"service": "db"}],
             }),
         ),

@@ -29,6 +29,9 @@ pub struct WorkloadSpec {
     pub node: String,
     /// Service account within the namespace: with it, its identity.
     pub service_account: String,
+    /// It shares its addresses with its host and other workloads: only the ports that it serves are its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_network: bool,
     /// Weight in every service that selects it; 0 takes no new connections.
     pub weight: u16,
     /// Services that it names itself, beside those that select it.
@@ -59,6 +62,7 @@ impl Default for WorkloadSpec {
             addresses: Vec::new(),
             node: String::new(),
             service_account: "default".to_owned(),
+            host_network: false,
             weight: 1,
             services: Vec::new(),
         }
@@ -68,7 +72,7 @@ impl Default for WorkloadSpec {
 impl WorkloadSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["addresses", "node", "serviceAccount", "weight", "services"],
+            &["addresses", "node", "serviceAccount", "hostNetwork", "weight", "services"],
             &["locality", "ports", "health", "network"],
         )?;
         let accepted = "a list of 1..=16 IP addresses";
@@ -94,6 +98,7 @@ impl WorkloadSpec {
             service_account: fields
                 .read("serviceAccount", |at| at.checked(&SUBDOMAIN))?
                 .unwrap_or(default.service_account),
+            host_network: fields.read("hostNetwork", |at| at.boolean())?.unwrap_or_default(),
             weight: fields.read("weight", |at| weight(&at))?.unwrap_or(default.weight),
             services,
         })

@@ -46,6 +46,7 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
             "addresses": workload.addresses,
             "node": who.node,
             "serviceAccount": account,
+            "hostNetwork": workload.host_network,
             "services": services,
         },
     });

@@ -126,6 +126,7 @@ impl Compiler {
             service_account: self.interned.get(&spec.service_account),
             node: self.interned.get(&spec.node),
             local: !spec.node.is_empty() && *spec.node == *self.node,
+            host_network: spec.host_network,
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
             policy_set,

@@ -1,5 +1,5 @@
 //! The entries of `WORKLOADS`: a workload's own addresses, one entry for each port that it serves, of TCP and of
-//! UDP, and one for any other port.
+//! UDP, and one for any other port, unless it shares them with its host.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
@@ -56,7 +56,9 @@ impl Claimant for Workload {
     type Key = WorkloadKey;
 
     fn keys(&self) -> Vec<WorkloadKey> {
-        let ports = || std::iter::once((0, false)).chain(self.ports.iter().map(|p| (p.port, p.udp())));
+        // The other ports of a host's address are the host's.
+        let any = (!self.host_network).then_some((0, false));
+        let ports = || any.into_iter().chain(self.ports.iter().map(|p| (p.port, p.udp())));
         let key = |ip, (port, udp): (u16, bool)| WorkloadKey {
             addr: addr::from_ip(ip),
             port_be: port.to_be(),

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_api::resource::{Key, Kind, Resource, Spec};
+use mesh_api::resource::{Key, Kind, Resource, Spec, WorkloadSpec};
 
 /// Namespace, label key, label value.
 type Label = (String, String, String);
@@ -39,7 +39,7 @@ impl Index {
                 for service in named(resource) {
                     self.naming.entry(service).or_default().insert(name.clone());
                 }
-                for address in &spec.addresses {
+                for address in own_addresses(spec) {
                     self.addressed.entry(*address).or_default().insert(resource.key());
                 }
             }
@@ -58,7 +58,7 @@ impl Index {
             Spec::Workload(spec) => {
                 labels(resource).for_each(|label| drop_from(&mut self.labelled, &label, name));
                 named(resource).for_each(|service| drop_from(&mut self.naming, &service, name));
-                for address in &spec.addresses {
+                for address in own_addresses(spec) {
                     drop_from(&mut self.addressed, address, &resource.key());
                 }
             }
@@ -82,10 +82,15 @@ impl Index {
         labels(workload).filter_map(|label| self.selecting.get(&label)).flatten().collect()
     }
 
-    /// Workloads that have an address.
+    /// Workloads that have an address to themselves.
     pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
         self.addressed.get(&address).into_iter().flatten()
     }
+}
+
+/// Those that nobody else may have: a host's are its workloads' all together.
+fn own_addresses(spec: &WorkloadSpec) -> &[IpAddr] {
+    if spec.host_network { &[] } else { &spec.addresses }
 }
 
 fn first_pair(service: &Resource) -> Option<Label> {

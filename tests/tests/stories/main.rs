@@ -15,6 +15,7 @@ mod endpoints;
 mod enrolment;
 mod hand_over;
 mod harness;
+mod host;
 mod http;
 mod kernel_view;
 mod kills;

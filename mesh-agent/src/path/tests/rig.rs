@@ -387,6 +387,7 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         service_account: "default".into(),
         node: "here".into(),
         local: true,
+        host_network: false,
         addresses: [at.ip()].into(),
         ports: [port].into(),
     }
