@@ -237,7 +237,7 @@ impl Enrolments {
             }
         }
         let numbers = inner.config.identify(&wanted.namespace, &wanted.name, &wanted.service_account).await?;
-        let installed = match table.slot_for(numbers.workload) {
+        let installed = match table.slot_for(key) {
             None => Err("the map LISTENERS is full: no more workloads fit this node".to_owned()),
             Some(slot) => {
                 let addresses = addresses.clone();
@@ -252,9 +252,6 @@ impl Enrolments {
                 return Err(reason);
             }
         };
-        for stale in table.adopted_keys(numbers.workload).into_iter().filter(|stale| *stale != key) {
-            inner.data.forget(stale);
-        }
         let home = inner.data.home(numbers.workload);
         let slots = LocalSlots { listener_slot: slot, heartbeat_slot: home };
         let upsert = wanted.upsert(&inner.settings.node, &addresses);

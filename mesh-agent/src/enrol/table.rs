@@ -84,14 +84,10 @@ impl Table {
         self.live.values().find(|live| live.key == key)
     }
 
-    /// Keys that an earlier agent enrolled for this workload.
-    pub fn adopted_keys(&self, workload: u32) -> Vec<EnrolledKey> {
-        self.adopted.iter().filter(|(_, value)| value.workload == workload).map(|(key, _)| *key).collect()
-    }
-
-    /// A first slot for this workload: the one that the kernel knows it by, else a free one.
-    pub fn slot_for(&self, workload: u32) -> Option<u32> {
-        let adopted = self.adopted.iter().find(|(_, value)| value.workload == workload);
+    /// A first slot for the workload of this key: the one that its entry in the kernel names, else a free one.
+    /// Numbers of workloads do not tell: an agent that died before it had written them down gave others.
+    pub fn slot_for(&self, key: EnrolledKey) -> Option<u32> {
+        let adopted = self.adopted.iter().find(|(held, _)| *held == key);
         if let Some((_, value)) = adopted {
             return Some(value.listener_slot);
         }
@@ -122,5 +118,23 @@ impl Table {
     /// What is remembered of all.
     pub fn records(&self) -> Vec<Record> {
         self.live.values().map(|live| live.record.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_common::record::KIND_NETNS;
+
+    #[test]
+    fn a_workload_keeps_the_slot_of_its_entry_and_nobody_elses_is_given_away() {
+        let key = |id| EnrolledKey { kind: KIND_NETNS, id };
+        let entry = |workload, listener_slot| Enrolled { workload, listener_slot, ..Enrolled::shared(0) };
+        let mut table = Table::new(vec![(key(1), entry(7, 4)), (key(2), entry(8, 0))]);
+        assert_eq!(table.slot_for(key(1)), Some(4));
+        assert_eq!(table.slot_for(key(2)), Some(0));
+        assert_eq!(table.slot_for(key(3)), Some(8));
+        assert_eq!(table.orphans().len(), 2);
+        assert_eq!(table.slot_for(key(3)), Some(0));
     }
 }
