@@ -82,10 +82,18 @@ mod tests {
     fn the_node_is_the_tokens_whatever_the_message_says() {
         let object = admit(&who(), &upsert("shop", "cart")).unwrap().to_json();
         assert_eq!(object["spec"]["node"], "n1");
+        assert!(object["spec"].get("hostNetwork").is_none());
         assert_eq!(
             object["spec"]["services"][0],
             json!({ "service": "cart", "targetPort": 8080, "weight": 2 })
         );
+    }
+
+    #[test]
+    fn who_shares_the_hosts_network_says_so() {
+        let mut shares = upsert("shop", "cart");
+        shares.workload.as_mut().unwrap().host_network = true;
+        assert_eq!(admit(&who(), &shares).unwrap().to_json()["spec"]["hostNetwork"], true);
     }
 
     #[test]

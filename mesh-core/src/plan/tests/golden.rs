@@ -261,6 +261,26 @@ fn an_address_that_two_want_is_the_firsts_until_it_goes() {
 }
 
 #[test]
+fn workloads_of_a_host_have_the_ports_that_they_serve_and_no_others() {
+    let mut node = Node::new(Capacities::default());
+    let shares = |name, port| {
+        let mut shares = workload(name, &["10.0.0.1"], &[("s", 80, 1)]);
+        shares.host_network = true;
+        shares.services[0].target_port = port;
+        of(shares)
+    };
+    let first = node.put(vec![
+        of(service("s", &["240.0.0.1"], 80, Protocol::Tcp)),
+        shares("a", 8080),
+        shares("b", 8081),
+    ]);
+    assert!(problems(&first).is_empty(), "{:?}", problems(&first));
+    let mut keys: Vec<WorkloadKey> = node.maps.workloads.keys().copied().collect();
+    keys.sort_unstable();
+    assert_eq!(keys, [workload_key("10.0.0.1", 8080), workload_key("10.0.0.1", 8081)]);
+}
+
+#[test]
 fn an_address_whose_family_no_endpoint_has_is_named_where_there_is_no_other() {
     let mut node = Node::new(Capacities::default());
     let plan = node.put(vec![
