@@ -23,6 +23,7 @@ use crate::admin::log::LogFilter;
 use crate::admin::socket::Listener;
 use crate::admin::{self, Admin};
 use crate::args::{CleanupArgs, RunArgs};
+use crate::carriage::Carriage;
 use crate::config::connect::{ControlPlane, JoinToken};
 use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
@@ -116,12 +117,15 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
 
     let (session, session_handle, verdicts) =
         session::new(control.clone(), args.node.clone(), config.clone());
+    let carriage =
+        Arc::new(Carriage::new(kernel.clone(), proxy.clone(), config.clone(), args.budget_pending));
     let data = datapath::Live {
         kernel: kernel.clone(),
         proxy: proxy.clone(),
         budget: Budget { connections: args.budget_connections, ..Budget::default() },
         pending: args.budget_pending,
         shared: parking_lot::Mutex::default(),
+        transport: carriage.clone(),
     };
     let enrolments =
         Enrolments::new(settings(&args, cgroup_root), Box::new(data), config.clone(), session_handle);
@@ -136,6 +140,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     drop(restored);
 
     tokio::spawn(enrolments.clone().follow(verdicts));
+    tokio::spawn(carriage.follow());
     let (successors, mut successor) = mpsc::channel(1);
     let running = Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments };
     let passed_on = metrics.try_clone()?;

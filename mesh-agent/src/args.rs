@@ -82,8 +82,8 @@ pub struct RunArgs {
     #[arg(long, env = "NODEMESH_BUDGET_CONNECTIONS", default_value_t = crate::path::Budget::default().connections)]
     pub budget_connections: u32,
     /// Captured connections of one workload that may wait for the proxy.
-    #[arg(long, env = "NODEMESH_BUDGET_PENDING", default_value_t = 1024)]
-    pub budget_pending: u32,
+    #[arg(long, env = "NODEMESH_BUDGET_PENDING", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=16_384))]
+    pub budget_pending: u16,
     /// What is noted of flows.
     #[command(flatten)]
     pub flows: FlowArgs,
@@ -157,6 +157,15 @@ pub struct MapSizes {
     /// Ranges of addresses that policies tell apart.
     #[arg(long, default_value_t = maps::POLICY_CIDRS.capacity, env = "NODEMESH_MAP_POLICY_CIDRS")]
     pub map_policy_cidrs: u32,
+    /// Ports and interfaces that transport policies leave alone, by workload.
+    #[arg(long, default_value_t = maps::EXCLUDE.capacity, env = "NODEMESH_MAP_EXCLUDE")]
+    pub map_exclude: u32,
+    /// Ranges of addresses that transport policies leave alone, by workload.
+    #[arg(long, default_value_t = maps::EXCLUDE_CIDRS.capacity, env = "NODEMESH_MAP_EXCLUDE_CIDRS")]
+    pub map_exclude_cidrs: u32,
+    /// Questions over UDP whose answers are let in, of workloads that take no other datagrams.
+    #[arg(long, default_value_t = maps::UDP_ASKED.capacity, env = "NODEMESH_MAP_UDP_ASKED", value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
+    pub map_udp_asked: u32,
     /// Keys of flow totals.
     #[arg(long, default_value_t = maps::FLOW_TOTALS.capacity, env = "NODEMESH_MAP_FLOW_TOTALS")]
     pub map_flow_totals: u32,
@@ -185,6 +194,9 @@ impl MapSizes {
             (maps::WORKLOADS.name, self.map_workloads),
             (maps::POLICY.name, self.map_policy),
             (maps::POLICY_CIDRS.name, self.map_policy_cidrs),
+            (maps::EXCLUDE.name, self.map_exclude),
+            (maps::EXCLUDE_CIDRS.name, self.map_exclude_cidrs),
+            (maps::UDP_ASKED.name, self.map_udp_asked),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
             (maps::TOTALS_HOMES.name, self.map_flow_totals.min(maps::TOTALS_HOMES.capacity)),
             (maps::FLOW_EVENTS.name, self.map_flow_events),

@@ -8,6 +8,7 @@
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
+//! - `carriage`: how transport policies want connections carried.
 //! - [`telemetry`]: what Prometheus sees.
 
 #![deny(unsafe_code)]
@@ -16,6 +17,7 @@ pub mod admin;
 pub mod agent;
 pub mod args;
 pub mod authorise;
+mod carriage;
 mod cgroups;
 pub mod config;
 pub mod enrol;

@@ -57,6 +57,7 @@ fn spec(kind: Kind) -> Value {
         Kind::TcpRoute | Kind::UdpRoute => l4_route(),
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
+        Kind::TransportPolicy => transport_policy(),
         Kind::Mesh => mesh(),
     }
 }
@@ -228,10 +229,14 @@ fn traffic_policy() -> Value {
     )
 }
 
-fn authorization_policy() -> Value {
-    let text = json!({ "type": "string", "minLength": 1 });
+fn selector() -> Value {
     let labels =
         json!({ "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } });
+    object(&json!([]), &json!({ "matchLabels": labels }))
+}
+
+fn authorization_policy() -> Value {
+    let text = json!({ "type": "string", "minLength": 1 });
     let from = object(
         &json!([]),
         &json!({
@@ -246,9 +251,35 @@ fn authorization_policy() -> Value {
     object(
         &json!([]),
         &json!({
-            "selector": object(&json!([]), &json!({ "matchLabels": labels })),
+            "selector": selector(),
             "action": words(&["allow", "deny"]),
             "rules": list(&rule, 0, 64),
+        }),
+    )
+}
+
+fn transport_policy() -> Value {
+    let text = json!({ "type": "string", "minLength": 1 });
+    let exclusions = object(
+        &json!([]),
+        &json!({
+            "ports": list(&port(), 0, 64),
+            "cidrs": list(&text, 0, 64),
+            "interfaces": list(&json!({ "type": "string", "pattern": "^[!-.0-9;-~]{1,15}$" }), 0, 64),
+        }),
+    );
+    object(
+        &json!([]),
+        &json!({
+            "scope": words(&["namespace", "mesh"]),
+            "selector": selector(),
+            "mtls": object(&json!(["mode"]), &json!({ "mode": words(&["off"]) })),
+            "udp": words(&["allow", "deny"]),
+            "exclude": object(&json!([]), &json!({ "outbound": exclusions, "inbound": exclusions })),
+            "budget": object(
+                &json!([]),
+                &json!({ "connections": integer(1, 1_000_000), "pending": integer(1, 16_384) }),
+            ),
         }),
     )
 }

@@ -6,9 +6,10 @@
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, HttpMode, HttpRouteSpec,
-    HttpRule, Inbound, Kind, L4RouteSpec, MeshSpec, OnProxyLoss, ParentRef, PathMatch, Protocol, Resource,
-    ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode,
+    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, MeshSpec, OnProxyLoss, ParentRef, PathMatch,
+    PolicyScope, Protocol, Resource, ServicePort, ServiceSpec, Spec, TrafficPolicySpec, TransportPolicySpec,
+    UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -28,6 +29,8 @@ pub enum Wire {
     TrafficPolicy(v1::TrafficPolicy),
     /// `AuthorizationPolicy`
     AuthorizationPolicy(v1::AuthorizationPolicy),
+    /// `TransportPolicy`
+    TransportPolicy(v1::TransportPolicy),
     /// `Mesh`
     Mesh(v1::Mesh),
 }
@@ -44,6 +47,7 @@ impl Wire {
             Self::UdpRoute(message) => message.encode_to_vec(),
             Self::TrafficPolicy(message) => message.encode_to_vec(),
             Self::AuthorizationPolicy(message) => message.encode_to_vec(),
+            Self::TransportPolicy(message) => message.encode_to_vec(),
             Self::Mesh(message) => message.encode_to_vec(),
         }
     }
@@ -58,6 +62,7 @@ impl Wire {
             Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::TransportPolicy(_) => Kind::TransportPolicy,
             Self::Mesh(_) => Kind::Mesh,
         }
     }
@@ -77,6 +82,7 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         }
         Spec::TrafficPolicy(spec) => Wire::TrafficPolicy(traffic_policy(resource, spec)),
         Spec::AuthorizationPolicy(spec) => Wire::AuthorizationPolicy(authorization_policy(resource, spec)),
+        Spec::TransportPolicy(spec) => Wire::TransportPolicy(transport_policy(resource, spec)),
         Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
     }
 }
@@ -254,6 +260,31 @@ fn authorization_rule(rule: &AuthorizationRule, own: &str) -> v1::AuthorizationR
     v1::AuthorizationRule {
         from: from.collect(),
         ports: rule.to.iter().flat_map(|to| &to.ports).map(|port| u32::from(*port)).collect(),
+    }
+}
+
+fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::TransportPolicy {
+    let udp = match spec.udp {
+        None => v1::UdpMode::Unset,
+        Some(UdpMode::Allow) => v1::UdpMode::Allow,
+        Some(UdpMode::Deny) => v1::UdpMode::Deny,
+    };
+    let exclusions = |all: &Exclusions| v1::Exclusions {
+        ports: all.ports.iter().map(|port| u32::from(*port)).collect(),
+        cidrs: all.cidrs.iter().map(ToString::to_string).collect(),
+        interfaces: all.interfaces.clone(),
+    };
+    v1::TransportPolicy {
+        namespace: resource.metadata.namespace.clone(),
+        name: resource.metadata.name.clone(),
+        mesh: spec.scope == PolicyScope::Mesh,
+        selector: spec.selector.match_labels.clone().into_iter().collect(),
+        udp: udp.into(),
+        outbound: spec.exclude.outbound.as_ref().map(exclusions),
+        inbound: spec.exclude.inbound.as_ref().map(exclusions),
+        budget_connections: spec.budget.connections.unwrap_or(0),
+        budget_pending: spec.budget.pending.map_or(0, u32::from),
+        created_ms: resource.metadata.created_ms,
     }
 }
 

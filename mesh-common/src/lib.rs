@@ -8,6 +8,7 @@
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`pick`]: which slot of a table a connection gets, and when an endpoint is ejected.
+//! - [`transport`]: what is left alone, and which datagrams are answers.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
 //! - [`homes`]: arrays in front of hashes.
 //! - [`flows`], [`udp`]: where what is known of a socket lives, and for how long it holds.
@@ -31,5 +32,6 @@ pub mod pick;
 mod pod;
 pub mod policy;
 pub mod record;
+pub mod transport;
 pub mod udp;
 pub mod verdict;

@@ -4,7 +4,7 @@
 //! change at first load; a pinned map keeps the size it was made with.
 
 use crate::homes::Home;
-use crate::{record as r, udp};
+use crate::{record as r, transport as t, udp};
 
 /// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,12 @@ pub const VERDICTS: Spec = spec("VERDICTS", 4, 8, crate::verdict::Verdict::COUNT
 pub const POLICY: Spec = spec("POLICY", size_of::<r::PolicyKey>(), 4, 16_384);
 /// Ranges of addresses that policy sets tell apart, by longest prefix.
 pub const POLICY_CIDRS: Spec = spec("POLICY_CIDRS", 4 + size_of::<r::PolicyCidr>(), 4, 8_192);
+/// Ports and interfaces that are left alone.
+pub const EXCLUDE: Spec = spec("EXCLUDE", size_of::<t::ExcludeKey>(), 4, 16_384);
+/// Addresses that are left alone, by longest prefix.
+pub const EXCLUDE_CIDRS: Spec = spec("EXCLUDE_CIDRS", 4 + size_of::<t::ExcludeCidr>(), 4, 8_192);
+/// When whom was asked, of workloads that take answers alone; the least recently used go first.
+pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), 8, 4_096);
 /// Connections that a policy refused, a ring.
 pub const DENIALS: Spec = spec("DENIALS", 0, size_of::<r::Denial>(), 1 << 14);
 /// Word 0: epoch of the snapshot that the maps hold.
@@ -115,6 +121,9 @@ pub const ALL: &[Spec] = &[
     VERDICTS,
     POLICY,
     POLICY_CIDRS,
+    EXCLUDE,
+    EXCLUDE_CIDRS,
+    UDP_ASKED,
     DENIALS,
     EPOCH,
     AGENT,

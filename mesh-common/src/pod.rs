@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::homes::Home;
-use crate::{record as r, udp};
+use crate::{record as r, transport, udp};
 
 macro_rules! pod {
     ($($t:ty),* $(,)?) => {$(
@@ -30,6 +30,8 @@ pod!(
     r::PolicyKey,
     r::PolicyCidr,
     r::Denial,
+    transport::ExcludeKey,
+    transport::ExcludeCidr,
     r::SynKey,
     r::Capture,
     r::Flow,

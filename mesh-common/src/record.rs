@@ -56,7 +56,9 @@ pub struct Enrolled {
     /// Word of the home worker in `HEARTBEAT`.
     pub heartbeat_slot: u32,
     /// How many captured connections may wait for the agent at once.
-    pub budget_pending: u32,
+    pub budget_pending: u16,
+    /// [`crate::transport::enrolled`].
+    pub flags: u16,
     /// Where the IPv4 outbound listener is bound on 127.0.0.1.
     pub port4_be: u16,
     /// Where the IPv6 outbound listener is bound on ::1.
@@ -128,6 +130,8 @@ pub mod flags {
     pub const INBOUND_PROXY: u32 = 8;
     /// The workload lives on this node and this port of it asks who is calling: leave a flow source.
     pub const ASKS: u32 = 16;
+    /// The workload lives on this node, and some of what comes to it is left alone: `EXCLUDE`.
+    pub const EXCLUDES: u32 = 32;
     /// Of two draws the endpoint with fewer connections for its weight.
     pub const LEAST: u32 = 1 << 16;
     /// By the client, over the rows of a Maglev table that follow the slots.

@@ -52,11 +52,17 @@ pub enum Verdict {
     /// Every endpoint that could be chosen has as many connections from this node as the policy allows:
     /// `ECONNREFUSED`.
     EndpointLimit = 20,
+    /// A `TransportPolicy` leaves it alone: neither balanced nor captured.
+    Excluded = 21,
+    /// Inbound: needs the proxy, and a `TransportPolicy` leaves it alone: passed to the application.
+    InboundExcluded = 22,
+    /// Inbound: a datagram that the workload has not asked for, and takes none of: dropped.
+    UdpDenied = 23,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 21;
+    pub const COUNT: u32 = 24;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -81,6 +87,9 @@ impl Verdict {
         Self::PolicyFull,
         Self::ServiceLimit,
         Self::EndpointLimit,
+        Self::Excluded,
+        Self::InboundExcluded,
+        Self::UdpDenied,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -107,6 +116,9 @@ impl Verdict {
             Self::PolicyFull => "policy_full",
             Self::ServiceLimit => "service_limit",
             Self::EndpointLimit => "endpoint_limit",
+            Self::Excluded => "excluded",
+            Self::InboundExcluded => "inbound_excluded",
+            Self::UdpDenied => "udp_denied",
         }
     }
 

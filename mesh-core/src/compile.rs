@@ -20,6 +20,7 @@ mod routes;
 mod services;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transport;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -38,6 +39,7 @@ pub use problems::Condition;
 use authorisation::Authorization;
 use problems::Problems;
 use services::{Port, port_name};
+use transport::TransportHeld;
 use workloads::Held;
 
 /// Trust domain of a mesh that names none.
@@ -116,6 +118,7 @@ pub struct Compiler {
     /// Workloads of this node that the control plane knows.
     locals: BTreeSet<Name>,
     authorizations: BTreeMap<Name, Authorization>,
+    transports: BTreeMap<Name, TransportHeld>,
     sets: HashMap<Arc<PolicySet>, PolicySetId>,
     /// The number of the next set.
     next_set: PolicySetId,
@@ -133,6 +136,8 @@ pub struct Compiler {
 struct Work {
     workloads: BTreeSet<Name>,
     endpoints: BTreeSet<ServiceId>,
+    /// A workload of this node came, changed or went.
+    locals: bool,
     dirty: Dirty,
 }
 
@@ -151,6 +156,7 @@ impl Compiler {
             workloads: HashMap::new(),
             locals: BTreeSet::new(),
             authorizations: BTreeMap::new(),
+            transports: BTreeMap::new(),
             sets: HashMap::new(),
             next_set: mesh_common::policy::FIRST_SET,
             senders: HashMap::new(),
@@ -198,10 +204,14 @@ impl Compiler {
             mut l4_routes,
             mut policies,
             mut authorizations,
+            transports,
             workloads,
             mesh,
         } = touched;
         work.workloads.extend(workloads);
+        for name in &transports {
+            self.compile_transport(name, work);
+        }
         if mesh {
             // Identities are named with the mesh's trust domain.
             authorizations.extend(self.authorizations.keys().map(Arc::clone));
@@ -241,6 +251,7 @@ impl Compiler {
         for name in std::mem::take(&mut work.workloads) {
             self.compile_workload(&name, work);
         }
+        self.check_transports(&transports, work.locals);
         self.drop_unused_sets(work);
         for id in std::mem::take(&mut work.endpoints) {
             self.gather_endpoints(id, work);

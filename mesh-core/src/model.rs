@@ -44,13 +44,15 @@ pub enum Kind {
     TrafficPolicy,
     /// Who may connect to workloads.
     AuthorizationPolicy,
+    /// How the connections of workloads are carried.
+    TransportPolicy,
     /// The mesh.
     Mesh,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
@@ -58,6 +60,7 @@ impl Kind {
         Self::UdpRoute,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
+        Self::TransportPolicy,
         Self::Mesh,
     ];
 }
@@ -72,6 +75,7 @@ impl fmt::Display for Kind {
             Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::TransportPolicy => "TransportPolicy",
             Self::Mesh => "Mesh",
         })
     }
@@ -110,6 +114,7 @@ pub(crate) struct Touched {
     pub l4_routes: BTreeSet<L4Name>,
     pub policies: BTreeSet<Name>,
     pub authorizations: BTreeSet<Name>,
+    pub transports: BTreeSet<Name>,
     pub mesh: bool,
 }
 
@@ -180,6 +185,7 @@ impl Model {
                 touched.policies.insert(name);
             }
             Kind::AuthorizationPolicy => drop(touched.authorizations.insert(name)),
+            Kind::TransportPolicy => drop(touched.transports.insert(name)),
             Kind::Mesh => touched.mesh = true,
         }
     }
@@ -220,6 +226,11 @@ impl Model {
 
     /// The authorisation policy of that name.
     pub fn authorization(&self, name: &str) -> Option<v1::AuthorizationPolicy> {
+        self.get(name)
+    }
+
+    /// The transport policy of that name.
+    pub fn transport(&self, name: &str) -> Option<v1::TransportPolicy> {
         self.get(name)
     }
 

@@ -14,7 +14,8 @@ use std::time::Duration;
 use imbl::HashMap;
 use mesh_api::proto::v1::Protocol;
 
-use crate::authorise::PolicySet;
+use crate::authorise::{Network, PolicySet};
+use crate::model::Name;
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -229,11 +230,48 @@ pub struct Workload {
     pub mesh_ns: u32,
     /// Who may connect to it; 0: everybody. Known only of workloads of this node.
     pub policy_set: PolicySetId,
+    /// How its connections are carried; `None`: no policy says. Known only of workloads of this node.
+    pub transport: Option<Arc<Transport>>,
     /// Addresses.
     pub addresses: Box<[IpAddr]>,
     /// What it serves, by port; of several services on one port the one with the lowest id comes first, and
     /// a connection to the workload's own address counts as one to that.
     pub ports: Box<[WorkloadPort]>,
+}
+
+/// How the connections of a workload are carried: what all transport policies that are for it come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transport {
+    /// The policies that it is made of, in order.
+    pub policies: Box<[Name]>,
+    /// Datagrams that it has not asked for are dropped.
+    pub no_udp: bool,
+    /// What it opens and the mesh leaves alone.
+    pub outbound: Exclusions,
+    /// What comes to it and the mesh leaves alone; who may connect is asked all the same.
+    pub inbound: Exclusions,
+    /// Connections through the proxy at once; `None`: as the agent was told.
+    pub connections: Option<u32>,
+    /// Of them those that wait for the proxy; `None`: as the agent was told.
+    pub pending: Option<u16>,
+}
+
+/// What is left alone in one direction: whatever one of these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    /// Ports, in order.
+    pub ports: Box<[u16]>,
+    /// Addresses.
+    pub networks: Box<[Network]>,
+    /// Interfaces, by the names that they have in the workload's namespace.
+    pub interfaces: Box<[Box<str>]>,
+}
+
+impl Exclusions {
+    /// Nothing?
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Workload {

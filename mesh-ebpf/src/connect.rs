@@ -19,13 +19,14 @@ use mesh_common::record::{
     Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
     Workload, WorkloadKey, flags, flow, listener, role,
 };
+use mesh_common::transport::enrolled;
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
 use crate::maps::{BUDGET, CAPTURED, EPOCH, WORKLOADS};
 use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
-use crate::{flows, homes, totals, udp, who};
+use crate::{exclude, flows, homes, totals, udp, who};
 
 /// What a program returns that lets the call go on.
 pub const ALLOW: i32 = 1;
@@ -124,7 +125,11 @@ fn connect(call: &Call) -> i32 {
         // Left over where the same socket was captured at an earlier attempt.
         drop_record(&CAPTURED, sk.cast());
     }
-    let verdict = decide_and_rewrite(call, me, &mut flow);
+    let verdict = if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me) {
+        excluded(call, &mut flow)
+    } else {
+        decide_and_rewrite(call, me, &mut flow)
+    };
     finish(call, &mut flow, verdict)
 }
 
@@ -139,6 +144,16 @@ fn legs_of(call: &Call, shared: &Enrolled, sk: *mut c_void) -> i32 {
         return leg(call, own, &mut flow);
     }
     ALLOW
+}
+
+/// Left alone. Only where the destination asks who is calling it is told: whether this workload may connect is
+/// decided there.
+#[inline(never)]
+fn excluded(call: &Call, flow: &mut Flow) -> Verdict {
+    if find_workload(call).is_some_and(|peer| peer.flags & flags::ASKS != 0) {
+        flow.flags |= flow::PROVE;
+    }
+    Verdict::Excluded
 }
 
 /// The agent's own connection: counts for its endpoint, as nothing else.

@@ -11,6 +11,7 @@
 //! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
 //! - [`policy`]: may this caller connect?
+//! - [`exclude`]: what is left alone, and which datagrams are answers.
 //! - [`flows`]: what is known of a connection while it lives.
 //! - [`going`]: a signal or an exit ends the agent.
 //! - [`maps`], [`socket`], [`totals`]: what they share.
@@ -24,6 +25,7 @@
 #![allow(internal_features)]
 
 mod connect;
+mod exclude;
 mod fare;
 mod flows;
 mod going;

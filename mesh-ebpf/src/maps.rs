@@ -11,6 +11,7 @@ use mesh_common::record::{
     Affinity, AffinityKey, Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load,
     PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::transport::{AskedKey, ExcludeCidr, ExcludeKey};
 use mesh_common::udp::{Sticky, StickyKey};
 
 // Not allocated in advance: memory is paid for what is there.
@@ -78,6 +79,14 @@ pub static POLICY: HashMap<PolicyKey, u32> = HashMap::with_max_entries(m::POLICY
 #[map]
 pub static POLICY_CIDRS: LpmTrie<PolicyCidr, u32> =
     LpmTrie::with_max_entries(m::POLICY_CIDRS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static EXCLUDE: HashMap<ExcludeKey, u32> =
+    HashMap::with_max_entries(m::EXCLUDE.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static EXCLUDE_CIDRS: LpmTrie<ExcludeCidr, u32> =
+    LpmTrie::with_max_entries(m::EXCLUDE_CIDRS.capacity, BPF_F_NO_PREALLOC);
+#[map]
+pub static UDP_ASKED: LruHashMap<AskedKey, u64> = LruHashMap::with_max_entries(m::UDP_ASKED.capacity, 0);
 #[map]
 pub static DENIALS: RingBuf = RingBuf::with_byte_size(m::DENIALS.capacity, 0);
 #[map]

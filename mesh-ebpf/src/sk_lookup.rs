@@ -1,4 +1,5 @@
-//! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped.
+//! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped; of a workload that
+//! takes no datagrams that nobody asked for, a datagram, too.
 //!
 //! Asked in this order: the policies of the workload that is called, then who takes the connection. Skipped:
 //! loopback and what a pod sends to its own address; whatever no entry names. In the host's namespace the
@@ -13,12 +14,12 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{Inbound, inbound};
 use mesh_common::policy::{Caller, UNPROVED, proves};
-use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, Workload, WorkloadKey, flags};
+use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags};
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{FLOW_SRC, LISTENERS, WORKLOADS};
-use crate::policy;
 use crate::socket::{count, worker_alive};
+use crate::{exclude, policy};
 
 const PASS: u32 = 1;
 const DROP: u32 = 0;
@@ -36,20 +37,32 @@ macro_rules! field {
 /// For a workload without policies: what no entry names passes.
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
-    look_up(&ctx, Place::Open)
+    look_up(&ctx, Place::Open, false)
 }
 
 /// For a workload with policies: an address that it was not enrolled with (link-local, added later) would be a
 /// way around them. Which workload it is cannot be told from here, so nobody is asked: it is closed.
 #[sk_lookup]
 pub fn mesh_sk_policed(ctx: SkLookupContext) -> u32 {
-    look_up(&ctx, Place::Policed)
+    look_up(&ctx, Place::Policed, false)
+}
+
+/// For a workload without policies that hears nothing over UDP but answers.
+#[sk_lookup]
+pub fn mesh_sk_no_udp(ctx: SkLookupContext) -> u32 {
+    look_up(&ctx, Place::Open, true)
+}
+
+/// For a workload with policies that hears nothing over UDP but answers.
+#[sk_lookup]
+pub fn mesh_sk_closed(ctx: SkLookupContext) -> u32 {
+    look_up(&ctx, Place::Policed, true)
 }
 
 /// For the host's namespace, which workloads share with everything else that the host does.
 #[sk_lookup]
 pub fn mesh_sk_host(ctx: SkLookupContext) -> u32 {
-    look_up(&ctx, Place::Host)
+    look_up(&ctx, Place::Host, false)
 }
 
 /// Whose namespace it is.
@@ -70,27 +83,63 @@ pub fn mesh_sk_idle(_: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn look_up(ctx: &SkLookupContext, place: Place) -> u32 {
+fn look_up(ctx: &SkLookupContext, place: Place, no_udp: bool) -> u32 {
     let c = ctx.lookup;
-    let host = matches!(place, Place::Host);
-    let first = if host { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
-    if field!(c, protocol) != u32::from(PROTO_TCP) || field!(c, ingress_ifindex) < first {
+    let first = if matches!(place, Place::Host) { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
+    if field!(c, ingress_ifindex) < first {
         return PASS;
     }
+    match field!(c, protocol) as u8 {
+        PROTO_TCP => connection(ctx, place),
+        PROTO_UDP if no_udp => datagram(c),
+        _ => PASS,
+    }
+}
+
+/// A datagram for a socket that is not connected: those that are were found before. An address that the workload
+/// was not enrolled with is closed, as in [`mesh_sk_policed`].
+#[inline(always)]
+fn datagram(c: *mut bpf_sk_lookup) -> u32 {
+    let (local, remote) = ends(c);
+    if addr::same(&local, &remote) || addr::is_loopback(&local) {
+        return PASS;
+    }
+    let port = field!(c, local_port);
+    if let Some(entry) = at(&local, 0)
+        && (exclude::is_answer(entry.workload, port, &remote, field!(c, remote_port))
+            || left_alone(entry, port, &remote, field!(c, ingress_ifindex)))
+    {
+        return PASS;
+    }
+    count(Verdict::UdpDenied);
+    DROP
+}
+
+/// Is what comes from there to this port of the workload excluded? `port` in host order.
+#[inline(always)]
+fn left_alone(entry: &Workload, port: u32, remote: &Addr, interface: u32) -> bool {
+    entry.flags & flags::EXCLUDES != 0 && exclude::inbound(entry.workload, port, remote, interface)
+}
+
+/// What is served at this address and port; 0: at any other port.
+#[inline(always)]
+fn at(local: &Addr, port_be: u16) -> Option<&'static Workload> {
+    let key = WorkloadKey { addr: *local, port_be, proto: PROTO_TCP, network: 0 };
+    // SAFETY: entries are replaced whole; a stale one is still one.
+    unsafe { WORKLOADS.get(&key) }
+}
+
+#[inline(always)]
+fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
+    let c = ctx.lookup;
+    let host = matches!(place, Place::Host);
     let (local, remote) = ends(c);
     if addr::is_loopback(&local) || (!host && addr::same(&local, &remote)) {
         return PASS;
     }
     let port_be = (field!(c, local_port) as u16).to_be();
-    let mut key = WorkloadKey { addr: local, port_be, proto: PROTO_TCP, network: 0 };
-    // SAFETY: entries are replaced whole; a stale one is still one.
-    let mut found = unsafe { WORKLOADS.get(&key) };
-    if found.is_none() && !host {
-        key.port_be = 0;
-        // SAFETY: as above.
-        found = unsafe { WORKLOADS.get(&key) };
-    }
-    let Some(entry) = found else {
+    // On the host's address entries name single ports.
+    let Some(entry) = at(&local, port_be).or_else(|| if host { None } else { at(&local, 0) }) else {
         if matches!(place, Place::Policed) {
             count(policy::refused(0, &remote, 0, 0, port_be));
             return DROP;
@@ -114,6 +163,10 @@ fn look_up(ctx: &SkLookupContext, place: Place) -> u32 {
         return DROP;
     }
     if entry.flags & flags::INBOUND_PROXY == 0 {
+        return PASS;
+    }
+    if !authorised && left_alone(entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
+        count(Verdict::InboundExcluded);
         return PASS;
     }
     act(ctx, entry, authorised)

@@ -18,6 +18,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::record::{Enrolled, Flow, PROTO_UDP, Service, app, flow};
+use mesh_common::transport::enrolled;
 use mesh_common::udp::{
     self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
 };
@@ -27,7 +28,7 @@ use crate::connect::{
     ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
     refuses,
 };
-use crate::flows;
+use crate::{exclude, flows};
 use crate::maps::UDP_STICKY;
 use crate::pick::{Chosen, pick};
 use crate::pick::slot_of;
@@ -38,7 +39,7 @@ const ANY: u64 = 0;
 
 // Named in `mesh_common::udp`; the agent sets it when it loads the programs.
 #[unsafe(no_mangle)]
-static UDP_IDLE_NS: Global<u64> = Global::new(IDLE_NS);
+pub static UDP_IDLE_NS: Global<u64> = Global::new(IDLE_NS);
 
 /// `connect()` of an enrolled workload's UDP socket.
 #[inline(always)]
@@ -46,7 +47,8 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
     let cookie = flows::cookie(call.ctx.cast());
     let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
-    let verdict = if addr::is_loopback(&call.dst) {
+    let alone = me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me);
+    let verdict = if alone || addr::is_loopback(&call.dst) {
         Verdict::Outside
     } else if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
@@ -113,6 +115,21 @@ fn send(call: &Call) -> i32 {
         return ALLOW;
     };
     if addr::is_loopback(&call.dst) {
+        return ALLOW;
+    }
+    let sent = send_from(call, me);
+    if me.flags & enrolled::NO_UDP != 0 && sent == ALLOW {
+        // Read again: the destination may have been rewritten.
+        let went = if call.v6 { call6(call.ctx, PROTO_UDP) } else { call4(call.ctx, PROTO_UDP) };
+        exclude::asks(&went, me);
+    }
+    sent
+}
+
+/// A datagram of an enrolled workload.
+#[inline(always)]
+fn send_from(call: &Call, me: &Enrolled) -> i32 {
+    if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me) {
         return ALLOW;
     }
     // The kernel itself names the destination where an IPv6 socket is connected to an IPv4 address.
@@ -372,8 +389,9 @@ fn connected(call: &Call) -> Option<(Addr, u16)> {
     }
 }
 
+/// The call's socket.
 #[inline(always)]
-fn socket(ctx: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
+pub fn socket(ctx: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
     // SAFETY: the context is valid for the run.
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
     (!sk.is_null()).then_some(sk)

@@ -84,6 +84,7 @@ impl Get {
             Kind::TcpRoute | Kind::UdpRoute => &["NAMESPACE", "NAME", "PARENTS", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
             Kind::AuthorizationPolicy => &["NAMESPACE", "NAME", "SELECTOR", "ACTION", "RULES"],
+            Kind::TransportPolicy => &["NAMESPACE", "NAME", "FOR", "UDP", "EXCLUDED OUT", "EXCLUDED IN"],
         };
         let rows: Vec<_> = items.iter().map(|item| row(self.kind, item)).collect();
         table::print(head, &rows);
@@ -152,15 +153,29 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             or_dash(text(&spec["balancing"])),
         ]),
         Kind::AuthorizationPolicy => {
-            let labels = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
+            row.extend([selector(spec), text(&spec["action"]), array(&spec["rules"]).count().to_string()]);
+        }
+        Kind::TransportPolicy => {
+            let labels = selector(spec);
+            let excluded = |direction: &str| {
+                let all = ["ports", "cidrs", "interfaces"];
+                join(all.iter().flat_map(|what| array(&spec["exclude"][direction][*what]).map(text)))
+            };
             row.extend([
-                join(labels.map(|(key, value)| format!("{key}={}", text(value)))),
-                text(&spec["action"]),
-                array(&spec["rules"]).count().to_string(),
+                if labels == "-" { text(&spec["scope"]) } else { labels },
+                or_dash(text(&spec["udp"])),
+                excluded("outbound"),
+                excluded("inbound"),
             ]);
         }
     }
     row
+}
+
+/// The labels that a policy asks for.
+fn selector(spec: &Value) -> String {
+    let labels = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
+    join(labels.map(|(key, value)| format!("{key}={}", text(value))))
 }
 
 /// `name:port->targetPort/protocol`, as short as it can be told.

@@ -137,3 +137,12 @@ pub fn authorization(name: &str, app: &str, action: &str, rules: &str) -> String
          spec:\n{selector}  action: {action}\n  rules: {rules}\n"
     )
 }
+
+/// A `TransportPolicy` with these lines of its spec.
+pub fn transport(name: &str, lines: &[&str]) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: TransportPolicy\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  {}\n",
+        lines.join("\n  ")
+    )
+}

@@ -107,6 +107,8 @@ struct Shared {
     names: Names,
     /// There is something to serve: a snapshot from disk, or a first sync.
     served: AtomicBool,
+    /// Everything has come once since this agent started.
+    synced: AtomicBool,
     /// When the epoch in force came.
     since: Mutex<Instant>,
     /// Workloads enrolled on this node.
@@ -122,6 +124,7 @@ pub fn start(options: Options, maps: Arc<dyn Maps>, snapshot: Arc<ArcSwap<Snapsh
         conditions: Arc::default(),
         names: Names::default(),
         served: AtomicBool::new(false),
+        synced: AtomicBool::new(false),
         since: Mutex::new(Instant::now()),
         enrolled: AtomicUsize::new(0),
     });
@@ -213,6 +216,11 @@ impl Handle {
     /// Workloads enrolled on this node.
     pub fn enrolled(&self) -> usize {
         self.shared.enrolled.load(Relaxed)
+    }
+
+    /// Has everything come once since this agent started? Before, what is missing may be what is not known yet.
+    pub fn synced(&self) -> bool {
+        self.shared.synced.load(Relaxed)
     }
 
     /// Is there something to serve?

@@ -188,6 +188,7 @@ impl Owner {
                 if first {
                     self.compiler.end_unknown_ids();
                     self.shared.served.store(true, Relaxed);
+                    self.shared.synced.store(true, Relaxed);
                 }
                 let _ = reply.send(rejected);
             }

@@ -18,6 +18,7 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
         Kind::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
         Kind::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
+        Kind::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
     }
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::host::{Seat, Shared};
 use super::listeners::Opened;
+use crate::carriage::Carriage;
 use crate::config::Numbers;
 use crate::kernel::Kernel;
 use crate::path::{Budget, Enrolment, Proxy};
@@ -44,6 +45,8 @@ pub trait DataPath: Send + Sync + 'static {
     fn home(&self, workload: u32) -> u32;
     /// Makes it part of the mesh. On an error nothing of it is left.
     fn install(&self, install: Install) -> Result<(), String>;
+    /// Puts in force what policies say of it, when it is known what it is.
+    fn carry(&self, workload: u32);
     /// Undoes [`DataPath::install`]; also for what an earlier agent installed.
     fn remove(&self, key: EnrolledKey, workload: u32, slot: u32);
     /// Removes an entry whose workload lives on under another.
@@ -63,7 +66,9 @@ pub struct Live {
     /// What each workload may use of the proxy.
     pub budget: Budget,
     /// How many captured connections of a workload may wait for the proxy.
-    pub pending: u32,
+    pub pending: u16,
+    /// What transport policies say.
+    pub transport: Arc<Carriage>,
     /// Who shares the host's namespace.
     pub shared: Mutex<Host>,
 }
@@ -104,6 +109,7 @@ impl Live {
             listener_slot: slot,
             heartbeat_slot: self.proxy.home(numbers.workload),
             budget_pending: self.pending,
+            flags: 0,
             port4_be: Opened::port_be(opened.out4.as_ref()),
             port6_be: Opened::port_be(opened.out6.as_ref()),
         };
@@ -183,6 +189,10 @@ impl DataPath for Live {
         done
     }
 
+    fn carry(&self, workload: u32) {
+        self.transport.carry(workload);
+    }
+
     fn remove(&self, key: EnrolledKey, workload: u32, slot: u32) {
         // First the entry: from then on nothing is captured any more.
         let failed = |what: &str, error: &dyn std::fmt::Display| {
@@ -200,6 +210,7 @@ impl DataPath for Live {
             }
         }
         self.proxy.remove_workload(workload);
+        self.transport.forget(workload);
     }
 
     fn forget(&self, key: EnrolledKey) {

@@ -257,6 +257,7 @@ impl Enrolments {
         let upsert = wanted.upsert(&inner.settings.node, &addresses);
         let described = upsert.workload.clone().unwrap_or_default();
         inner.config.place(numbers.workload, slots, described).await;
+        inner.data.carry(numbers.workload);
         let lived = Arc::new(AtomicBool::new(place.restored));
         let record = wanted.into_record(addresses, place.cgroup, place.own_cgroup);
         let watcher = Some(self.watch(name.clone(), record.cgroup.clone(), lived.clone()));

@@ -6,6 +6,7 @@
 //! | [`INBOUND_PROGRAM`] | it has none, and an entry of its asks for the proxy |
 //! | [`HOST_PROGRAM`] | the host's namespace, on one link for all workloads that share it: never closed |
 //! | [`IDLE_PROGRAM`] | nothing is asked of what arrives: passes, for a quarter of the cost |
+//! | [`NO_UDP_PROGRAM`], [`CLOSED_PROGRAM`] | the first two for a workload that takes no datagrams but answers |
 //!
 //! Invariant: a program that looks is linked before `WORKLOADS` holds the first entry that asks for it.
 
@@ -19,8 +20,11 @@ use mesh_common::record::{Workload, WorkloadKey, flags};
 
 use super::Kernel;
 use super::error::KernelError;
-use super::load::{HOST_PIN, HOST_PROGRAM, IDLE_PROGRAM, INBOUND_PROGRAM, POLICED_PROGRAM};
+use super::load::{
+    CLOSED_PROGRAM, HOST_PIN, HOST_PROGRAM, IDLE_PROGRAM, INBOUND_PROGRAM, NO_UDP_PROGRAM, POLICED_PROGRAM,
+};
 use crate::sys::bpf::{self, AttachType};
+use crate::sys::inspect;
 
 /// The programs of [`super::load`].
 pub struct InboundPrograms {
@@ -32,18 +36,38 @@ pub struct InboundPrograms {
     pub idle: OwnedFd,
     /// [`HOST_PROGRAM`].
     pub host: OwnedFd,
+    /// [`NO_UDP_PROGRAM`].
+    pub no_udp: OwnedFd,
+    /// [`CLOSED_PROGRAM`].
+    pub closed: OwnedFd,
 }
 
 impl InboundPrograms {
     /// With their names.
-    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 4] {
+    pub fn named(&self) -> [(&'static str, BorrowedFd<'_>); 6] {
         [
             (POLICED_PROGRAM, self.policed.as_fd()),
             (INBOUND_PROGRAM, self.inbound.as_fd()),
             (IDLE_PROGRAM, self.idle.as_fd()),
             (HOST_PROGRAM, self.host.as_fd()),
+            (NO_UDP_PROGRAM, self.no_udp.as_fd()),
+            (CLOSED_PROGRAM, self.closed.as_fd()),
         ]
     }
+
+    /// For a link that an earlier agent made: closed for connections, until it is known whose workload has no
+    /// policies; for datagrams as it was.
+    pub(super) fn instead_of(&self, link: BorrowedFd<'_>) -> BorrowedFd<'_> {
+        if takes_no_udp(link) { self.closed.as_fd() } else { self.policed.as_fd() }
+    }
+}
+
+/// Does the program of a link let no datagrams in but answers?
+fn takes_no_udp(link: BorrowedFd<'_>) -> bool {
+    bpf::link_ids(link)
+        .and_then(|(_, program)| inspect::program(program))
+        .and_then(|program| inspect::program_info(program.as_fd()))
+        .is_ok_and(|info| info.name == NO_UDP_PROGRAM || info.name == CLOSED_PROGRAM)
 }
 
 /// See the file's head.
@@ -54,6 +78,8 @@ pub(super) struct Inbound {
     pub(super) host: Option<OwnedFd>,
     /// Workloads of which it is known that they have no policies.
     open: HashSet<u32>,
+    /// Workloads that take no datagrams but answers.
+    no_udp: HashSet<u32>,
     /// Entries that ask something of what arrives, by workload.
     asking: HashMap<u32, HashSet<WorkloadKey>>,
     /// The same the other way round.
@@ -71,6 +97,7 @@ impl Inbound {
             links: HashMap::new(),
             host: None,
             open: HashSet::new(),
+            no_udp: HashSet::new(),
             asking: HashMap::new(),
             asked_by: HashMap::new(),
         };
@@ -116,7 +143,9 @@ impl Inbound {
     /// Links what the workload needs now.
     fn link(&self, workload: u32) -> Result<(), KernelError> {
         let Some(link) = self.links.get(&workload) else { return Ok(()) };
-        let program = if !self.open.contains(&workload) {
+        let program = if self.no_udp.contains(&workload) {
+            if self.open.contains(&workload) { &self.programs.no_udp } else { &self.programs.closed }
+        } else if !self.open.contains(&workload) {
             &self.programs.policed
         } else if self.asking.contains_key(&workload) {
             &self.programs.inbound
@@ -142,6 +171,10 @@ impl Kernel {
         let mut inbound = self.inbound.lock();
         inbound.open.remove(&workload);
         let link = attach(inbound.programs.policed.as_fd(), netns, &pin).map_err(failed)?;
+        // Kept from an earlier agent, it may be one that lets no datagrams in.
+        if takes_no_udp(link.as_fd()) {
+            inbound.no_udp.insert(workload);
+        }
         inbound.links.insert(workload, link);
         Ok(())
     }
@@ -157,12 +190,20 @@ impl Kernel {
         inbound.link(workload)
     }
 
+    /// Says whether a workload takes no datagrams but answers.
+    pub fn set_no_udp(&self, workload: u32, no_udp: bool) -> Result<(), KernelError> {
+        let mut inbound = self.inbound.lock();
+        let news = if no_udp { inbound.no_udp.insert(workload) } else { inbound.no_udp.remove(&workload) };
+        if news { inbound.link(workload) } else { Ok(()) }
+    }
+
     /// Detaches it.
     pub fn detach_inbound(&self, workload: u32) -> Result<(), KernelError> {
         self.forget_namespace(workload);
         let mut inbound = self.inbound.lock();
         inbound.links.remove(&workload);
         inbound.open.remove(&workload);
+        inbound.no_udp.remove(&workload);
         unpin(&self.inbound_pin(workload)).map_err(|e| failed(workload, e))
     }
 

@@ -103,6 +103,10 @@ pub(super) const IDLE_PROGRAM: &str = "mesh_sk_idle";
 pub(super) const HOST_PROGRAM: &str = "mesh_sk_host";
 /// File name of the pin of its link.
 pub(super) const HOST_PIN: &str = "host";
+/// For a workload without policies that takes no datagrams but answers.
+pub(super) const NO_UDP_PROGRAM: &str = "mesh_sk_no_udp";
+/// The same for one with policies.
+pub(super) const CLOSED_PROGRAM: &str = "mesh_sk_closed";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT"));
 
@@ -130,7 +134,8 @@ pub fn verify() -> Result<(), LoadError> {
     for (name, _) in CGROUP_PROGRAMS {
         program_fd(&mut ebpf, name)?;
     }
-    for name in [INBOUND_PROGRAM, POLICED_PROGRAM, IDLE_PROGRAM, HOST_PROGRAM] {
+    for name in [INBOUND_PROGRAM, POLICED_PROGRAM, IDLE_PROGRAM, HOST_PROGRAM, NO_UDP_PROGRAM, CLOSED_PROGRAM]
+    {
         program_fd(&mut ebpf, name)?;
     }
     Ok(())
@@ -174,9 +179,11 @@ fn load_into(options: &LoadOptions, pins: &Path, adopted: bool) -> Result<Loaded
         inbound: program_fd(&mut ebpf, INBOUND_PROGRAM)?,
         idle: program_fd(&mut ebpf, IDLE_PROGRAM)?,
         host: program_fd(&mut ebpf, HOST_PROGRAM)?,
+        no_udp: program_fd(&mut ebpf, NO_UDP_PROGRAM)?,
+        closed: program_fd(&mut ebpf, CLOSED_PROGRAM)?,
     };
     // Closed until it is known whose workload has no policies: the agent says so at its first epoch.
-    update_inbound(pins, inbound.policed.as_fd(), inbound.host.as_fd())?;
+    update_inbound(pins, &inbound)?;
     let watches = going::watch(&mut ebpf);
     remove_other_abis(&options.bpffs, pins);
     let (path, telemetry) = (options.cgroup.clone(), options.telemetry);
@@ -318,12 +325,15 @@ fn remove_other_abis(bpffs: &Path, ours: &Path) {
 }
 
 /// Links of namespaces that an earlier agent made get the new program. The host's own is never closed.
-fn update_inbound(pins: &Path, policed: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<(), LoadError> {
+fn update_inbound(pins: &Path, programs: &InboundPrograms) -> Result<(), LoadError> {
     let path = pins.join("inbound");
     let entries = fs::read_dir(&path).map_err(|source| LoadError::Pins { path: path.clone(), source })?;
     for entry in entries.flatten() {
-        let program = if entry.file_name() == HOST_PIN { host } else { policed };
-        let updated = bpf::pinned(&entry.path()).and_then(|link| bpf::link_update(link.as_fd(), program));
+        let host = entry.file_name() == HOST_PIN;
+        let updated = bpf::pinned(&entry.path()).and_then(|link| {
+            let program = if host { programs.host.as_fd() } else { programs.instead_of(link.as_fd()) };
+            bpf::link_update(link.as_fd(), program)
+        });
         if updated.is_err() {
             // The namespace is gone: so is the link.
             let _ = fs::remove_file(entry.path());

@@ -16,6 +16,7 @@ use mesh_common::record::{
     Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Rules,
     Service, ServiceKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::transport::{ExcludeCidr, ExcludeKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
 use parking_lot::Mutex;
@@ -45,6 +46,8 @@ pub struct Kernel {
     workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
     policy: Mutex<HashMap<MapData, PolicyKey, u32>>,
     policy_cidrs: Mutex<LpmTrie<MapData, PolicyCidr, u32>>,
+    pub(super) exclude: Mutex<HashMap<MapData, ExcludeKey, u32>>,
+    pub(super) exclude_cidrs: Mutex<LpmTrie<MapData, ExcludeCidr, u32>>,
     sources: Mutex<HashMap<MapData, FlowKey, FlowSource>>,
     listeners: Mutex<SockMap<MapData>>,
     /// Slots of it that hold a socket: nobody can ask the map.
@@ -79,8 +82,9 @@ impl Kernel {
             Ok(map)
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
-        // The programs' own; only its size is of interest here.
+        // The programs' own; only their sizes are of interest here.
         take(names::UDP_STICKY)?;
+        take(names::UDP_ASKED)?;
         let workloads = typed(names::WORKLOADS, take(names::WORKLOADS)?)?;
         let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
         let inbound = Mutex::new(Inbound::new(inbound, &asking));
@@ -90,6 +94,8 @@ impl Kernel {
             workloads: Mutex::new(workloads),
             policy: Mutex::new(typed(names::POLICY, take(names::POLICY)?)?),
             policy_cidrs: Mutex::new(typed(names::POLICY_CIDRS, take(names::POLICY_CIDRS)?)?),
+            exclude: Mutex::new(typed(names::EXCLUDE, take(names::EXCLUDE)?)?),
+            exclude_cidrs: Mutex::new(typed(names::EXCLUDE_CIDRS, take(names::EXCLUDE_CIDRS)?)?),
             sources: Mutex::new(typed(names::FLOW_SRC, take(names::FLOW_SRC)?)?),
             listeners: Mutex::new(typed(names::LISTENERS, take(names::LISTENERS)?)?),
             listening: Mutex::default(),
@@ -215,8 +221,16 @@ impl Kernel {
     }
 
     /// Makes a workload part of the mesh: from now on its connections are decided.
+    /// What an earlier agent has said of them stays ([`Kernel::set_transport`]).
     pub fn enrol(&self, key: EnrolledKey, value: &Enrolled) -> Result<(), KernelError> {
-        let put = self.enrolled.lock().put(&key, value, Instant::now());
+        let mut value = *value;
+        let mut enrolled = self.enrolled.lock();
+        let held = enrolled.all().map_err(|e| walk(names::ENROLLED, e))?;
+        let before = held.into_iter().find(|(held, _)| *held == key);
+        if let Some((_, before)) = before.filter(|(_, before)| before.workload == value.workload) {
+            (value.flags, value.budget_pending) = (before.flags, before.budget_pending);
+        }
+        let put = enrolled.put(&key, &value, Instant::now());
         put.map_err(|e| KernelError::new("map ENROLLED, insert", e))
     }
 
@@ -421,7 +435,7 @@ pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapErro
     }
 }
 
-fn all<K: aya::Pod, V: aya::Pod>(
+pub(super) fn all<K: aya::Pod, V: aya::Pod>(
     spec: Spec,
     map: &HashMap<MapData, K, V>,
 ) -> Result<Vec<(K, V)>, KernelError> {

@@ -4,7 +4,7 @@
 //! - [`load`](mod@load): adopt what is pinned, load, attach, swap; `cleanup`.
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
 //! - [`homes`]: a hash and the array in front of it. [`typed`]: how maps are had.
-//! - [`inbound`]: which program looks at what arrives.
+//! - [`inbound`]: which program looks at what arrives. [`exclude`]: what is left alone.
 //! - [`rules`]: what policies say of services.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
@@ -18,6 +18,7 @@
 mod diag;
 mod error;
 mod events;
+mod exclude;
 mod going;
 mod homes;
 mod inbound;
@@ -32,6 +33,7 @@ mod view;
 pub use diag::Standing;
 pub use error::{ApplyError, KernelError, LoadError};
 pub use events::Events;
+pub use exclude::Prefix;
 pub use homes::watch as watch_homes;
 pub use load::{FlowTelemetry, LoadOptions, cleanup, pin_directory, verify};
 pub use maps::{Denials, Kernel};

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use mesh_common::{addr, pick};
 
@@ -30,8 +30,10 @@ pub struct Member {
     pub addr4: Option<Ipv4Addr>,
     /// Own IPv6 address.
     pub addr6: Option<Ipv6Addr>,
-    /// What it may use.
+    /// What it may use, as the agent was told.
     pub budget: Budget,
+    /// Connections that it may have instead, as a policy says; 0: none says.
+    pub ruled_connections: AtomicU32,
     /// What it uses.
     pub usage: Usage,
 }
@@ -42,6 +44,14 @@ impl Member {
         match address {
             IpAddr::V4(v4) => self.addr4 == Some(v4),
             IpAddr::V6(v6) => self.addr6 == Some(v6),
+        }
+    }
+
+    /// What it may use.
+    pub fn budget(&self) -> Budget {
+        match self.ruled_connections.load(Relaxed) {
+            0 => self.budget,
+            connections => Budget { connections, ..self.budget },
         }
     }
 
@@ -64,6 +74,7 @@ impl Member {
             addr4: None,
             addr6: None,
             budget: Budget::default(),
+            ruled_connections: AtomicU32::new(0),
             usage: Usage::default(),
         })
     }
@@ -78,7 +89,7 @@ pub struct Admitted {
 impl Admitted {
     /// Takes one connection of the member's budget for a worker; `None`: there is none left.
     pub fn new(member: &Arc<Member>, shared: &Arc<Shared>) -> Option<Self> {
-        if !member.usage.admit(&member.budget) {
+        if !member.usage.admit(&member.budget()) {
             return None;
         }
         one(&shared.counters.open);

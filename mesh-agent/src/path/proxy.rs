@@ -5,8 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
@@ -133,6 +132,7 @@ impl Proxy {
             addr4: enrolment.addr4,
             addr6: enrolment.addr6,
             budget: enrolment.budget,
+            ruled_connections: AtomicU32::new(0),
             usage: Usage::default(),
         });
         let listeners = Listeners {
@@ -159,6 +159,13 @@ impl Proxy {
                     "worker takes no commands; its sweep will see the end"
                 );
             }
+        }
+    }
+
+    /// A policy says how many connections a workload may have; `None`: none does. Those that it has go on.
+    pub fn set_connections(&self, workload: u32, connections: Option<u32>) {
+        if let Some(member) = self.inner.members.lock().get(&workload) {
+            member.ruled_connections.store(connections.unwrap_or(0), Relaxed);
         }
     }
 

@@ -28,6 +28,8 @@ pub const fn path(verdict: Option<Verdict>) -> &'static str {
             Verdict::Balanced
             | Verdict::Direct
             | Verdict::Outside
+            | Verdict::Excluded
+            | Verdict::InboundExcluded
             | Verdict::Bypassed
             | Verdict::InboundBypassed
             | Verdict::FlowSourceFull,

@@ -88,6 +88,7 @@ pub fn enrol(kernel: &Kernel, cookie: u64) {
         listener_slot: 0,
         heartbeat_slot: 0,
         budget_pending: 16,
+        flags: 0,
         port4_be: 0,
         port6_be: 0,
     };

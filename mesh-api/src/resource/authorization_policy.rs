@@ -46,7 +46,7 @@ pub struct Selector {
 }
 
 impl Selector {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.match_labels.is_empty()
     }
 }
@@ -186,7 +186,7 @@ impl AuthorizationPolicySpec {
 }
 
 impl Selector {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["matchLabels"], &["matchExpressions"])?;
         Ok(Self { match_labels: fields.read("matchLabels", |at| labels(&at))?.unwrap_or_default() })
     }

@@ -28,22 +28,17 @@ pub enum Kind {
     TrafficPolicy,
     /// `AuthorizationPolicy`
     AuthorizationPolicy,
+    /// `TransportPolicy`
+    TransportPolicy,
 }
 
 /// Planned kinds.
-const UNBUILT: &[&str] = &[
-    "GRPCRoute",
-    "TLSRoute",
-    "RateLimitPolicy",
-    "TransportPolicy",
-    "ExternalService",
-    "Telemetry",
-    "EnvoyResources",
-];
+const UNBUILT: &[&str] =
+    &["GRPCRoute", "TLSRoute", "RateLimitPolicy", "ExternalService", "Telemetry", "EnvoyResources"];
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Mesh,
         Self::Service,
         Self::Workload,
@@ -52,6 +47,7 @@ impl Kind {
         Self::UdpRoute,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
+        Self::TransportPolicy,
     ];
 
     /// As `kind:` says it.
@@ -65,6 +61,7 @@ impl Kind {
             Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::TransportPolicy => "TransportPolicy",
         }
     }
 
@@ -79,6 +76,7 @@ impl Kind {
             Self::UdpRoute => "udproutes",
             Self::TrafficPolicy => "trafficpolicies",
             Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::TransportPolicy => "transportpolicies",
         }
     }
 
@@ -101,6 +99,7 @@ impl Kind {
             Self::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
             Self::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
             Self::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
+            Self::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
         }
     }
 

@@ -15,6 +15,7 @@ mod l4_route;
 mod mesh;
 mod service;
 mod traffic_policy;
+mod transport_policy;
 mod workload;
 
 pub use authorization_policy::{
@@ -29,6 +30,10 @@ pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use traffic_policy::{
     Affinity, Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
     TrafficPolicySpec,
+};
+pub use transport_policy::{
+    Exclude, Exclusions, Mtls, MtlsMode, PolicyScope, ROOT_NAMESPACE, TransportPolicySpec, UdpMode,
+    WorkloadBudget,
 };
 pub use workload::{Membership, WorkloadSpec};
 
@@ -74,6 +79,8 @@ pub enum Spec {
     TrafficPolicy(TrafficPolicySpec),
     /// Who may connect to workloads.
     AuthorizationPolicy(AuthorizationPolicySpec),
+    /// How the connections of workloads are carried.
+    TransportPolicy(TransportPolicySpec),
     /// Settings of the whole mesh.
     Mesh(MeshSpec),
 }
@@ -97,6 +104,9 @@ impl Resource {
             (Kind::TrafficPolicy, Some(at)) => Spec::TrafficPolicy(TrafficPolicySpec::read(&at)?),
             (Kind::AuthorizationPolicy, Some(at)) => {
                 Spec::AuthorizationPolicy(AuthorizationPolicySpec::read(&at)?)
+            }
+            (Kind::TransportPolicy, Some(at)) => {
+                Spec::TransportPolicy(TransportPolicySpec::read(&at, &metadata.namespace)?)
             }
             (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
         };
@@ -136,6 +146,7 @@ impl Resource {
             Spec::UdpRoute(_) => Kind::UdpRoute,
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
             Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Spec::TransportPolicy(_) => Kind::TransportPolicy,
             Spec::Mesh(_) => Kind::Mesh,
         }
     }

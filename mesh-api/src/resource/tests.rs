@@ -112,6 +112,18 @@ fn examples() -> Vec<Value> {
                 },
             }),
         ),
+        object(
+            "TransportPolicy",
+            &json!({
+                "selector": {"matchLabels": {"app": "db"}}, "mtls": {"mode": "off"}, "udp": "deny",
+                "exclude": {
+                    "outbound": {"ports": [9100], "cidrs": ["10.0.0.0/8", "fd00::/8"], "interfaces": ["net1"]},
+                    "inbound": {},
+                },
+                "budget": {"connections": 100, "pending": 10},
+            }),
+        ),
+        object("TransportPolicy", &json!({})),
     ]
 }
 
@@ -344,6 +356,54 @@ fn an_authorization_policy_is_refused_where_it_is_wrong() {
     assert_eq!([names(0), names(1), names(2)], [("default", "cart"), ("shop", "pay"), ("a", "b")]);
     assert_eq!(policy.rules[0].ports, [5432, 80]);
     assert_eq!(policy.action(), v1::AuthorizationAction::Deny);
+}
+
+#[test]
+fn a_transport_policy_is_refused_where_it_is_wrong() {
+    use Reason::*;
+    let out = |field: &str, to: Value| changed(14, &format!("/spec/exclude/outbound/{field}"), to);
+    let at = |field: &str| format!("spec.exclude.outbound.{field}");
+    for mode in ["strict", "permissive"] {
+        refuses(&changed(14, "/spec/mtls/mode", json!(mode)), NotBuiltYet, "spec.mtls.mode");
+    }
+    refuses(&changed(14, "/spec/mtls/mode", json!("maybe")), BadFormat, "spec.mtls.mode");
+    refuses(&changed(14, "/spec/mtls/ports", json!([])), NotBuiltYet, "spec.mtls.ports");
+    refuses(&changed(14, "/spec/splice", json!(true)), NotBuiltYet, "spec.splice");
+    refuses(&changed(14, "/spec/udp", json!("drop")), BadFormat, "spec.udp");
+    for port in [0, 65_536] {
+        refuses(&out("ports", json!([80, port])), OutOfRange, &at("ports[1]"));
+    }
+    refuses(&out("ports", json!([80, 80])), Conflict, &at("ports[1]"));
+    refuses(&out("ports", json!(vec![1; 65])), OutOfRange, &at("ports"));
+    for cidr in ["10.0.0.1/8", "10.0.0.0/33", "::ffff:10.0.0.0/104", "eth0"] {
+        refuses(&out("cidrs", json!([cidr])), BadFormat, &at("cidrs[0]"));
+    }
+    for name in ["", "a-name-that-is-too-long", "a/b", "a b", ".."] {
+        refuses(&out("interfaces", json!([name])), BadFormat, &at("interfaces[0]"));
+    }
+    refuses(&out("users", json!([0])), UnknownField, &at("users"));
+    refuses(&changed(14, "/spec/exclude/both", json!({})), UnknownField, "spec.exclude.both");
+    refuses(&changed(14, "/spec/budget/connections", json!(0)), OutOfRange, "spec.budget.connections");
+    refuses(&changed(14, "/spec/budget/pending", json!(16_385)), OutOfRange, "spec.budget.pending");
+    // The whole mesh is ruled from one namespace.
+    refuses(&changed(15, "/spec/scope", json!("mesh")), OutOfRange, "spec.scope");
+    let mut mesh = changed(15, "/spec/scope", json!("mesh"));
+    mesh["metadata"]["namespace"] = json!(ROOT_NAMESPACE);
+    let Wire::TransportPolicy(policy) = wire(&Resource::parse(&mesh).unwrap(), vec![]) else { panic!("one") };
+    assert!(policy.mesh && policy.outbound.is_none());
+    mesh["spec"]["selector"] = json!({"matchLabels": {"app": "db"}});
+    refuses(&mesh, Conflict, "spec.selector");
+
+    let policy = Resource::parse(&examples()[14]).unwrap();
+    let Wire::TransportPolicy(policy) = wire(&policy, vec![]) else { panic!("a policy") };
+    let outbound = policy.outbound.clone().unwrap();
+    assert_eq!((outbound.ports, outbound.interfaces), (vec![9100], vec!["net1".to_owned()]));
+    assert_eq!(outbound.cidrs, ["10.0.0.0/8", "fd00::/8"]);
+    assert_eq!(policy.inbound, Some(v1::Exclusions::default()));
+    assert_eq!(
+        (policy.udp(), policy.budget_connections, policy.budget_pending),
+        (v1::UdpMode::Deny, 100, 10)
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@ impl Enrolled {
             listener_slot: 0,
             heartbeat_slot: 0,
             budget_pending: 0,
+            flags: 0,
             port4_be: 0,
             port6_be: 0,
         }

@@ -28,6 +28,7 @@ async fn an_agent_is_sent_all_then_only_what_changes() {
         (Kind::UdpRoute, vec![]),
         (Kind::TrafficPolicy, vec![]),
         (Kind::AuthorizationPolicy, vec![]),
+        (Kind::TransportPolicy, vec![]),
     ] {
         let response = agent.first(kind, &nothing).await;
         assert_eq!(names(&response), expected, "{kind}");

@@ -1,5 +1,6 @@
 //! Resources in, snapshot and conditions out. The builders serve plan's tests, too.
 
+mod transport;
 mod udp;
 
 use std::sync::Arc;

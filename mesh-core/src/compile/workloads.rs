@@ -9,7 +9,7 @@ use super::services::port_name;
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
-use crate::snapshot::{EndpointId, PolicySetId, ServiceId, Workload, WorkloadPort};
+use crate::snapshot::{EndpointId, PolicySetId, ServiceId, Transport, Workload, WorkloadPort};
 
 /// What is kept of a compiled workload.
 #[derive(Debug)]
@@ -17,6 +17,13 @@ pub(super) struct Held {
     /// As it stands in the snapshot.
     pub workload: Arc<Workload>,
     pub members: Box<[Member]>,
+}
+
+/// What policies say of a workload of this node.
+#[derive(Default)]
+struct Ruled {
+    policy_set: PolicySetId,
+    transport: Option<Arc<Transport>>,
 }
 
 /// One membership that leads somewhere.
@@ -35,7 +42,7 @@ impl Compiler {
     /// Compiles a workload anew.
     pub(super) fn compile_workload(&mut self, name: &Name, work: &mut Work) {
         let before = self.workloads.remove(name);
-        self.locals.remove(name);
+        work.locals |= self.locals.remove(name);
         let Some(spec) = self.model.workload(name) else {
             self.problems.set(Kind::Workload, name, 0, Vec::new());
             if let Some(before) = before {
@@ -52,13 +59,13 @@ impl Compiler {
         match ids {
             Ok(ids) => {
                 let local = !spec.node.is_empty() && *spec.node == *self.node;
-                let policy_set = if local {
-                    self.locals.insert(Name::clone(name));
-                    self.policy_set(&spec, work)
+                let ruled = if local {
+                    work.locals |= self.locals.insert(Name::clone(name));
+                    Ruled { policy_set: self.policy_set(&spec, work), transport: self.transport(&spec) }
                 } else {
-                    0
+                    Ruled::default()
                 };
-                let mut held = self.build(name, ids, policy_set, &spec, before.as_ref(), &mut problems);
+                let mut held = self.build(name, ids, ruled, &spec, before.as_ref(), &mut problems);
                 self.exchange(before.as_ref(), &held, work);
                 match self.next.workloads.get(&ids.workload) {
                     Some(old) if *old == held.workload => held.workload = Arc::clone(old),
@@ -92,7 +99,7 @@ impl Compiler {
         &mut self,
         name: &Name,
         ids: super::WorkloadIds,
-        policy_set: PolicySetId,
+        ruled: Ruled,
         spec: &v1::Workload,
         before: Option<&Held>,
         problems: &mut Vec<String>,
@@ -129,7 +136,8 @@ impl Compiler {
             host_network: spec.host_network,
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
-            policy_set,
+            policy_set: ruled.policy_set,
+            transport: ruled.transport,
             ports: ports.into(),
             addresses: addresses.into(),
         };

@@ -37,7 +37,16 @@ macro_rules! messages {
     )*};
 }
 
-messages!(Service, Workload, HttpRoute, TcpRoute, UdpRoute, TrafficPolicy, AuthorizationPolicy);
+messages!(
+    Service,
+    Workload,
+    HttpRoute,
+    TcpRoute,
+    UdpRoute,
+    TrafficPolicy,
+    AuthorizationPolicy,
+    TransportPolicy
+);
 
 impl Message for v1::Mesh {
     const KIND: Kind = Kind::Mesh;
@@ -68,6 +77,7 @@ impl Resource {
             Kind::UdpRoute => full_name::<v1::UdpRoute>(&raw),
             Kind::TrafficPolicy => full_name::<v1::TrafficPolicy>(&raw),
             Kind::AuthorizationPolicy => full_name::<v1::AuthorizationPolicy>(&raw),
+            Kind::TransportPolicy => full_name::<v1::TransportPolicy>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),
         }
         .map_err(|error| format!("it cannot be decoded: {error}"))?;

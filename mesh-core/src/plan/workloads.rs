@@ -99,6 +99,9 @@ fn value(
     if set != 0 {
         value.flags |= flags::ASKS;
     }
+    if workload.transport.as_ref().is_some_and(|transport| !transport.inbound.is_empty()) {
+        value.flags |= flags::EXCLUDES;
+    }
     let Some(served) = served(workload, key) else { return value };
     value.endpoint = served.endpoint;
     value.service = served.service;

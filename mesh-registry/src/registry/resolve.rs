@@ -65,7 +65,9 @@ impl Registry {
     /// What holds of an object, whether the registry has it already or not.
     pub fn conditions_of(&self, resource: &Resource) -> Vec<Condition> {
         match &resource.spec {
-            Spec::Service(_) | Spec::AuthorizationPolicy(_) | Spec::Mesh(_) => Vec::new(),
+            Spec::Service(_) | Spec::AuthorizationPolicy(_) | Spec::TransportPolicy(_) | Spec::Mesh(_) => {
+                Vec::new()
+            }
             Spec::Workload(spec) => {
                 let problems = self.memberships(resource).1;
                 let mut out = vec![refs("ResolvedRefs", "UnknownService", problems)];

@@ -23,5 +23,6 @@ mod limits;
 mod long;
 mod policy;
 mod telemetry;
+mod transport;
 mod udp;
 mod words;

@@ -383,6 +383,7 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         identity: 3,
         mesh_ns: 1,
         policy_set: 0,
+        transport: None,
         full_name: "default/caller".into(),
         service_account: "default".into(),
         node: "here".into(),

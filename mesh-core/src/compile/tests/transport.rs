@@ -1,0 +1,114 @@
+//! Which transport policies hold for a workload.
+
+use std::sync::Arc;
+
+use mesh_api::proto::v1::{self, UdpMode};
+
+use super::{Outcome, apply, compiler, of, problems, workload};
+use crate::model::Kind;
+use crate::snapshot::Transport;
+
+fn policy(name: &str, created_ms: u64) -> v1::TransportPolicy {
+    v1::TransportPolicy { namespace: "d".into(), name: name.into(), created_ms, ..Default::default() }
+}
+
+fn ports(ports: &[u32]) -> v1::Exclusions {
+    v1::Exclusions { ports: ports.to_vec(), ..Default::default() }
+}
+
+fn labelled(name: &str, app: &str) -> v1::Workload {
+    let mut workload = workload(name, &["10.0.0.1"], &[]);
+    workload.labels.insert("app".into(), app.into());
+    workload
+}
+
+fn transport(outcome: &Outcome, name: &str) -> Option<Arc<Transport>> {
+    let all = &outcome.snapshot.workloads;
+    all.values().find(|w| *w.full_name == *name).and_then(|w| w.transport.clone())
+}
+
+#[test]
+fn selector_before_namespace_before_mesh_field_by_field() {
+    let mut c = compiler();
+    let mut mesh = policy("mesh", 1);
+    (mesh.mesh, mesh.namespace) = (true, "nodemesh".into());
+    mesh.set_udp(UdpMode::Deny);
+    mesh.outbound = Some(ports(&[1]));
+    mesh.budget_connections = 10;
+    let mut whole = policy("whole", 2);
+    whole.outbound = Some(ports(&[2, 3]));
+    whole.budget_pending = 7;
+    let mut db = policy("db", 3);
+    db.selector.insert("app".into(), "db".into());
+    db.outbound = Some(v1::Exclusions::default());
+    db.set_udp(UdpMode::Allow);
+    let mut other = labelled("other", "web");
+    other.namespace = "e".into();
+    let mut away = labelled("away", "db");
+    away.node = "n2".into();
+    let workloads = vec![of(labelled("db-0", "db")), of(labelled("web-0", "web")), of(other), of(away)];
+    let out = apply(&mut c, workloads, &[]);
+    assert_eq!(transport(&out, "d/db-0"), None);
+    let out = apply(&mut c, vec![of(mesh), of(whole), of(db)], &[]);
+    assert_eq!(problems(&out), [""; 0]);
+    assert_eq!(transport(&out, "d/away"), None, "another node's");
+
+    let db = transport(&out, "d/db-0").unwrap();
+    assert!(!db.no_udp && db.outbound.is_empty(), "what is said empty is said");
+    assert_eq!((db.connections, db.pending, db.policies.len()), (Some(10), Some(7), 3));
+    let web = transport(&out, "d/web-0").unwrap();
+    assert_eq!((web.no_udp, &*web.outbound.ports, web.policies.len()), (true, &[2, 3][..], 2));
+    let other = transport(&out, "e/other").unwrap();
+    assert_eq!((other.no_udp, &*other.outbound.ports, other.pending), (true, &[1][..], None));
+
+    let out = apply(&mut c, vec![], &[(Kind::TransportPolicy, "nodemesh/mesh")]);
+    assert_eq!(transport(&out, "e/other"), None);
+    assert!(!transport(&out, "d/web-0").unwrap().no_udp);
+    assert_eq!(out.dirty.workloads.len(), 3);
+}
+
+#[test]
+fn the_older_of_two_says_a_field_and_the_other_one_shows_it() {
+    let mut c = compiler();
+    let mut old = policy("z", 1);
+    old.outbound = Some(ports(&[1]));
+    let mut new = policy("a", 2);
+    new.outbound = Some(ports(&[2]));
+    new.set_udp(UdpMode::Deny);
+    let out = apply(&mut c, vec![of(labelled("w", "x")), of(old), of(new)], &[]);
+    let w = transport(&out, "d/w").unwrap();
+    assert_eq!((&*w.outbound.ports, w.no_udp), (&[1][..], true));
+    let shown = ["TransportPolicy d/a: spec.exclude.outbound is ruled by the older policy d/z"];
+    assert_eq!(problems(&out), shown);
+    let out = apply(&mut c, vec![], &[(Kind::Workload, "d/w")]);
+    assert_eq!(problems(&out), [""; 0], "nobody is ruled by either");
+    let out = apply(&mut c, vec![of(labelled("w", "x"))], &[]);
+    assert_eq!(problems(&out), shown);
+    let out = apply(&mut c, vec![], &[(Kind::TransportPolicy, "d/z")]);
+    assert_eq!(problems(&out), [""; 0]);
+    assert_eq!(&*transport(&out, "d/w").unwrap().outbound.ports, &[2]);
+}
+
+#[test]
+fn what_cannot_be_understood_excludes_nothing_and_lets_nothing_in() {
+    let mut c = compiler();
+    let mut bad = policy("bad", 1);
+    bad.udp = 77;
+    bad.outbound = Some(ports(&[80, 65_536]));
+    bad.inbound = Some(v1::Exclusions { cidrs: vec!["10.0.0.1/8".into()], ..Default::default() });
+    bad.budget_connections = 5;
+    let out = apply(&mut c, vec![of(labelled("w", "x")), of(bad)], &[]);
+    let w = transport(&out, "d/w").unwrap();
+    assert!(w.no_udp && w.outbound.is_empty() && w.inbound.is_empty());
+    assert_eq!(w.connections, Some(5), "the rest holds");
+    assert_eq!(
+        problems(&out),
+        [
+            "TransportPolicy d/bad: spec.udp: mode 77 is not known here: datagrams are dropped",
+            "TransportPolicy d/bad: spec.exclude.outbound.ports: port 65536 is not in 1..=65535: nothing is \
+             excluded by it",
+            "TransportPolicy d/bad: spec.exclude.inbound.cidrs: \"10.0.0.1/8\" is not a network: nothing is \
+             excluded by it",
+        ]
+    );
+}
