@@ -179,9 +179,9 @@ pub struct Workload {
     pub service: u32,
     /// [`flags`].
     pub flags: u32,
-    /// Slot of the workload's inbound listener in `LISTENERS` (local only).
+    /// Slot of the workload's inbound listener in `LISTENERS`; 0: it is not enrolled here.
     pub inbound_slot: u32,
-    /// Word of its home worker in `HEARTBEAT` (local only).
+    /// Word of its home worker in `HEARTBEAT`; means nothing where `inbound_slot` is 0.
     pub heartbeat_slot: u32,
     /// Application protocol ([`app`]).
     pub protocol: u32,

@@ -9,8 +9,8 @@
 //! Invariants: whatever a resource refers to that isn't there, or that does not fit, is left out and named
 //! in a [`Condition`], and nothing else suffers; the same resources give the same snapshot in whatever
 //! order they came (but for the numbers).
-//! Cost: that of what a change concerns, never of the mesh. Not here: who refers to whom (model), the maps
-//! (plan).
+//! Cost: that of what a change concerns, never of the mesh; but where virtual addresses come or go, one look at each
+//! workload. Not here: who refers to whom (model), the maps (plan).
 
 mod authorisation;
 mod l4_routes;
@@ -21,9 +21,10 @@ mod services;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transport;
+mod vips;
 mod workloads;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -113,6 +114,8 @@ pub struct Compiler {
     enrolled: HashMap<Name, String>,
     model: Model,
     ports: HashMap<Name, Vec<Port>>,
+    /// Virtual address → its service.
+    vips: HashMap<IpAddr, Name>,
     specs: HashMap<Name, Arc<RouteSpec>>,
     workloads: HashMap<Name, Held>,
     /// Workloads of this node that the control plane knows.
@@ -138,6 +141,8 @@ struct Work {
     endpoints: BTreeSet<ServiceId>,
     /// A workload of this node came, changed or went.
     locals: bool,
+    /// Virtual addresses that have come or gone.
+    vips: HashSet<IpAddr>,
     dirty: Dirty,
 }
 
@@ -152,6 +157,7 @@ impl Compiler {
             enrolled: HashMap::new(),
             model: Model::default(),
             ports: HashMap::new(),
+            vips: HashMap::new(),
             specs: HashMap::new(),
             workloads: HashMap::new(),
             locals: BTreeSet::new(),
@@ -220,6 +226,7 @@ impl Compiler {
             self.compile_authorization(name, work);
         }
         for name in &changed {
+            self.note_vips(name, work);
             self.allot_ports(name, work);
             routes.extend(self.model.children(name).chain(self.model.senders(name)).map(Arc::clone));
             l4_routes.extend(self.model.l4_children(name).chain(self.model.l4_senders(name)).cloned());
@@ -248,6 +255,7 @@ impl Compiler {
         for name in &policies {
             self.check_policy(name);
         }
+        self.find_touched_by_vips(work);
         for name in std::mem::take(&mut work.workloads) {
             self.compile_workload(&name, work);
         }

@@ -8,7 +8,7 @@
 use aya_ebpf::bindings::{bpf_sock_addr, sockaddr};
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_ktime_get_ns, bpf_set_retval,
+    bpf_bind, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -19,6 +19,7 @@ use mesh_common::record::{
     Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
     Workload, WorkloadKey, flags, flow, listener, role,
 };
+use mesh_common::spread;
 use mesh_common::transport::enrolled;
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
@@ -327,25 +328,36 @@ fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
             return Verdict::BudgetPending;
         }
     }
-    if !follow(call, me, flow.service, flow.endpoint) {
+    let followed = follow(call, me, flow.service, flow.endpoint);
+    if followed == UNFOLLOWED {
         return Verdict::RecordFull;
     }
     flow.flags |= flow::SHOW_PEER | flow::CAPTURED;
     // The client's connection to the agent is not load of any endpoint; the agent's own leg is.
     flow.endpoint = 0;
     flow.flags &= !flow::PROVE;
-    if !call.v6 || addr::is_v4(&call.dst) {
-        redirect(call, &addr::LOOPBACK4, me.port4_be);
-    } else {
-        redirect(call, &addr::LOOPBACK6, me.port6_be);
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    match (!call.v6 || addr::is_v4(&call.dst), followed == SPREAD) {
+        (true, true) => redirect(call, &spread::address4(random), me.port4_be),
+        (true, false) => redirect(call, &addr::LOOPBACK4, me.port4_be),
+        (false, true) => redirect(call, &addr::LOOPBACK6, spread::port6_be(random)),
+        (false, false) => redirect(call, &addr::LOOPBACK6, me.port6_be),
     }
     Verdict::Captured
 }
 
-/// Puts the record on the client's socket, and binds it to the workload's own address. `false`: no memory.
+/// No memory for the record.
+const UNFOLLOWED: u32 = 0;
+/// To the listener where it is bound.
+const PLAIN: u32 = 1;
+/// To one of the places that `sk_lookup` gives to the listener.
+const SPREAD: u32 = 2;
+
+/// Puts the record on the client's socket, and binds it to the workload's own address.
 /// A function of its own: what it needs of the stack, picking an endpoint needs as well.
 #[inline(never)]
-fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> bool {
+fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> u32 {
     let mut capture = Capture {
         addr: call.dst,
         // SAFETY: a live array.
@@ -361,10 +373,20 @@ fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> bool {
     // SAFETY: the context is valid and `sk` was checked by the caller.
     let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };
     if put_record(&CAPTURED, sk.cast(), &mut capture).is_none() {
-        return false;
+        return UNFOLLOWED;
     }
-    bind_own(call, me);
-    true
+    let own = if !call.v6 || addr::is_v4(&call.dst) { &me.addr4 } else { &me.addr6 };
+    if bind_own(call, own) && found_by(own, me) { SPREAD } else { PLAIN }
+}
+
+/// Does `sk_lookup` find the workload's listeners by this address? Not yet while it is being enrolled, nor where
+/// it shares the address with others.
+#[inline(always)]
+fn found_by(own: &Addr, me: &Enrolled) -> bool {
+    let key = WorkloadKey { addr: *own, port_be: 0, proto: PROTO_TCP, network: 0 };
+    // SAFETY: read at once.
+    unsafe { WORKLOADS.get(&key) }
+        .is_some_and(|w| w.workload == me.workload && w.inbound_slot == me.listener_slot + listener::IN)
 }
 
 #[repr(C)]
@@ -385,22 +407,20 @@ struct SockAddr6 {
 }
 
 /// Binds to the workload's own address, so that `getsockname()` shows it although the connection stays on
-/// loopback. A socket that the application has bound itself keeps what it has: the call fails, harmlessly.
+/// loopback. A socket that the application has bound itself keeps what it has: `false`, harmlessly.
 #[inline(always)]
-fn bind_own(call: &Call, me: &Enrolled) {
-    let v4 = !call.v6 || addr::is_v4(&call.dst);
-    let own = if v4 { &me.addr4 } else { &me.addr6 };
+fn bind_own(call: &Call, own: &Addr) -> bool {
     if addr::same(own, &addr::UNSPECIFIED) {
-        return;
+        return false;
     }
     if call.v6 {
         let mut sa = SockAddr6 { family: AF_INET6, port_be: 0, flow_info: 0, addr: *own, scope: 0 };
         // SAFETY: a valid context and an address of the size given.
-        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr6>() as i32) };
+        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr6>() as i32) == 0 }
     } else {
         let mut sa = SockAddr4 { family: AF_INET, port_be: 0, addr_be: addr::to_v4_be(own), zero: [0; 8] };
         // SAFETY: as above.
-        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr4>() as i32) };
+        unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr4>() as i32) == 0 }
     }
 }
 

@@ -1,11 +1,13 @@
 //! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped; of a workload that
 //! takes no datagrams that nobody asked for, a datagram, too.
 //!
-//! Asked in this order: the policies of the workload that is called, then who takes the connection. Skipped:
-//! loopback and what a pod sends to its own address; whatever no entry names. In the host's namespace the
-//! workloads are neighbours on one address: what they send each other comes by `lo` and is asked as well, and
-//! entries name single ports; whatever else the host listens on is never looked at. A connection that
-//! the agent opened on this node, and has asked everything about, carries a flow source that says so.
+//! From outside, asked in this order: the policies of the workload that is called, then who takes the connection.
+//! Skipped: what a pod sends to its own address; whatever no entry names. In the host's namespace the workloads are
+//! neighbours on one address: what they send each other comes by `lo` and is asked as well, and entries name single
+//! ports; whatever else the host listens on is never looked at. A connection that the agent opened on this node, and
+//! has asked everything about, carries a flow source that says so.
+//!
+//! On loopback: captured connections that `connect()` has spread go to the agent's listener; all others pass.
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -14,7 +16,8 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{Inbound, inbound};
 use mesh_common::policy::{Caller, UNPROVED, proves};
-use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags};
+use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags, listener};
+use mesh_common::spread;
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{FLOW_SRC, LISTENERS, WORKLOADS};
@@ -24,7 +27,7 @@ use crate::{exclude, policy};
 const PASS: u32 = 1;
 const DROP: u32 = 0;
 const AF_INET: u32 = 2;
-/// `lo`; 0: a look-up by another program.
+/// `lo`; less: a look-up by another program.
 const LOOPBACK_IFINDEX: u32 = 1;
 
 macro_rules! field {
@@ -76,22 +79,30 @@ enum Place {
     Host,
 }
 
-/// For a workload of which nothing is asked: no entry of its wants the proxy or has policies.
+/// For a workload of which nothing is asked: no entry of its wants the proxy or has policies. What comes from
+/// outside passes.
 #[sk_lookup]
-pub fn mesh_sk_idle(_: SkLookupContext) -> u32 {
-    PASS
+pub fn mesh_sk_idle(ctx: SkLookupContext) -> u32 {
+    let c = ctx.lookup;
+    if field!(c, ingress_ifindex) != LOOPBACK_IFINDEX || field!(c, protocol) != u32::from(PROTO_TCP) {
+        return PASS;
+    }
+    captured(&ctx)
 }
 
 #[inline(always)]
 fn look_up(ctx: &SkLookupContext, place: Place, no_udp: bool) -> u32 {
     let c = ctx.lookup;
-    let first = if matches!(place, Place::Host) { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
-    if field!(c, ingress_ifindex) < first {
+    let from = field!(c, ingress_ifindex);
+    let (host, here) = (matches!(place, Place::Host), from == LOOPBACK_IFINDEX);
+    if from < LOOPBACK_IFINDEX {
         return PASS;
     }
     match field!(c, protocol) as u8 {
+        // Connections of the host's workloads are not spread.
+        PROTO_TCP if here && !host => captured(ctx),
         PROTO_TCP => connection(ctx, place),
-        PROTO_UDP if no_udp => datagram(c),
+        PROTO_UDP if no_udp && !here => datagram(c),
         _ => PASS,
     }
 }
@@ -170,6 +181,30 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
         return PASS;
     }
     act(ctx, entry, authorised)
+}
+
+/// From a workload's own address to where only captured connections go: the workload's listener takes it.
+#[inline(always)]
+fn captured(ctx: &SkLookupContext) -> u32 {
+    let c = ctx.lookup;
+    let (ip_be, port, v4) =
+        (field!(c, local_ip4), field!(c, local_port) as u16, field!(c, family) == AF_INET);
+    if !spread::perhaps(v4, ip_be, port) {
+        return PASS;
+    }
+    let (local, remote) = ends(c);
+    if addr::is_loopback(&remote) || !(v4 || spread::is_loopback6(&local)) {
+        return PASS;
+    }
+    let key = WorkloadKey { addr: remote, port_be: 0, proto: PROTO_TCP, network: 0 };
+    // SAFETY: read at once.
+    let slot = unsafe { WORKLOADS.get(&key) }.map_or(0, |entry| entry.inbound_slot);
+    if slot >= listener::IN {
+        let offset = if v4 { listener::OUT4 } else { listener::OUT6 };
+        // Where the agent has just gone nobody listens, and the connection is refused.
+        let _ = LISTENERS.redirect_sk_lookup(ctx, slot - listener::IN + offset, 0);
+    }
+    PASS
 }
 
 /// Do the workload's policies refuse it? Who has no flow source here has an address and no identity.

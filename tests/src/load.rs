@@ -107,6 +107,12 @@ impl Load {
         self
     }
 
+    /// The client ends its connections, and not the server.
+    pub fn hang_up(mut self) -> Self {
+        self.args.push("--hang-up".to_owned());
+        self
+    }
+
     /// Connections alone: connect and reset.
     pub fn connect_only(mut self) -> Self {
         self.args.push("--connect-only".to_owned());
@@ -116,12 +122,7 @@ impl Load {
     /// Runs in `pod` to its end.
     #[track_caller]
     pub fn run(self, pod: &Pod) -> Report {
-        let mut running = self.start(pod);
-        // wait() would close it.
-        let stdin = running.child.stdin.take();
-        running.child.wait().expect("mesh-load ends");
-        drop(stdin);
-        running.now()
+        self.start(pod).done()
     }
 
     /// Starts in `pod`; returns when the first answer or error was counted.
@@ -166,6 +167,16 @@ impl Running {
     pub fn go_on(&self, more: u64) -> Report {
         let goal = self.now().ok + more;
         until(Duration::from_secs(20), "load goes on", || self.now(), |report| report.ok >= goal)
+    }
+
+    /// Waits until it ends by itself; what it has counted.
+    #[track_caller]
+    pub fn done(mut self) -> Report {
+        // wait() would close it.
+        let stdin = self.child.stdin.take();
+        self.child.wait().expect("mesh-load ends");
+        drop(stdin);
+        self.now()
     }
 
     /// Ends it; what it has counted.

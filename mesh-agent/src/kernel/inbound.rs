@@ -8,6 +8,8 @@
 //! | [`IDLE_PROGRAM`] | nothing is asked of what arrives: passes, for a quarter of the cost |
 //! | [`NO_UDP_PROGRAM`], [`CLOSED_PROGRAM`] | the first two for a workload that takes no datagrams but answers |
 //!
+//! On loopback all three give captured connections that were spread to the agent's listener.
+//!
 //! Invariant: a program that looks is linked before `WORKLOADS` holds the first entry that asks for it.
 
 use std::collections::{HashMap, HashSet};

@@ -65,21 +65,21 @@ pub struct Plain {
 
 impl Transport for Plain {
     async fn open(&self, target: &Target, watch: &Watch) -> Result<Stream, ProxyError> {
-        let socket = self.socket(target).map_err(|e| ProxyError::connect(e.kind()))?;
         self.clock.arm(watch, target.within);
-        let mut connect = pin!(socket.connect(target.address));
-        let connected = std::future::poll_fn(|cx| {
-            if let Poll::Ready(done) = connect.as_mut().poll(cx) {
-                return Poll::Ready(done.map_err(|e| ProxyError::connect(e.kind())));
+        let mut tries = 0;
+        let connected = loop {
+            match self.connect(target, watch).await {
+                // Another connection has the source port that was drawn.
+                Err(Failed::Connect(io::ErrorKind::AddrNotAvailable)) if tries < PORT_TRIES => tries += 1,
+                done => break done,
             }
-            watch.poll_call(cx).map(|call| match call {
-                Call::Late => Err(ProxyError::ConnectTimeout),
-                Call::Cut => Err(ProxyError::Draining),
-            })
-        })
-        .await;
+        };
         watch.disarm();
-        let stream = Stream { io: connected? };
+        let io = connected.map_err(|failed| match failed {
+            Failed::Connect(kind) => ProxyError::connect(kind),
+            Failed::Called(error) => error,
+        })?;
+        let stream = Stream { io };
         if target.show.is_some() && !self.sockets.handed_over(stream.io.as_fd()).unwrap_or(false) {
             stream.reset();
             return Err(ProxyError::RecordLost);
@@ -88,15 +88,44 @@ impl Transport for Plain {
     }
 }
 
+/// Source ports that are drawn for one connection.
+const PORT_TRIES: u32 = 8;
+
+/// Why a connection did not come to be.
+enum Failed {
+    /// `connect()` said so.
+    Connect(io::ErrorKind),
+    /// Nobody waits for it any more.
+    Called(ProxyError),
+}
+
 impl Plain {
+    async fn connect(&self, target: &Target, watch: &Watch) -> Result<TcpStream, Failed> {
+        let failed = |error: io::Error| Failed::Connect(error.kind());
+        let socket = self.socket(target).map_err(failed)?;
+        let mut connect = pin!(socket.connect(target.address));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = connect.as_mut().poll(cx) {
+                return Poll::Ready(done.map_err(failed));
+            }
+            watch.poll_call(cx).map(|call| {
+                Err(Failed::Called(match call {
+                    Call::Late => ProxyError::ConnectTimeout,
+                    Call::Cut => ProxyError::Draining,
+                }))
+            })
+        })
+        .await
+    }
+
     fn socket(&self, target: &Target) -> io::Result<TcpSocket> {
         let fd = self.sockets.socket(target.source.netns.as_fd(), target.address.is_ipv6())?;
         sockopt::set_tcp_nodelay(&fd, true)?;
         if target.show.is_some() {
             // To one address and port, from the same address: ports would run out at the size of their range.
             match target.address.ip() {
-                IpAddr::V4(_) => bind_loopback(fd.as_fd(), fastrand::u64(..))?,
-                IpAddr::V6(own) => bind_port(fd.as_fd(), own, || fastrand::u16(..)),
+                IpAddr::V4(_) => bind_loopback(fd.as_fd(), fastrand::u32(..))?,
+                IpAddr::V6(own) => bind_port(fd.as_fd(), own, || fastrand::u16(..))?,
             }
         }
         self.sockets.mark_leg(

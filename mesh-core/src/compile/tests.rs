@@ -2,6 +2,7 @@
 
 mod transport;
 mod udp;
+mod vips;
 
 use std::sync::Arc;
 

@@ -17,6 +17,8 @@ pub(super) struct Held {
     /// As it stands in the snapshot.
     pub workload: Arc<Workload>,
     pub members: Box<[Member]>,
+    /// Addresses that were left out, because a service has them.
+    pub virtual_addresses: Box<[IpAddr]>,
 }
 
 /// What policies say of a workload of this node.
@@ -104,11 +106,20 @@ impl Compiler {
         before: Option<&Held>,
         problems: &mut Vec<String>,
     ) -> Held {
-        let mut addresses: Vec<IpAddr> = Vec::new();
+        let (mut addresses, mut virtual_addresses): (Vec<IpAddr>, Vec<IpAddr>) = Default::default();
         for text in &spec.addresses {
             match address("spec.addresses", text) {
-                Ok(ip) if addresses.contains(&ip) => {}
-                Ok(ip) => addresses.push(ip),
+                Ok(ip) if addresses.contains(&ip) || virtual_addresses.contains(&ip) => {}
+                Ok(ip) => match self.foreign_vip(ip, spec) {
+                    Some(service) => {
+                        problems.push(format!(
+                            "spec.addresses: {ip} is a virtual address of service {service}, and left out: give \
+                             the workload's own address"
+                        ));
+                        virtual_addresses.push(ip);
+                    }
+                    None => addresses.push(ip),
+                },
                 Err(why) => problems.push(why),
             }
         }
@@ -141,7 +152,11 @@ impl Compiler {
             ports: ports.into(),
             addresses: addresses.into(),
         };
-        Held { workload: Arc::new(workload), members: members.into() }
+        Held {
+            workload: Arc::new(workload),
+            members: members.into(),
+            virtual_addresses: virtual_addresses.into(),
+        }
     }
 
     /// The memberships that lead somewhere; names the others.

@@ -102,6 +102,10 @@ fn value(
     if workload.transport.as_ref().is_some_and(|transport| !transport.inbound.is_empty()) {
         value.flags |= flags::EXCLUDES;
     }
+    if let Some(slots) = slots {
+        value.inbound_slot = slots.listener_slot + listener::IN;
+        value.heartbeat_slot = slots.heartbeat_slot;
+    }
     let Some(served) = served(workload, key) else { return value };
     value.endpoint = served.endpoint;
     value.service = served.service;
@@ -112,12 +116,8 @@ fn value(
     if served.on_proxy_loss == OnProxyLoss::Bypass && (served.proxy || served.inbound_proxy) {
         value.flags |= flags::BYPASS;
     }
-    if let Some(slots) = slots {
-        value.inbound_slot = slots.listener_slot + listener::IN;
-        value.heartbeat_slot = slots.heartbeat_slot;
-        if served.inbound_proxy {
-            value.flags |= flags::INBOUND_PROXY | flags::ASKS;
-        }
+    if slots.is_some() && served.inbound_proxy {
+        value.flags |= flags::INBOUND_PROXY | flags::ASKS;
     }
     value
 }

@@ -1,11 +1,11 @@
 //! Opens connections and sends requests, and counts exactly what became of each.
 //!
 //! `mesh-load ADDRESS:PORT [--threads N] [--rate R] [--count N] [--seconds S] [--host H] [--path P]
-//! [--keep-alive | --connect-only]`. Runs until its standard input ends, the count is reached or the time is
+//! [--keep-alive | --hang-up | --connect-only]`. Runs until its standard input ends, the count is reached or the time is
 //! over. Prints a [`Report`] as a JSON line ten times a second and at the end.
 //!
-//! An operation is one of: connection, request, whole answer, end (default); request and answer on a kept
-//! connection; connection and reset. A connection that breaks is opened anew and the break is counted.
+//! An operation is one of: connection, request, whole answer, end (default: the server's, then ours; to hang up:
+//! ours, then the server's); request and answer on a kept connection; connection and reset. A connection that breaks is opened anew and the break is counted.
 
 #![forbid(unsafe_code)]
 
@@ -42,6 +42,7 @@ struct Options {
     host: String,
     path: String,
     keep_alive: bool,
+    hang_up: bool,
     connect_only: bool,
 }
 
@@ -107,6 +108,7 @@ fn options() -> Result<Options> {
         host: to.to_string(),
         path: "/".to_owned(),
         keep_alive: false,
+        hang_up: false,
         connect_only: false,
     };
     while let Some(name) = args.next() {
@@ -119,6 +121,7 @@ fn options() -> Result<Options> {
             "--host" => options.host = value()?,
             "--path" => options.path = value()?,
             "--keep-alive" => options.keep_alive = true,
+            "--hang-up" => options.hang_up = true,
             "--connect-only" => options.connect_only = true,
             other => bail!("unknown argument {other}"),
         }
@@ -194,10 +197,11 @@ fn request(options: &Options, kept: &mut Option<Kept>, begun: u64) -> Result<Don
         connect_ns = Some(begin.elapsed().as_nanos() as u64);
         stream
     };
-    let close = if options.keep_alive { "" } else { "Connection: close\r\n" };
+    let stays = options.keep_alive || options.hang_up;
+    let close = if stays { "" } else { "Connection: close\r\n" };
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
-    let server = Some(answer(&mut stream, options.keep_alive)?);
+    let server = Some(answer(&mut stream, stays)?);
     if options.keep_alive {
         *kept = Some(Kept { stream, begun });
     }
@@ -223,7 +227,7 @@ fn connect(to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Reads one whole answer; the name of who gave it.
-fn answer(stream: &mut TcpStream, keep_alive: bool) -> Result<String, String> {
+fn answer(stream: &mut TcpStream, stays: bool) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(512);
     let mut chunk = [0; 4096];
     loop {
@@ -234,7 +238,7 @@ fn answer(stream: &mut TcpStream, keep_alive: bool) -> Result<String, String> {
         if length == 0 && !whole {
             return Err(if bytes.is_empty() { "read Closed" } else { "read Truncated" }.to_owned());
         }
-        if whole && (keep_alive || length == 0) {
+        if whole && (stays || length == 0) {
             let status = text.split(' ').nth(1).unwrap_or_default();
             if status != "200" {
                 let head = text.to_ascii_lowercase();

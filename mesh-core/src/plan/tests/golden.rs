@@ -212,11 +212,12 @@ fn inbound_goes_to_the_listener_of_an_enrolled_workload() {
 
     node.locals.insert(1, LocalSlots { listener_slot: 8, heartbeat_slot: 1 });
     let plan = node.plan(&Dirty { workloads: [1].into(), ..Dirty::default() });
-    assert_eq!(plan.ops.len(), 1);
+    assert_eq!(plan.ops.len(), 2);
     let entry = node.direct("10.0.0.1", 8080);
     assert_eq!(entry.flags, flags::LOCAL | flags::BYPASS | flags::INBOUND_PROXY | flags::ASKS);
     assert_eq!((entry.inbound_slot, entry.heartbeat_slot), (10, 1));
-    assert_eq!(node.direct("10.0.0.1", 0).flags, flags::LOCAL);
+    let any = node.direct("10.0.0.1", 0);
+    assert_eq!((any.flags, any.inbound_slot), (flags::LOCAL, 10), "found by its address alone");
 }
 
 #[test]
