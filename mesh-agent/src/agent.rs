@@ -183,6 +183,7 @@ fn settings(args: &RunArgs, cgroup_root: PathBuf) -> Settings {
         workload_cgroup: args.workload_cgroup.clone().unwrap_or_else(|| cgroup_root.join("nodemesh")),
         cgroup_root,
         state_dir: args.state_dir.clone(),
+        dns: !args.no_dns,
     }
 }
 

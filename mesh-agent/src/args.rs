@@ -30,6 +30,8 @@ pub enum Command {
 }
 
 /// Flags of `run`.
+// Switches of a command line are bools.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// Name of this node: the one that the join token was made for.
@@ -91,6 +93,9 @@ pub struct RunArgs {
     /// endpoint, seconds.
     #[arg(long, env = "NODEMESH_UDP_IDLE_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub udp_idle_seconds: u64,
+    /// Leave the workloads' questions to resolvers alone: no names of the mesh.
+    #[arg(long, env = "NODEMESH_NO_DNS")]
+    pub no_dns: bool,
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,

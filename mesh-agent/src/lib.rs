@@ -7,6 +7,7 @@
 //! - [`handover`]: one agent takes over from another.
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
 //! - [`path`]: a proxied connection, from accept to close.
+//! - [`dns`]: names of the mesh, for workloads that ask their resolvers.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
 //! - `carriage`: how transport policies want connections carried.
 //! - [`telemetry`]: what Prometheus sees.
@@ -20,6 +21,7 @@ pub mod authorise;
 mod carriage;
 mod cgroups;
 pub mod config;
+pub mod dns;
 pub mod enrol;
 pub mod handover;
 pub mod kernel;

@@ -6,6 +6,7 @@
 //! - [`record`]: keys and values, `repr(C)`, sizes asserted.
 //! - [`verdict`]: why a connection went where it went: one [`verdict::Verdict`] a connection.
 //! - [`decide`]: the decisions of the BPF programs, as functions of values: tested on the host.
+//! - [`dns`]: questions to resolvers.
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`pick`]: which slot of a table a connection gets, and when an endpoint is ejected.
 //! - [`transport`]: what is left alone, and which datagrams are answers.
@@ -24,6 +25,7 @@
 pub mod addr;
 pub mod app;
 pub mod decide;
+pub mod dns;
 pub mod flows;
 pub mod going;
 pub mod homes;

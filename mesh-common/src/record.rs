@@ -74,6 +74,8 @@ pub mod listener {
     pub const OUT6: u32 = 1;
     /// Inbound, assigned by `sk_lookup`.
     pub const IN: u32 = 2;
+    /// A UDP socket that hears questions to resolvers, see [`crate::dns`]; empty where the agent answers none.
+    pub const DNS: u32 = 3;
     /// Slots a workload holds.
     pub const STRIDE: u32 = 4;
 }
@@ -268,10 +270,8 @@ pub struct SynKey {
 const _: () = assert!(size_of::<SynKey>() == 48);
 
 /// Value of `CAPTURED` (on the client's socket, then on the accepted one) and of `CAPTURE_SYN`: what
-/// travels with a captured connection.
-///
-/// The same record carries, for a connection that the agent opens to a local application, the client
-/// that the application is to see: then `role` is [`role::DIAL`] and `addr`, `port_be` are the client's.
+/// travels with a captured connection. For one that the agent opens to a local application it carries the
+/// client that the application is to see: `role` is [`role::DIAL`] and `addr`, `port_be` are the client's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capture {
@@ -316,6 +316,8 @@ pub mod role {
     pub const DIALLED: u32 = 6;
     /// Inherited from a listener, but no record was found: the agent closes it.
     pub const LOST: u32 = 7;
+    /// The agent's own socket that asks a resolver: as the workload's, but its questions are not taken again.
+    pub const RESOLVES: u32 = 8;
 }
 
 /// Value of `FLOWS`: what is known of a connection while it lives. This layout only grows: it holds the "+1"

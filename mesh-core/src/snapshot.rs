@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::HashMap;
+use imbl::{HashMap, OrdMap};
 use mesh_api::proto::v1::Protocol;
 
 use crate::authorise::{Network, PolicySet};
@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub services: HashMap<ServiceId, Arc<Service>>,
     /// By id.
     pub workloads: HashMap<WorkloadId, Arc<Workload>>,
+    /// The ports of each service, by `<namespace>/<name>`.
+    pub names: OrdMap<Arc<str>, Arc<[ServiceId]>>,
     /// Who may connect to workloads of this node, by number.
     pub policies: HashMap<PolicySetId, Arc<PolicySet>>,
     /// Trust domain of the mesh.

@@ -14,6 +14,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, Way};
+use mesh_common::dns;
 use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
     Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
@@ -27,7 +28,7 @@ use crate::maps::{BUDGET, CAPTURED, EPOCH, WORKLOADS};
 use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, put_record, record, zero};
-use crate::{exclude, flows, homes, totals, udp, who};
+use crate::{exclude, flows, homes, questions, totals, udp, who};
 
 /// What a program returns that lets the call go on.
 pub const ALLOW: i32 = 1;
@@ -110,7 +111,7 @@ fn connect(call: &Call) -> i32 {
     let Some(me) = who::calls(entry) else {
         return if sk.is_null() { ALLOW } else { legs_of(call, entry, sk.cast()) };
     };
-    if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || addr::is_loopback(&call.dst) {
+    if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || passes_by(call) {
         return if kind == SOCK_DGRAM && proto == u32::from(PROTO_UDP) {
             udp::connect(&Call { proto: PROTO_UDP, ..*call }, me)
         } else {
@@ -124,7 +125,9 @@ fn connect(call: &Call) -> i32 {
             return leg(call, own, &mut flow);
         }
         // Left over where the same socket was captured at an earlier attempt.
-        drop_record(&CAPTURED, sk.cast());
+        if own.role != role::RESOLVES {
+            drop_record(&CAPTURED, sk.cast());
+        }
     }
     let verdict = if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me) {
         excluded(call, &mut flow)
@@ -155,6 +158,12 @@ fn excluded(call: &Call, flow: &mut Flow) -> Verdict {
         flow.flags |= flow::PROVE;
     }
     Verdict::Excluded
+}
+
+/// Loopback is nobody's business, but that a resolver may be there.
+#[inline(always)]
+fn passes_by(call: &Call) -> bool {
+    addr::is_loopback(&call.dst) && call.port_be != dns::PORT_BE
 }
 
 /// The agent's own connection: counts for its endpoint, as nothing else.
@@ -198,6 +207,9 @@ pub fn new_flow(me: &Enrolled, call: &Call) -> Flow {
 
 #[inline(always)]
 fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
+    if call.port_be == dns::PORT_BE && questions::taken(call, me) {
+        return capture(call, me, flow);
+    }
     if let Some(entry) = find_service(call, me.scope) {
         flow.service = entry.service;
         flow.protocol = entry.protocol as u8;
@@ -409,7 +421,7 @@ struct SockAddr6 {
 /// Binds to the workload's own address, so that `getsockname()` shows it although the connection stays on
 /// loopback. A socket that the application has bound itself keeps what it has: `false`, harmlessly.
 #[inline(always)]
-fn bind_own(call: &Call, own: &Addr) -> bool {
+pub fn bind_own(call: &Call, own: &Addr) -> bool {
     if addr::same(own, &addr::UNSPECIFIED) {
         return false;
     }

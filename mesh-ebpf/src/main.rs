@@ -4,6 +4,7 @@
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
 //! - [`udp`]: the same for datagrams, and whom replies come from.
 //! - [`who`]: which workload makes a call.
+//! - [`questions`]: those to resolvers go to the agent.
 //! - [`pick`]: the endpoint of a service that a connection gets.
 //! - [`fare`]: how connections fared: endpoints that fail are left out.
 //! - [`names`]: what `getpeername()` and `accept()` show.
@@ -34,6 +35,7 @@ mod maps;
 mod names;
 mod pick;
 mod policy;
+mod questions;
 mod release;
 mod sk_lookup;
 mod sock_ops;

@@ -17,6 +17,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
+use mesh_common::dns;
 use mesh_common::record::{Enrolled, Flow, PROTO_UDP, Service, app, flow};
 use mesh_common::transport::enrolled;
 use mesh_common::udp::{
@@ -32,6 +33,7 @@ use crate::{exclude, flows};
 use crate::maps::UDP_STICKY;
 use crate::pick::{Chosen, pick};
 use crate::pick::slot_of;
+use crate::questions;
 use crate::socket::{add, count};
 use crate::{totals, who};
 
@@ -47,6 +49,9 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
     let cookie = flows::cookie(call.ctx.cast());
     let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
+    if call.port_be == dns::PORT_BE && questions::connect(call, me, cookie, &mut flow) {
+        return ALLOW;
+    }
     let alone = me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me);
     let verdict = if alone || addr::is_loopback(&call.dst) {
         Verdict::Outside
@@ -114,6 +119,9 @@ fn send(call: &Call) -> i32 {
     let Some(me) = who::of_namespace(call.ctx).and_then(who::calls) else {
         return ALLOW;
     };
+    if call.port_be == dns::PORT_BE && questions::send(call, me) {
+        return ALLOW;
+    }
     if addr::is_loopback(&call.dst) {
         return ALLOW;
     }
@@ -137,7 +145,6 @@ fn send_from(call: &Call, me: &Enrolled) -> i32 {
     if at.is_some_and(|(to, port_be)| port_be == call.port_be && addr::same(&to, &call.dst)) {
         return ALLOW;
     }
-    // Further destinations that are treated apart (a resolver's port 53) come here, before services.
     if let Some(entry) = find_service(call, me.scope) {
         return to_service(call, me, &entry, at);
     }
@@ -312,13 +319,13 @@ fn answer(key: &StickyKey, sticky: &Sticky, now: u64) {
 }
 
 #[inline(always)]
-fn heard(cookie: u64, addr: &Addr, port_be: u16) -> StickyKey {
+pub fn heard(cookie: u64, addr: &Addr, port_be: u16) -> StickyKey {
     StickyKey { cookie, addr: *addr, port_be, side: SIDE_HEARD, pad: 0 }
 }
 
 /// Notes a datagram, now and then. `true`: it did.
 #[inline(always)]
-fn touch(sticky: &mut Sticky, now: u64) -> bool {
+pub fn touch(sticky: &mut Sticky, now: u64) -> bool {
     if !udp::quiet(sticky.seen_ns, now, TOUCH_NS) {
         return false;
     }
@@ -362,13 +369,13 @@ fn receive(call: &Call) -> i32 {
 }
 
 #[inline(always)]
-fn shows(flow: &Flow, addr: &Addr, port_be: u16) -> bool {
+pub fn shows(flow: &Flow, addr: &Addr, port_be: u16) -> bool {
     flow.flags & flow::SHOW_PEER != 0 && flow.peer_port_be == port_be && addr::same(&flow.peer, addr)
 }
 
 /// Where the kernel says that the call's socket is connected to.
 #[inline(always)]
-fn connected(call: &Call) -> Option<(Addr, u16)> {
+pub fn connected(call: &Call) -> Option<(Addr, u16)> {
     let sk = socket(call.ctx)?;
     // SAFETY: a socket of the context's, valid for the run; volatile, because merged loads are refused.
     unsafe {

@@ -7,6 +7,7 @@
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
 //! - [`programs`], [`resources`]: nginx, curl and a line server; YAML.
 //! - [`udp`]: datagram servers, sockets that a story holds, dnsmasq, dig, QUIC.
+//! - [`dns`]: resolvers, and who asks them.
 //! - [`metrics`]: Prometheus text, scraped and summed.
 //! - [`pins`]: the BPF maps, read without the agent.
 //! - [`eventually`]: waiting for something to become true, with a deadline.
@@ -25,6 +26,7 @@
 pub mod agent_socket;
 pub mod cgroup;
 pub mod clock;
+pub mod dns;
 pub mod eventually;
 pub mod load;
 pub mod mesh;

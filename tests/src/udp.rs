@@ -37,7 +37,7 @@ pub fn udp_server(pod: &Pod, port: u16) -> Process {
 }
 
 #[track_caller]
-fn wait_for_port(pod: &Pod, process: &mut Process, port: u16) {
+pub(crate) fn wait_for_port(pod: &Pod, process: &mut Process, port: u16) {
     let wanted = format!(":{port:04X}");
     eventually(&format!("{} hears on UDP port {port}", pod.name()), || {
         if let Some(status) = process.ended() {

@@ -1,7 +1,7 @@
 //! What enrolment does to the kernel and the proxy, as one narrow trait: everything else here can be tested
 //! without either.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -113,7 +113,7 @@ impl Live {
             port4_be: Opened::port_be(opened.out4.as_ref()),
             port6_be: Opened::port_be(opened.out6.as_ref()),
         };
-        let Opened { cookie, out4, out6, inbound, .. } = opened;
+        let Opened { cookie, out4, out6, inbound, dns, .. } = opened;
         let slots = [(listener::OUT4, &out4), (listener::OUT6, &out6), (listener::IN, &inbound)];
         let mut duplicates = Vec::new();
         for (offset, socket) in slots {
@@ -121,6 +121,8 @@ impl Live {
                 duplicates.push((offset, socket.try_clone().map_err(|e| e.to_string())?));
             }
         }
+        let hears = dns.as_ref().and_then(|ears| ears.sockets.first()).map(UdpSocket::try_clone);
+        let hears = hears.transpose().map_err(|e| e.to_string())?;
         let enrolment = Enrolment {
             workload: numbers.workload,
             identity: numbers.identity,
@@ -129,6 +131,7 @@ impl Live {
             out4,
             out6,
             inbound,
+            dns,
             addr4,
             addr6,
             budget: self.budget,
@@ -141,6 +144,12 @@ impl Live {
             let done = self.kernel.set_listener(slot + offset, numbers.workload, socket.as_fd());
             done.map_err(|e| e.to_string())?;
         }
+        // The one slot stands for all of them.
+        let done = match &hears {
+            Some(socket) => self.kernel.set_listener(slot + listener::DNS, numbers.workload, socket.as_fd()),
+            None => self.kernel.clear_listener(slot + listener::DNS),
+        };
+        done.map_err(|e| e.to_string())?;
         let Some(seat) = host else {
             return self.kernel.attach_inbound(numbers.workload, netns.as_fd()).map_err(|e| e.to_string());
         };
@@ -204,7 +213,7 @@ impl DataPath for Live {
         if let Err(error) = self.leave_namespace(key, workload) {
             failed("inbound program", &error);
         }
-        for offset in [listener::OUT4, listener::OUT6, listener::IN] {
+        for offset in [listener::OUT4, listener::OUT6, listener::IN, listener::DNS] {
             if let Err(error) = self.kernel.clear_listener(slot + offset) {
                 failed("listener", &error);
             }

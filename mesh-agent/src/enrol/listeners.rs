@@ -7,12 +7,13 @@
 //! Not here: who accepts on them (path), who is told of them (enrol).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::addresses;
+use crate::dns::open::{Ears, beside};
 use crate::sys;
 
 const BACKLOG: i32 = 4096;
@@ -30,6 +31,8 @@ pub struct Opened {
     pub out6: Option<TcpListener>,
     /// Inbound capture.
     pub inbound: Option<TcpListener>,
+    /// Questions to resolvers; `None`: they are left alone.
+    pub dns: Option<Ears>,
 }
 
 impl Opened {
@@ -40,16 +43,20 @@ impl Opened {
     }
 }
 
-/// Enters the namespace, reads it, makes the listeners. Blocks for a moment: not for a runtime's thread.
-pub fn open(netns: BorrowedFd<'_>) -> io::Result<Opened> {
+/// Enters the namespace, reads it, makes the listeners, with `dns` those for questions as well. Blocks for a
+/// moment: not for a runtime's thread.
+pub fn open(netns: BorrowedFd<'_>, dns: bool) -> io::Result<Opened> {
     sys::in_netns(netns, || {
-        let out4 = listen(Ipv4Addr::LOCALHOST.into(), false).map_err(|error| match error.kind() {
+        let out4 = outbound(Ipv4Addr::LOCALHOST.into(), dns).map_err(|error| match error.kind() {
             io::ErrorKind::AddrNotAvailable => {
                 io::Error::new(error.kind(), "its loopback is down: ip link set lo up")
             }
             _ => error,
         })?;
-        let out6 = optional(listen(Ipv6Addr::LOCALHOST.into(), true))?;
+        let (out4, mut sockets) = out4;
+        let (out6, more) = optional(outbound(Ipv6Addr::LOCALHOST.into(), dns))?.unzip();
+        sockets.extend(more.into_iter().flatten());
+        let dns = if dns { Ears::new(sockets)? } else { None };
         // A bind to ::1 makes a socket IPv6-only, and sk_lookup can't assign IPv4 connections to it. Who dials
         // this port itself names no endpoint, and is reset.
         let inbound = match optional(listen(Ipv6Addr::UNSPECIFIED.into(), false))? {
@@ -62,6 +69,7 @@ pub fn open(netns: BorrowedFd<'_>) -> io::Result<Opened> {
             out4: Some(out4),
             out6,
             inbound: Some(inbound),
+            dns,
         })
     })
 }
@@ -75,13 +83,19 @@ pub fn cookie(netns: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// IPv6 may be off altogether, or off on loopback.
-fn optional(made: io::Result<TcpListener>) -> io::Result<Option<TcpListener>> {
+fn optional<T>(made: io::Result<T>) -> io::Result<Option<T>> {
     match made {
-        Ok(listener) => Ok(Some(listener)),
+        Ok(made) => Ok(Some(made)),
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A listener for outbound connections, with `dns` beside what hears questions.
+fn outbound(ip: IpAddr, dns: bool) -> io::Result<(TcpListener, Vec<UdpSocket>)> {
+    let make = || listen(ip, ip.is_ipv6());
+    if dns { beside(ip, make) } else { make().map(|listener| (listener, Vec::new())) }
 }
 
 fn listen(ip: IpAddr, v6_only: bool) -> io::Result<TcpListener> {

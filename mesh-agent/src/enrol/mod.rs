@@ -58,6 +58,8 @@ pub struct Settings {
     pub workload_cgroup: PathBuf,
     /// Where enrolments are remembered.
     pub state_dir: PathBuf,
+    /// Workloads' questions to resolvers are taken.
+    pub dns: bool,
 }
 
 /// An enrolment that was made.
@@ -219,7 +221,8 @@ impl Enrolments {
         }
         let netns = Arc::new(place.netns);
         let opening = netns.clone();
-        let opened = tokio::task::spawn_blocking(move || listeners::open(opening.as_fd()))
+        let dns = inner.settings.dns;
+        let opened = tokio::task::spawn_blocking(move || listeners::open(opening.as_fd(), dns))
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| format!("its network namespace cannot be used: {e}"))?;

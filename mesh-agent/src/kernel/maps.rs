@@ -17,6 +17,7 @@ use mesh_common::record::{
     Service, ServiceKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
 use mesh_common::transport::{ExcludeCidr, ExcludeKey};
+use mesh_common::udp::{Sticky, StickyKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
 use parking_lot::Mutex;
@@ -62,6 +63,7 @@ pub struct Kernel {
     pub(super) rules: Mapped<Rules>,
     pub(super) heartbeat: Mapped<u64>,
     pub(super) flows: Flows,
+    pub(super) sticky: Mutex<HashMap<MapData, StickyKey, Sticky>>,
     pub(super) captured: OwnedFd,
     pub(super) inbound: Mutex<Inbound>,
     pub(super) pins: PathBuf,
@@ -82,8 +84,7 @@ impl Kernel {
             Ok(map)
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
-        // The programs' own; only their sizes are of interest here.
-        take(names::UDP_STICKY)?;
+        // The programs' own; only its size is of interest here.
         take(names::UDP_ASKED)?;
         let workloads = typed(names::WORKLOADS, take(names::WORKLOADS)?)?;
         let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
@@ -113,6 +114,7 @@ impl Kernel {
                 abroad: Mutex::new(typed(names::FLOWS_ABROAD, take(names::FLOWS_ABROAD)?)?),
                 namespaces: Mutex::default(),
             },
+            sticky: Mutex::new(typed(names::UDP_STICKY, take(names::UDP_STICKY)?)?),
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
             captured,
             inbound,

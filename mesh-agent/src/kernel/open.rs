@@ -54,7 +54,7 @@ fn is_open(flow: &Flow) -> bool {
 }
 
 impl Flows {
-    fn get(&self, cookie: u64) -> Option<Flow> {
+    pub(super) fn get(&self, cookie: u64) -> Option<Flow> {
         let word = self.homes.get(home(cookie))?;
         if lives(word, cookie) {
             return self.at_home.get(home(cookie));

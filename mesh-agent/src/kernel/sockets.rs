@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use mesh_common::addr;
-use mesh_common::record::{Capture, role};
+use mesh_common::flows::COOKIE;
+use mesh_common::record::{Capture, flow, role};
+use mesh_common::udp::{SIDE_HEARD, StickyKey};
 
 use super::maps::Kernel;
+use crate::dns::clients::Asker;
 use crate::sys::bpf;
 
 /// A connection that the agent is about to open for a workload.
@@ -60,19 +63,46 @@ impl Kernel {
         Ok(self.capture(socket)?.is_some_and(|c| c.role == role::DIALLED))
     }
 
+    /// Marks a socket that asks a resolver in a workload's place, before `connect()`.
+    pub fn mark_resolving(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        bpf::storage_put(self.captured.as_fd(), socket, &plain(0, role::RESOLVES))
+    }
+
+    /// The resolver that a UDP socket asked by what came to the agent at `at`.
+    pub fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr> {
+        let cookie = client.cookie & COOKIE;
+        if client.connected {
+            let flow = self.flows.get(cookie).filter(|flow| flow.flags & flow::CAPTURED != 0)?;
+            return Some(SocketAddr::new(addr::to_ip(&flow.peer), u16::from_be(flow.peer_port_be)));
+        }
+        let key = StickyKey {
+            cookie,
+            addr: addr::from_ip(at.ip()),
+            port_be: at.port().to_be(),
+            side: SIDE_HEARD,
+            pad: 0,
+        };
+        let asked = self.sticky.lock().get(&key, 0).ok()?;
+        Some(SocketAddr::new(addr::to_ip(&asked.addr), u16::from_be(asked.port_be)))
+    }
+
     /// Marks a listener as the agent's; accepted sockets inherit the mark and get the client's record.
     pub(super) fn mark_listener(&self, socket: BorrowedFd<'_>, workload: u32) -> io::Result<()> {
-        let capture = Capture {
-            addr: addr::UNSPECIFIED,
-            epoch: 0,
-            workload,
-            service: 0,
-            endpoint: 0,
-            role: role::LISTENER,
-            identity: 0,
-            port_be: 0,
-            local: 0,
-        };
-        bpf::storage_put(self.captured.as_fd(), socket, &capture)
+        bpf::storage_put(self.captured.as_fd(), socket, &plain(workload, role::LISTENER))
+    }
+}
+
+/// A record that says what a socket is, and no more.
+fn plain(workload: u32, role: u32) -> Capture {
+    Capture {
+        addr: addr::UNSPECIFIED,
+        epoch: 0,
+        workload,
+        service: 0,
+        endpoint: 0,
+        role,
+        identity: 0,
+        port_be: 0,
+        local: 0,
     }
 }

@@ -21,6 +21,8 @@ use super::member::{Admitted, Member};
 use super::stats::{Direction, one};
 use super::transport::Stream;
 use super::worker::Worker;
+use crate::dns;
+use crate::dns::open::Ears;
 use crate::sys::monotonic_ns;
 
 /// Connections accepted of one listener before other tasks run.
@@ -37,6 +39,8 @@ pub struct Listeners {
     pub out: Vec<TcpListener>,
     /// Inbound connections.
     pub inbound: Vec<TcpListener>,
+    /// Questions to resolvers.
+    pub dns: Option<Ears>,
 }
 
 /// An accepted connection on its way to the worker that serves it.
@@ -71,6 +75,7 @@ impl Socket {
 pub fn listen(worker: &Rc<Worker>, member: &Arc<Member>, listeners: Listeners) -> Vec<JoinHandle<()>> {
     let out = listeners.out.into_iter().map(|l| (l, Direction::Out));
     let inbound = listeners.inbound.into_iter().map(|l| (l, Direction::In));
+    let questions = listeners.dns.map_or_else(Vec::new, |ears| dns::udp::listen(worker, member, ears));
     out.chain(inbound)
         .filter_map(|(listener, direction)| {
             let ready =
@@ -88,6 +93,7 @@ pub fn listen(worker: &Rc<Worker>, member: &Arc<Member>, listeners: Listeners) -
                 }
             }
         })
+        .chain(questions)
         .collect()
 }
 

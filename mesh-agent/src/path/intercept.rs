@@ -30,6 +30,7 @@ use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{Stream, Target, Transport as _};
 use super::worker::Worker;
 use super::{http1, tcp};
+use crate::dns;
 
 /// One place that a connection can be opened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +113,20 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let Job { socket, admitted, direction } = job;
     let member = admitted.member().clone();
     let Ok(stream) = socket.into_stream() else { return };
-    let Some(way) = way(&worker, &member, direction, &stream).await else { return stream.reset() };
+    let record = match direction {
+        Direction::Out => match client_of(&worker, &stream) {
+            Some(record) => Some(record),
+            None => return stream.reset(),
+        },
+        Direction::In => None,
+    };
+    if let Some(resolver) = record.as_ref().and_then(dns::resolver) {
+        if let Err(stream) = dns::tcp::serve(&worker, &member, stream, resolver).await {
+            stream.reset();
+        }
+        return drop(admitted);
+    }
+    let Some(way) = way(&worker, &member, record.as_ref(), &stream).await else { return stream.reset() };
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
@@ -150,14 +164,10 @@ const BEHIND_MOST: Duration = Duration::from_secs(2);
 const BEHIND_STEP: Duration = Duration::from_millis(10);
 
 /// Where a connection goes; `None`, counted: nowhere.
-async fn way(worker: &Worker, member: &Member, direction: Direction, stream: &Stream) -> Option<Way> {
+async fn way(worker: &Worker, member: &Member, record: Option<&Capture>, stream: &Stream) -> Option<Way> {
     let begun = Instant::now();
-    let record = match direction {
-        Direction::Out => Some(client_of(worker, stream)?),
-        Direction::In => None,
-    };
     loop {
-        let found = match (&record, member.usage.gone()) {
+        let found = match (record, member.usage.gone()) {
             (_, true) => return None,
             (Some(record), false) => outbound(worker, record),
             (None, false) => inbound(worker, member, stream).ok()?,

@@ -45,6 +45,8 @@ pub mod worker;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::rig::service as test_service;
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ use super::member::Member;
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets};
+use crate::dns::open::Ears;
 use crate::sys::monotonic_ns;
 
 /// A workload that the proxy is to serve, with its listeners (made in its network namespace).
@@ -39,6 +40,8 @@ pub struct Enrolment {
     pub out6: Option<TcpListener>,
     /// Inbound connections.
     pub inbound: Option<TcpListener>,
+    /// Questions to resolvers; `None`: they are not taken.
+    pub dns: Option<Ears>,
     /// Own IPv4 address.
     pub addr4: Option<Ipv4Addr>,
     /// Own IPv6 address.
@@ -138,6 +141,7 @@ impl Proxy {
         let listeners = Listeners {
             out: [enrolment.out4, enrolment.out6].into_iter().flatten().collect(),
             inbound: enrolment.inbound.into_iter().collect(),
+            dns: enrolment.dns,
         };
         let home = self.home(workload);
         self.inner.commands[home as usize]

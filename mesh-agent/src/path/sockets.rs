@@ -4,12 +4,14 @@
 //! Invariant: one system call a connection, none a request.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mesh_common::record::{Capture, Load};
 use mesh_core::balance::Loads;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::dns::clients::Asker;
 use crate::kernel::Kernel;
 pub use crate::kernel::Leg;
 use crate::sys::{in_netns, monotonic_ns};
@@ -33,6 +35,12 @@ pub trait Sockets: Send + Sync + 'static {
 
     /// Endpoints of a service that are ejected.
     fn ejected(&self, service: u32) -> u64;
+
+    /// The resolver that a workload's UDP socket asked by what came to the agent at `at`; `None`: it asked none.
+    fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr>;
+
+    /// A non-blocking socket in a network namespace that asks resolvers: its questions are not taken again.
+    fn resolving(&self, netns: BorrowedFd<'_>, v6: bool, stream: bool) -> io::Result<OwnedFd>;
 
     /// A non-blocking TCP socket in a network namespace.
     fn socket(&self, netns: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd>;
@@ -63,6 +71,17 @@ impl Sockets for Kernel {
         self.service_load_of(service).ejected
     }
 
+    fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr> {
+        self.asked(client, at)
+    }
+
+    fn resolving(&self, netns: BorrowedFd<'_>, v6: bool, stream: bool) -> io::Result<OwnedFd> {
+        let kind = if stream { SocketType::STREAM } else { SocketType::DGRAM };
+        let socket = in_netns(netns, || socket_of(kind, v6))?;
+        self.mark_resolving(socket.as_fd())?;
+        Ok(socket)
+    }
+
     fn socket(&self, netns: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
         in_netns(netns, || tcp_socket(v6))
     }
@@ -84,6 +103,10 @@ impl Loads for dyn Sockets {
 
 /// A non-blocking TCP socket in this thread's network namespace.
 pub fn tcp_socket(v6: bool) -> io::Result<OwnedFd> {
+    socket_of(SocketType::STREAM, v6)
+}
+
+fn socket_of(kind: SocketType, v6: bool) -> io::Result<OwnedFd> {
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    Ok(socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)
 }

@@ -208,6 +208,14 @@ counters! {
     cut,
     /// Connections ended by a bug in the agent.
     panics,
+    /// Questions to resolvers that the mesh answered.
+    dns_answered,
+    /// That were passed on and answered; over TCP: passed on.
+    dns_forwarded,
+    /// That got no answer, or that the mesh could not answer yet.
+    dns_failed,
+    /// Refused: too many of the workload's wait.
+    dns_refused,
 }
 
 /// Everything, of all workers.

@@ -18,8 +18,11 @@ const NLM_F_DUMP: u16 = 0x300;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 const DATAGRAM: usize = 64 * 1024;
+/// Bytes of an answer about one thing.
+const ONE: usize = 4096;
 
 /// A conversation about the namespace that the calling thread is in when it begins.
+#[derive(Debug)]
 pub struct Netlink(OwnedFd);
 
 impl Netlink {
@@ -44,6 +47,18 @@ impl Netlink {
     pub fn ask(&self, kind: u16, body: &[u8]) -> io::Result<()> {
         self.send(kind, NLM_F_ACK, body)?;
         self.read(|_, _| ControlFlow::Continue(()))
+    }
+
+    /// Asks for one thing; `found` is given its body.
+    pub fn one(&self, kind: u16, body: &[u8], mut found: impl FnMut(&[u8])) -> io::Result<()> {
+        self.send(kind, 0, body)?;
+        let mut buffer = [0u8; ONE];
+        let (read, _) = rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty())?;
+        messages(&buffer[..read], &mut |_, body| {
+            found(body);
+            ControlFlow::Break(())
+        })
+        .map(drop)
     }
 
     fn send(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {

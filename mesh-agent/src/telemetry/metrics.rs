@@ -80,6 +80,7 @@ metrics! {
     PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, or a reused connection that had closed.";
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
     PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
+    DNS_QUESTIONS = "mesh_dns_questions_total", Counter, &["outcome"], "Questions of this node's workloads to resolvers: answered by the mesh; forwarded to the resolver that was asked, and answered there; failed, where nobody answered; refused, where too many of one workload waited.";
     UPSTREAM_OPENED = "mesh_upstream_opened_total", Counter, &[], "Upstream connections opened by the proxy.";
     UPSTREAM_REUSED = "mesh_upstream_reused_total", Counter, &[], "Requests sent on an upstream connection that an earlier one had left.";
     UPSTREAM_FAILED = "mesh_upstream_failed_total", Counter, &[], "Upstream connections that could not be opened.";

@@ -88,6 +88,16 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     for (reason, count) in reasons {
         dropped.add(&[reason], count as f64);
     }
+    let mut questions = Family::new(&m::DNS_QUESTIONS);
+    let outcomes = [
+        ("answered", c.dns_answered),
+        ("forwarded", c.dns_forwarded),
+        ("failed", c.dns_failed),
+        ("refused", c.dns_refused),
+    ];
+    for (outcome, count) in outcomes {
+        questions.add(&[outcome], count as f64);
+    }
     let plain = [
         (&m::PROXY_OPEN, c.open),
         (&m::PROXY_HANDED_ON, c.handed_on),
@@ -99,7 +109,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted.finish(), dropped.finish()];
+    let mut all = vec![accepted.finish(), dropped.finish(), questions.finish()];
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

@@ -75,8 +75,12 @@ impl Compiler {
             }
         }
         if let Some(service) = &service {
+            self.next.names.insert(Name::clone(name), ports.iter().map(|port| port.id).collect());
             self.ports.insert(Name::clone(name), ports);
             problems.extend(service.vips.iter().filter_map(|vip| address("spec.vips", vip).err()));
+        }
+        if service.is_none() {
+            self.next.names.remove(name);
         }
         self.problems.set(Kind::Service, name, 0, problems);
         work.workloads.extend(self.model.members(name).map(Arc::clone));

@@ -73,7 +73,7 @@ fn status_kernel_names_every_program_and_the_fill_of_the_maps() {
         assert!(named(&status["maps"], map.name)["error"].is_null(), "{}: {status}", map.name);
     }
     assert_eq!(named(&status["maps"], maps::ENROLLED.name)["entries"], 2);
-    assert_eq!(named(&status["maps"], maps::LISTENERS.name)["entries"], 6, "three a workload");
+    assert_eq!(named(&status["maps"], maps::LISTENERS.name)["entries"], 8, "four a workload");
     assert!(named(&status["maps"], maps::SERVICES.name)["capacity"].as_u64() == Some(16_384));
     assert!(status["verdicts"]["balanced"].as_u64() > Some(0), "{status}");
     assert_eq!(status["features"].as_array().unwrap().len(), 6, "{status}");

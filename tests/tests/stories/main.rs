@@ -11,6 +11,7 @@ mod balance;
 mod breaking;
 mod choosing;
 mod control_loss;
+mod dns;
 mod endpoints;
 mod enrolment;
 mod hand_over;

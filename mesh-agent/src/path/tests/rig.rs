@@ -15,6 +15,7 @@ use mesh_core::route::RouteTable;
 use mesh_core::snapshot::{Endpoint, OnProxyLoss, Service, Snapshot, Traffic, Why, Workload, WorkloadPort};
 use parking_lot::Mutex;
 
+use crate::dns::clients::Asker;
 use crate::path::sockets::tcp_socket;
 use crate::path::{Budget, Enrolment, Leg, Limits, Proxy, Sockets};
 
@@ -67,6 +68,14 @@ impl Sockets for Fake {
         0
     }
 
+    fn asked(&self, _: &Asker, _: SocketAddr) -> Option<SocketAddr> {
+        None
+    }
+
+    fn resolving(&self, _: BorrowedFd<'_>, v6: bool, _: bool) -> io::Result<OwnedFd> {
+        tcp_socket(v6)
+    }
+
     fn socket(&self, _: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
         tcp_socket(v6)
     }
@@ -113,6 +122,7 @@ impl Rig {
                 out4: Some(out4),
                 out6: None,
                 inbound: Some(inbound),
+                dns: None,
                 addr4: Some(Ipv4Addr::LOCALHOST),
                 addr6: None,
                 budget,
