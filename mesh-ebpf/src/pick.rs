@@ -188,7 +188,7 @@ pub extern "C" fn mesh_pick(entry: *const Service, me: *const Enrolled, now: u64
     }
     if entry.flags & flags::AFFINE != 0
         && let Some(slot) = kept(entry, me.workload, now)
-        && let Some(Standing::Fit) = standing(entry, now, slot)
+        && fits(entry, now, slot)
     {
         return chosen(entry, me, slot, now);
     }
@@ -220,6 +220,12 @@ fn chosen(entry: &Service, me: &Enrolled, slot: u32, now: u64) -> u64 {
 #[inline(always)]
 fn client(me: &Enrolled) -> u32 {
     if addr::same(&me.addr4, &addr::UNSPECIFIED) { rule::client(&me.addr6) } else { rule::client(&me.addr4) }
+}
+
+/// A function of its own, because the stack of all that call each other is short.
+#[inline(never)]
+fn fits(entry: &Service, now: u64, slot: u32) -> bool {
+    matches!(standing(entry, now, slot), Some(Standing::Fit))
 }
 
 /// May this slot's endpoint be chosen? One whose ejection is over is let back.

@@ -18,7 +18,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::dns;
-use mesh_common::record::{Enrolled, Flow, PROTO_UDP, Service, app, flow};
+use mesh_common::record::{Endpoint, Enrolled, Flow, PROTO_UDP, Service, app, flow};
 use mesh_common::transport::enrolled;
 use mesh_common::udp::{
     self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
@@ -125,19 +125,28 @@ fn send(call: &Call) -> i32 {
     if addr::is_loopback(&call.dst) {
         return ALLOW;
     }
-    let sent = send_from(call, me);
+    let sent = if call.v6 { send_from::<true>(call, me) } else { send_from::<false>(call, me) };
     if me.flags & enrolled::NO_UDP != 0 && sent == ALLOW {
-        // Read again: the destination may have been rewritten.
-        let went = if call.v6 { call6(call.ctx, PROTO_UDP) } else { call4(call.ctx, PROTO_UDP) };
-        exclude::asks(&went, me);
+        if call.v6 { went::<true>(call, me) } else { went::<false>(call, me) }
     }
     sent
 }
 
-/// A datagram of an enrolled workload.
-#[inline(always)]
-fn send_from(call: &Call, me: &Enrolled) -> i32 {
-    if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me) {
+/// Notes where a datagram went: the destination is read again, because it may have been rewritten.
+#[inline(never)]
+fn went<const V6: bool>(call: &Call, me: &Enrolled) {
+    let went = if V6 { call6(call.ctx, PROTO_UDP) } else { call4(call.ctx, PROTO_UDP) };
+    exclude::asks(&went, me);
+}
+
+/// A datagram of an enrolled workload, in a hook of this address family, which is to be known here: loads behind
+/// a branch on it would be merged, and refused. A function of its own: inlined, the compiler keeps halves of what
+/// the verifier wants to see whole.
+#[inline(never)]
+fn send_from<const V6: bool>(made: &Call, me: &Enrolled) -> i32 {
+    // For what is inlined alone: what others are shown has to lie on the stack.
+    let call = &Call { v6: V6, ..*made };
+    if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(made, me) {
         return ALLOW;
     }
     // The kernel itself names the destination where an IPv6 socket is connected to an IPv4 address.
@@ -149,7 +158,7 @@ fn send_from(call: &Call, me: &Enrolled) -> i32 {
         return to_service(call, me, &entry, at);
     }
     if let Some(peer) = find_served(call) {
-        to_workload(call, me, peer.service, peer.endpoint, peer.workload);
+        to_workload(made, me, peer.service, peer.endpoint, peer.workload);
     }
     ALLOW
 }
@@ -192,9 +201,17 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
 }
 
 /// Counts a socket that sends to a workload's own address, once in a while of its sending.
-/// A function of its own, as others here: what it needs of the stack, picking an endpoint needs as well.
-#[inline(never)]
+#[inline(always)]
 fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload: u32) {
+    if is_new(call, endpoint) {
+        opened_direct(call, me, service, endpoint, workload);
+    }
+}
+
+/// Has the socket not sent there lately? Functions of their own, as others here: what each needs of the stack,
+/// picking an endpoint needs as well.
+#[inline(never)]
+fn is_new(call: &Call, endpoint: u32) -> bool {
     let key = asked(flows::cookie(call.ctx.cast()), call);
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -204,7 +221,7 @@ fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload
         && !udp::quiet(sticky.seen_ns, now, UDP_IDLE_NS.load())
     {
         touch(sticky, now);
-        return;
+        return false;
     }
     let value = Sticky {
         addr: call.dst,
@@ -216,6 +233,11 @@ fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload
         flags: 0,
     };
     let _ = UDP_STICKY.insert(&key, &value, ANY);
+    true
+}
+
+#[inline(never)]
+fn opened_direct(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload: u32) {
     let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
     flow.service = service;
@@ -275,29 +297,40 @@ fn found(sticky: &Sticky, entry: &Service) -> bool {
     })
 }
 
-/// Notes a new choice: first whom the replies come from.
-#[inline(never)]
+/// Notes a new choice: first whom the replies come from. Three functions, and not one: one's stack is free again
+/// when the next is called.
+#[inline(always)]
 fn remember(key: &StickyKey, chosen: &Chosen, now: u64) {
-    let endpoint = chosen.endpoint;
-    let sticky = Sticky {
-        addr: endpoint.addr,
-        seen_ns: now,
-        service: endpoint.service,
-        endpoint: endpoint.endpoint,
-        generation: chosen.generation,
-        port_be: endpoint.port_be,
-        flags: shared(key, &heard(key.cookie, &endpoint.addr, endpoint.port_be)),
-    };
-    answer(key, &sticky, now);
+    let flags = shared(key, chosen);
+    expect(key, chosen, now, flags);
+    keep(key, chosen, now, flags);
+}
+
+#[inline(never)]
+fn keep(key: &StickyKey, chosen: &Chosen, now: u64, flags: u16) {
     // The map makes room by forgetting: without memory the next datagram is a choice of its own.
-    let _ = UDP_STICKY.insert(key, &sticky, ANY);
+    let _ = UDP_STICKY.insert(key, &choice(chosen, now, flags), ANY);
+}
+
+#[inline(never)]
+fn expect(key: &StickyKey, chosen: &Chosen, now: u64, flags: u16) {
+    let Endpoint { addr, port_be, .. } = chosen.endpoint;
+    let shown = Sticky { addr: key.addr, port_be: key.port_be, ..choice(chosen, now, flags) };
+    let _ = UDP_STICKY.insert(&heard(key.cookie, addr, *port_be), &shown, ANY);
+}
+
+#[inline(always)]
+fn choice(chosen: &Chosen, now: u64, flags: u16) -> Sticky {
+    let Endpoint { addr, port_be, service, endpoint, .. } = *chosen.endpoint;
+    Sticky { addr, seen_ns: now, service, endpoint, generation: chosen.generation, port_be, flags }
 }
 
 /// Did this socket reach the endpoint through another address before? Then that one's entry is told, too.
-#[inline(always)]
-fn shared(key: &StickyKey, heard: &StickyKey) -> u16 {
+#[inline(never)]
+fn shared(key: &StickyKey, chosen: &Chosen) -> u16 {
+    let heard = heard(key.cookie, &chosen.endpoint.addr, chosen.endpoint.port_be);
     // SAFETY: read at once.
-    let Some(before) = (unsafe { UDP_STICKY.get(heard) }) else {
+    let Some(before) = (unsafe { UDP_STICKY.get(&heard) }) else {
         return 0;
     };
     if before.port_be == key.port_be && addr::same(&before.addr, &key.addr) {
