@@ -2,6 +2,7 @@
 //! a close. One file a program; decisions are `mesh_common::decide`'s.
 //!
 //! - [`connect`]: an enrolled workload calls `connect()`: endpoint, capture or refusal.
+//! - [`capture`]: how it comes to the agent.
 //! - [`udp`]: the same for datagrams, and whom replies come from.
 //! - [`who`]: which workload makes a call.
 //! - [`questions`]: those to resolvers go to the agent.
@@ -25,6 +26,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod capture;
 mod connect;
 mod exclude;
 mod fare;

@@ -17,7 +17,8 @@ use mesh_common::transport::enrolled;
 use mesh_common::udp::{self, IDLE_NS, Sticky, StickyKey};
 use mesh_common::verdict::Verdict;
 
-use crate::connect::{Call, bind_own, redirect};
+use crate::capture::bind_own;
+use crate::connect::{Call, redirect};
 use crate::{exclude, flows};
 use crate::maps::{CAPTURED, UDP_STICKY};
 use crate::socket::{agent_alive, count, record};
