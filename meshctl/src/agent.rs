@@ -73,8 +73,11 @@ impl Agent {
 
     /// The next packet.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let (read, _) = rustix::net::recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::empty())
-            .with_context(|| format!("the agent did not answer within {ANSWER:?}; its log says why"))?;
+        let buffer = self.buffer.as_mut_slice();
+        // A call with a time limit is not taken up again by itself after a signal (Ctrl-Z and fg).
+        let (read, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()))
+                .with_context(|| format!("the agent did not answer within {ANSWER:?}; its log says why"))?;
         if read == 0 {
             bail!("the agent ended the connection; its log says why");
         }

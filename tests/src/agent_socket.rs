@@ -5,7 +5,7 @@ use std::{mem::MaybeUninit, os::fd::BorrowedFd, path::Path, time::Duration};
 use anyhow::{Context, Result, bail};
 use rustix::{
     cmsg_space,
-    io::IoSlice,
+    io::{IoSlice, retry_on_intr},
     net::{
         AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
         SocketType, connect, recv, sendmsg, socket,
@@ -37,7 +37,9 @@ pub fn request(path: &Path, request: &Value, descriptors: &[BorrowedFd<'_>]) -> 
     sendmsg(&socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::empty())?;
 
     let mut buffer = vec![0; ANSWER_MAX];
-    let (_, length) = recv(&socket, &mut buffer[..], RecvFlags::empty()).context("no answer of the agent")?;
+    // A call with a time limit is not taken up again by itself after a signal.
+    let (_, length) = retry_on_intr(|| recv(&socket, &mut buffer[..], RecvFlags::empty()))
+        .context("no answer of the agent")?;
     let answer: Value = serde_json::from_slice(&buffer[..length]).context("the agent's answer is no JSON")?;
     if answer["ok"] != true {
         bail!("the agent refused {text}: {}", answer["error"].as_str().unwrap_or("no reason"));
