@@ -4,28 +4,20 @@ use std::{fs, net::IpAddr, time::Duration};
 
 use anyhow::Result;
 
-use crate::{eventually, pod::Pod, process::Process, udp::wait_for_port};
+use crate::{
+    eventually,
+    pod::Pod,
+    process::Process,
+    udp::{start_dnsmasq, wait_for_port},
+};
 
 const PYTHON: &str = "/usr/bin/python3";
 
 /// Starts dnsmasq on port 53, UDP and TCP, with these of its own arguments; what it is asked is in its log.
 #[track_caller]
 pub fn resolver(pod: &Pod, args: &[&str]) -> Process {
-    let common = [
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--user=root",
-        "--group=",
-        "--pid-file",
-        "--log-facility=-",
-        "--log-queries",
-        "--edns-packet-max=4096",
-    ];
-    let mut process = pod.start("resolver", "dnsmasq", &[&common[..], args].concat());
-    wait_for_port(pod, &mut process, 53);
-    process
+    let own = ["--log-queries", "--edns-packet-max=4096"];
+    start_dnsmasq(pod, "resolver", 53, &[&own[..], args].concat())
 }
 
 /// What dig saw.

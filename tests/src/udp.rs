@@ -201,7 +201,13 @@ fn end(address: &str, port: &str) -> SocketAddr {
 pub fn dnsmasq(pod: &Pod, port: u16) -> Process {
     let (port_arg, record) =
         (format!("--port={port}"), format!("--txt-record=who.example,name={}", pod.name()));
-    let args = [
+    start_dnsmasq(pod, "dnsmasq", port, &[&port_arg, &record])
+}
+
+/// Starts dnsmasq under `name` with nothing of its machine's configuration, and waits until it hears on `port`.
+#[track_caller]
+pub(crate) fn start_dnsmasq(pod: &Pod, name: &str, port: u16, args: &[&str]) -> Process {
+    let common = [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
         "--no-resolv",
@@ -210,10 +216,8 @@ pub fn dnsmasq(pod: &Pod, port: u16) -> Process {
         "--group=",
         "--pid-file",
         "--log-facility=-",
-        &port_arg,
-        &record,
     ];
-    let mut process = pod.start("dnsmasq", "dnsmasq", &args);
+    let mut process = pod.start(name, "dnsmasq", &[&common[..], args].concat());
     wait_for_port(pod, &mut process, port);
     process
 }
