@@ -7,13 +7,14 @@
 use aya_ebpf::bindings::sockaddr;
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_prandom_u32};
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{Capture, Enrolled, Flow, PROTO_TCP, WorkloadKey, flow, listener, role};
+use mesh_common::record::{Capture, Enrolled, Flow, PROTO_TCP, Workload, WorkloadKey, flow, listener, role};
 use mesh_common::spread;
 use mesh_common::verdict::Verdict;
 
 use crate::connect::{Call, redirect};
-use crate::maps::{BUDGET, CAPTURED, EPOCH, WORKLOADS};
+use crate::maps::{BUDGET, CAPTURED, EPOCH};
 use crate::socket::put_record;
+use crate::steady::{look, mesh_workload, room};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -83,9 +84,10 @@ fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> u32 {
 #[inline(always)]
 fn found_by(own: &Addr, me: &Enrolled) -> bool {
     let key = WorkloadKey { addr: *own, port_be: 0, proto: PROTO_TCP, network: 0 };
-    // SAFETY: read at once.
-    unsafe { WORKLOADS.get(&key) }
-        .is_some_and(|w| w.workload == me.workload && w.inbound_slot == me.listener_slot + listener::IN)
+    let mut at: Workload = room();
+    look(mesh_workload, &key, &mut at)
+        && at.workload == me.workload
+        && at.inbound_slot == me.listener_slot + listener::IN
 }
 
 #[repr(C)]

@@ -22,10 +22,11 @@ use mesh_common::transport::enrolled;
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
 
 use crate::capture::capture;
-use crate::maps::{CAPTURED, WORKLOADS};
+use crate::maps::CAPTURED;
 use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy as kernel_policy;
 use crate::socket::{add, agent_alive, count, drop_record, record, zero};
+use crate::steady::{look, mesh_workload, room};
 use crate::{exclude, flows, homes, questions, totals, udp, who};
 
 /// What a program returns that lets the call go on.
@@ -107,9 +108,11 @@ fn connect(call: &Call) -> i32 {
     let Some(me) = who::calls(entry) else {
         return if sk.is_null() { ALLOW } else { legs_of(call, entry, sk.cast()) };
     };
+    let mut entry: Service = room();
     if kind != SOCK_STREAM || proto != u32::from(PROTO_TCP) || sk.is_null() || passes_by(call) {
         return if kind == SOCK_DGRAM && proto == u32::from(PROTO_UDP) {
-            udp::connect(&Call { proto: PROTO_UDP, ..*call }, me)
+            let call = &Call { proto: PROTO_UDP, ..*call };
+            udp::connect(call, me, &mut new_flow(me, call), &mut entry)
         } else {
             ALLOW
         };
@@ -128,7 +131,7 @@ fn connect(call: &Call) -> i32 {
     let verdict = if me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me) {
         excluded(call, &mut flow)
     } else {
-        decide_and_rewrite(call, me, &mut flow)
+        decide_and_rewrite(call, me, &mut flow, &mut entry)
     };
     finish(call, &mut flow, verdict)
 }
@@ -150,7 +153,8 @@ fn legs_of(call: &Call, shared: &Enrolled, sk: *mut c_void) -> i32 {
 /// decided there.
 #[inline(never)]
 fn excluded(call: &Call, flow: &mut Flow) -> Verdict {
-    if find_workload(call).is_some_and(|peer| peer.flags & flags::ASKS != 0) {
+    let mut peer: Workload = room();
+    if find_workload(call, &mut peer) && peer.flags & flags::ASKS != 0 {
         flow.flags |= flow::PROVE;
     }
     Verdict::Excluded
@@ -202,38 +206,54 @@ pub fn new_flow(me: &Enrolled, call: &Call) -> Flow {
 }
 
 #[inline(always)]
-fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
+fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut Service) -> Verdict {
     if call.port_be == dns::PORT_BE && questions::taken(call, me) {
         return capture(call, me, flow);
     }
-    if let Some(entry) = find_service(call, me.scope) {
+    if find_service(call, me.scope, entry) {
         flow.service = entry.service;
         flow.protocol = entry.protocol as u8;
         let way =
             decide::way(entry.flags, entry.table_len, entry.fallback_len, alive(call, me, entry.flags));
         return match way {
-            Way::Kernel | Way::Bypass => balance(call, me, flow, &entry, matches!(way, Way::Bypass)),
+            Way::Kernel | Way::Bypass => balance(call, me, flow, entry, matches!(way, Way::Bypass)),
             Way::Capture => capture(call, me, flow),
             Way::Refuse(verdict) => verdict,
         };
     }
-    if let Some(peer) = find_workload(call) {
-        flow.service = peer.service;
-        flow.endpoint = peer.endpoint;
-        flow.peer_workload = peer.workload;
-        flow.protocol = peer.protocol as u8;
-        return match decide::way_direct(peer.flags, alive(call, me, peer.flags)) {
-            Way::Kernel => {
-                asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Direct)
-            }
-            Way::Bypass => {
-                asked(me, flow, peer.flags, peer.policy_set, call.port_be).unwrap_or(Verdict::Bypassed)
-            }
-            Way::Capture => capture(call, me, flow),
-            Way::Refuse(verdict) => verdict,
-        };
+    let mut asks = Asks { flags: 0, set: 0 };
+    if !directly(call, flow, &mut asks) {
+        return Verdict::Outside;
     }
-    Verdict::Outside
+    let Asks { flags, set } = asks;
+    match decide::way_direct(flags, alive(call, me, flags)) {
+        Way::Kernel => asked(me, flow, flags, set, call.port_be).unwrap_or(Verdict::Direct),
+        Way::Bypass => asked(me, flow, flags, set, call.port_be).unwrap_or(Verdict::Bypassed),
+        Way::Capture => capture(call, me, flow),
+        Way::Refuse(verdict) => verdict,
+    }
+}
+
+/// Flags and policy set of a destination.
+struct Asks {
+    flags: u32,
+    set: u32,
+}
+
+/// Is this a workload's own address? A function of its own: what it needs of the stack picking an endpoint and
+/// asking policies need as well.
+#[inline(never)]
+fn directly(call: &Call, flow: &mut Flow, asks: &mut Asks) -> bool {
+    let mut peer: Workload = room();
+    if !find_workload(call, &mut peer) {
+        return false;
+    }
+    flow.service = peer.service;
+    flow.endpoint = peer.endpoint;
+    flow.peer_workload = peer.workload;
+    flow.protocol = peer.protocol as u8;
+    *asks = Asks { flags: peer.flags, set: peer.policy_set };
+    true
 }
 
 /// Where the destination wants to know who is calling: is told, or refuses. A workload may always call itself.
@@ -262,37 +282,31 @@ fn alive(call: &Call, me: &Enrolled, entry_flags: u32) -> bool {
     entry_flags & flags::PROXY != 0 && agent_alive(slot, me.heartbeat_slot)
 }
 
-/// The service whose virtual address this is, for clients of this scope: a copy, against whose generation slots
-/// are checked.
+/// Is this the virtual address of a service, for clients of this scope?
 #[inline(always)]
-pub fn find_service(call: &Call, scope: u32) -> Option<Service> {
+pub fn find_service(call: &Call, scope: u32, to: &mut Service) -> bool {
     let mut key = ServiceKey { addr: call.dst, scope, port_be: call.port_be, proto: call.proto, network: 0 };
     if scope != 0 {
-        if let Some(entry) = homes::service(&key) {
-            return Some(*entry);
+        if homes::service(&key, to) {
+            return true;
         }
         key.scope = 0;
     }
-    homes::service(&key).copied()
+    homes::service(&key, to)
 }
 
-/// The workload whose own address this is: its port, or any port.
+/// Is this a workload's own address: its port, or any port?
 #[inline(always)]
-fn find_workload(call: &Call) -> Option<Workload> {
-    if let Some(entry) = find_served(call) {
-        return Some(entry);
-    }
+fn find_workload(call: &Call, to: &mut Workload) -> bool {
     let key = WorkloadKey { addr: call.dst, port_be: 0, proto: PROTO_TCP, network: 0 };
-    // SAFETY: copied out.
-    unsafe { WORKLOADS.get(&key) }.copied()
+    find_served(call, to) || look(mesh_workload, &key, to)
 }
 
-/// The workload that serves a service at this address and port.
+/// Does a workload serve a service at this address and port?
 #[inline(always)]
-pub fn find_served(call: &Call) -> Option<Workload> {
+pub fn find_served(call: &Call, to: &mut Workload) -> bool {
     let key = WorkloadKey { addr: call.dst, port_be: call.port_be, proto: call.proto, network: 0 };
-    // SAFETY: copied out.
-    unsafe { WORKLOADS.get(&key) }.copied()
+    look(mesh_workload, &key, to)
 }
 
 /// Picks an endpoint and goes there.
@@ -302,10 +316,10 @@ fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallbac
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
-    let endpoint = chosen.endpoint;
+    let (asks, set, port_be) = chosen.asks();
     let verdict = lead(call, flow, &chosen);
     flow.flags |= chosen.followed;
-    if let Some(refused) = asked(me, flow, endpoint.flags, endpoint.policy_set, endpoint.port_be) {
+    if let Some(refused) = asked(me, flow, asks, set, port_be) {
         return refused;
     }
     if fallback && matches!(verdict, Verdict::Balanced) { Verdict::Bypassed } else { verdict }

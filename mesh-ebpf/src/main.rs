@@ -42,6 +42,7 @@ mod release;
 mod sk_lookup;
 mod sock_ops;
 mod socket;
+mod steady;
 mod totals;
 mod udp;
 mod who;

@@ -37,6 +37,20 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// What the destination asks: flags, policy set, port. To be read, as everything, before [`Chosen::still`]
+    /// is asked.
+    #[inline(always)]
+    pub fn asks(&self) -> (u32, u32, u16) {
+        // SAFETY: a live array's words; volatile, so that they are read here.
+        unsafe {
+            (
+                core::ptr::read_volatile(&raw const self.endpoint.flags),
+                core::ptr::read_volatile(&raw const self.endpoint.policy_set),
+                core::ptr::read_volatile(&raw const self.endpoint.port_be),
+            )
+        }
+    }
+
     /// Was the slot the table's until now? To be asked after it was read. User space never writes a range that
     /// an entry points to, and rests a freed one for a second; a program that is held for longer than that may
     /// have read what is another's by then.

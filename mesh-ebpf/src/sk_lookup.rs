@@ -20,8 +20,9 @@ use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, W
 use mesh_common::spread;
 use mesh_common::verdict::Verdict;
 
-use crate::maps::{FLOW_SRC, LISTENERS, WORKLOADS};
+use crate::maps::LISTENERS;
 use crate::socket::{count, worker_alive};
+use crate::steady::{look, mesh_flow_source, mesh_workload, room};
 use crate::{exclude, policy};
 
 const PASS: u32 = 1;
@@ -118,7 +119,7 @@ fn datagram(c: *mut bpf_sk_lookup) -> u32 {
     let port = field!(c, local_port);
     if let Some(entry) = at(&local, 0)
         && (exclude::is_answer(entry.workload, port, &remote, field!(c, remote_port))
-            || left_alone(entry, port, &remote, field!(c, ingress_ifindex)))
+            || left_alone(&entry, port, &remote, field!(c, ingress_ifindex)))
     {
         return PASS;
     }
@@ -134,10 +135,10 @@ fn left_alone(entry: &Workload, port: u32, remote: &Addr, interface: u32) -> boo
 
 /// What is served at this address and port; 0: at any other port.
 #[inline(always)]
-fn at(local: &Addr, port_be: u16) -> Option<&'static Workload> {
+fn at(local: &Addr, port_be: u16) -> Option<Workload> {
     let key = WorkloadKey { addr: *local, port_be, proto: PROTO_TCP, network: 0 };
-    // SAFETY: entries are replaced whole; a stale one is still one.
-    unsafe { WORKLOADS.get(&key) }
+    let mut entry: Workload = room();
+    look(mesh_workload, &key, &mut entry).then_some(entry)
 }
 
 #[inline(always)]
@@ -161,14 +162,14 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
         return PASS;
     }
     let flow = FlowKey { src: remote, dst: local, src_port_be: field!(c, remote_port), dst_port_be: port_be };
-    // SAFETY: read at once.
-    let source = unsafe { FLOW_SRC.get(&flow) }
-        // SAFETY: no arguments.
-        .filter(|source| proves(source.established_ns, unsafe { bpf_ktime_get_ns() }));
+    let mut source: FlowSource = room();
+    // SAFETY: no arguments.
+    let proved = look(mesh_flow_source, &flow, &mut source) && proves(source.established_ns, unsafe { bpf_ktime_get_ns() });
+    let source = proved.then_some(&source);
     let authorised = source.is_some_and(|source| source.authorised != 0);
     if entry.policy_set != 0
         && !authorised
-        && let Some(verdict) = refused(entry, source, &remote, port_be)
+        && let Some(verdict) = refused(&entry, source, &remote, port_be)
     {
         count(verdict);
         return DROP;
@@ -176,11 +177,11 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
     if entry.flags & flags::INBOUND_PROXY == 0 {
         return PASS;
     }
-    if !authorised && left_alone(entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
+    if !authorised && left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
         count(Verdict::InboundExcluded);
         return PASS;
     }
-    act(ctx, entry, authorised)
+    act(ctx, &entry, authorised)
 }
 
 /// From a workload's own address to where only captured connections go: the workload's listener takes it.
@@ -197,8 +198,8 @@ fn captured(ctx: &SkLookupContext) -> u32 {
         return PASS;
     }
     let key = WorkloadKey { addr: remote, port_be: 0, proto: PROTO_TCP, network: 0 };
-    // SAFETY: read at once.
-    let slot = unsafe { WORKLOADS.get(&key) }.map_or(0, |entry| entry.inbound_slot);
+    let mut entry: Workload = room();
+    let slot = if look(mesh_workload, &key, &mut entry) { entry.inbound_slot } else { 0 };
     if slot >= listener::IN {
         let offset = if v4 { listener::OUT4 } else { listener::OUT6 };
         // Where the agent has just gone nobody listens, and the connection is refused.

@@ -18,7 +18,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::dns;
-use mesh_common::record::{Endpoint, Enrolled, Flow, PROTO_UDP, Service, app, flow};
+use mesh_common::record::{Endpoint, Enrolled, Flow, PROTO_UDP, Service, Workload, app, flow};
 use mesh_common::transport::enrolled;
 use mesh_common::udp::{
     self, IDLE_NS, Known, MOST_STEPS, SIDE_ASKED, SIDE_HEARD, STICKY_SHARED, Sticky, StickyKey, TOUCH_NS,
@@ -29,13 +29,11 @@ use crate::connect::{
     ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
     refuses,
 };
-use crate::{exclude, flows};
 use crate::maps::UDP_STICKY;
-use crate::pick::{Chosen, pick};
-use crate::pick::slot_of;
-use crate::questions;
+use crate::pick::{Chosen, pick, slot_of};
 use crate::socket::{add, count};
-use crate::{totals, who};
+use crate::steady::room;
+use crate::{exclude, flows, questions, totals, who};
 
 const ANY: u64 = 0;
 
@@ -43,31 +41,26 @@ const ANY: u64 = 0;
 #[unsafe(no_mangle)]
 pub static UDP_IDLE_NS: Global<u64> = Global::new(IDLE_NS);
 
-/// `connect()` of an enrolled workload's UDP socket.
+/// `connect()` of an enrolled workload's UDP socket. Flow and room for an entry are the caller's, who needs them
+/// for TCP: two of each are too many on one stack.
 #[inline(always)]
-pub fn connect(call: &Call, me: &Enrolled) -> i32 {
+pub fn connect(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut Service) -> i32 {
     let cookie = flows::cookie(call.ctx.cast());
-    let mut flow = new_flow(me, call);
     flow.protocol = app::UDP as u8;
-    if call.port_be == dns::PORT_BE && questions::connect(call, me, cookie, &mut flow) {
+    if call.port_be == dns::PORT_BE && questions::connect(call, me, cookie, flow) {
         return ALLOW;
     }
     let alone = me.flags & enrolled::EXCLUDES != 0 && exclude::outbound(call, me);
     let verdict = if alone || addr::is_loopback(&call.dst) {
         Verdict::Outside
-    } else if let Some(entry) = find_service(call, me.scope) {
+    } else if find_service(call, me.scope, entry) {
         flow.service = entry.service;
-        match drawn(me, &entry, flow.start_ns) {
-            Ok(chosen) => lead(call, &mut flow, &chosen),
+        match drawn(me, entry, flow.start_ns) {
+            Ok(chosen) => lead(call, flow, &chosen),
             Err(verdict) => verdict,
         }
-    } else if let Some(peer) = find_served(call) {
-        flow.service = peer.service;
-        flow.endpoint = peer.endpoint;
-        flow.peer_workload = peer.workload;
-        Verdict::Direct
     } else {
-        Verdict::Outside
+        directly(call, flow)
     };
     if matches!(verdict, Verdict::Outside) {
         // An earlier connect() of this socket may have led into the mesh.
@@ -77,9 +70,22 @@ pub fn connect(call: &Call, me: &Enrolled) -> i32 {
         return ALLOW;
     }
     if verdict.errno().is_none() {
-        opened(&mut flow, verdict);
+        opened(flow, verdict);
     }
-    finish(call, &mut flow, verdict)
+    finish(call, flow, verdict)
+}
+
+/// To a workload's own address?
+#[inline(never)]
+fn directly(call: &Call, flow: &mut Flow) -> Verdict {
+    let mut peer: Workload = room();
+    if !find_served(call, &mut peer) {
+        return Verdict::Outside;
+    }
+    flow.service = peer.service;
+    flow.endpoint = peer.endpoint;
+    flow.peer_workload = peer.workload;
+    Verdict::Direct
 }
 
 /// An endpoint of the service, if it has any.
@@ -154,12 +160,11 @@ fn send_from<const V6: bool>(made: &Call, me: &Enrolled) -> i32 {
     if at.is_some_and(|(to, port_be)| port_be == call.port_be && addr::same(&to, &call.dst)) {
         return ALLOW;
     }
-    if let Some(entry) = find_service(call, me.scope) {
+    let mut entry: Service = room();
+    if find_service(call, me.scope, &mut entry) {
         return to_service(call, me, &entry, at);
     }
-    if let Some(peer) = find_served(call) {
-        to_workload(made, me, peer.service, peer.endpoint, peer.workload);
-    }
+    to_workload(made, me);
     ALLOW
 }
 
@@ -200,16 +205,17 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
     if refuses(&mut flow, verdict) { DENY } else { ALLOW }
 }
 
-/// Counts a socket that sends to a workload's own address, once in a while of its sending.
-#[inline(always)]
-fn to_workload(call: &Call, me: &Enrolled, service: u32, endpoint: u32, workload: u32) {
-    if is_new(call, endpoint) {
-        opened_direct(call, me, service, endpoint, workload);
+/// Counts a socket that sends to a workload's own address, once in a while of its sending. Functions of their own,
+/// as others here: what each needs of the stack, picking an endpoint needs as well.
+#[inline(never)]
+fn to_workload(call: &Call, me: &Enrolled) {
+    let mut peer: Workload = room();
+    if find_served(call, &mut peer) && is_new(call, peer.endpoint) {
+        opened_direct(call, me, peer.service, peer.endpoint, peer.workload);
     }
 }
 
-/// Has the socket not sent there lately? Functions of their own, as others here: what each needs of the stack,
-/// picking an endpoint needs as well.
+/// Has the socket not sent there lately?
 #[inline(never)]
 fn is_new(call: &Call, endpoint: u32) -> bool {
     let key = asked(flows::cookie(call.ctx.cast()), call);

@@ -331,7 +331,13 @@ impl Node {
 
     /// Logs and maps, for a failure's report.
     pub fn report(&self) -> String {
-        let mut text = format!("---- agent of {}\n{}", self.name, tail(&self.log(), 60));
+        let mut text = format!("---- agent of {}\n{}\n---- verdicts", self.name, tail(&self.log(), 60));
+        for verdict in Verdict::ALL {
+            match pins::verdict(&self.bpffs(), verdict) {
+                Ok(0) | Err(_) => {}
+                Ok(count) => text += &format!(" {} {count}", verdict.name()),
+            }
+        }
         let pins = shell::run(Command::new("find").arg(self.bpffs()).args(["-type", "f"]), "");
         for pin in pins.unwrap_or_default().lines() {
             if let Some(dump) = dump_map(Path::new(pin)) {
@@ -349,7 +355,7 @@ impl Node {
 /// A pinned map's content, for the maps that are small and tell much.
 fn dump_map(pin: &Path) -> Option<String> {
     let name = pin.file_name()?.to_str()?;
-    let telling = [maps::ENROLLED, maps::SERVICES, maps::WORKLOADS, maps::VERDICTS, maps::EPOCH];
+    let telling = [maps::ENROLLED, maps::SERVICES, maps::WORKLOADS, maps::EPOCH];
     if !telling.iter().any(|map| map.name == name) {
         return None;
     }

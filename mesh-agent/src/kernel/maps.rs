@@ -57,7 +57,7 @@ pub struct Kernel {
     totals: Mutex<PerCpuHashMap<MapData, TotalsKey, Totals>>,
     totals_homes: Mutex<PerCpuArray<MapData, TotalsHome>>,
     verdicts: Mutex<PerCpuArray<MapData, u64>>,
-    endpoints: Mapped<Endpoint>,
+    pub(super) endpoints: Mapped<Endpoint>,
     pub(super) load: Mapped<Load>,
     pub(super) service_load: Mapped<Load>,
     pub(super) rules: Mapped<Rules>,
@@ -146,16 +146,7 @@ impl Kernel {
 
     fn apply_one(&self, op: &MapOp) -> Result<(), ApplyError> {
         match op {
-            MapOp::PutSlots { first, slots } => {
-                let fits = slots.iter().zip(*first..).all(|(slot, index)| self.endpoints.set(index, *slot));
-                if fits {
-                    Ok(())
-                } else {
-                    let source =
-                        format!("{} slots from {first} on are beyond {}", slots.len(), self.endpoints.len());
-                    Err(ApplyError { map: names::ENDPOINTS.name, full: true, source: source.into() })
-                }
-            }
+            MapOp::PutSlots { first, slots } => self.put_slots(*first, slots),
             MapOp::PutRules { service, rules } => self.put_rules(*service, *rules),
             MapOp::PutService { key, value } => {
                 let put = self.services.lock().put(key, value, Instant::now());

@@ -5,7 +5,7 @@
 //! - [`maps`]: typed access: executing a plan, enrolment, reading counters.
 //! - [`homes`]: a hash and the array in front of it. [`typed`]: how maps are had.
 //! - [`inbound`]: which program looks at what arrives. [`exclude`]: what is left alone.
-//! - [`rules`]: what policies say of services.
+//! - [`slots`]: tables, written under readers. [`rules`]: what policies say of services.
 //! - [`sockets`]: records on the agent's own sockets.
 //! - [`events`]: ended flows, as they come.
 //! - [`open`]: flows under way, and how they stand. [`diag`]: what their sockets show.
@@ -26,6 +26,7 @@ mod load;
 mod maps;
 mod open;
 mod rules;
+mod slots;
 mod sockets;
 mod typed;
 mod view;

@@ -63,7 +63,7 @@ impl<T: Pod> Mapped<T> {
 
     /// A word of an element, to be changed beside the programs; `None` beyond the end of array or element.
     pub fn word(&self, index: u32, word: usize) -> Option<&AtomicU64> {
-        let aligned = align_of::<T>() >= align_of::<AtomicU64>();
+        let aligned = size_of::<T>().is_multiple_of(align_of::<AtomicU64>());
         if !aligned || index >= self.len || word >= size_of::<T>() / size_of::<AtomicU64>() {
             return None;
         }

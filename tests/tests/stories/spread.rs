@@ -106,6 +106,16 @@ fn short(client: &Pod, load: Load, count: u64) {
     assert_eq!((report.ok, report.failed()), (count, 0), "{}: {report:?}", client.name());
 }
 
+/// All of them, but those that came while the whole machine had stood still for longer than a heartbeat may be old:
+/// they are bypassed until the agent's threads run again.
+#[track_caller]
+fn assert_captured(captured: u64, bypassed: u64, all: u64) {
+    assert!(
+        captured + bypassed >= all && bypassed <= all / 50,
+        "{captured} captured, {bypassed} bypassed, of {all}"
+    );
+}
+
 #[test]
 fn short_connections_leave_their_ports_to_the_next() {
     const OUT: u64 = 5_000;
@@ -130,7 +140,7 @@ fn short_connections_leave_their_ports_to_the_next() {
         short(&client, Load::to(to), OUT);
         short(&client, Load::to(to).hang_up(), OUT);
     }
-    assert_eq!(count(Verdict::Captured) - captured, 4 * OUT);
+    assert_captured(count(Verdict::Captured) - captured, count(Verdict::Bypassed), 4 * OUT);
 
     let (captured, asked) = (count(Verdict::InboundCaptured), nginx.hits("/"));
     short(&far[0], Load::to(at(vip4(2), 80)), OUT);
@@ -140,7 +150,8 @@ fn short_connections_leave_their_ports_to_the_next() {
     }
     eventually("the server counts as many", || nginx.hits("/") - asked == OUT + 3 * IN);
     // A SYN that is sent again counts again.
-    assert!(count(Verdict::InboundCaptured) - captured >= OUT + 3 * IN);
+    let came = count(Verdict::InboundCaptured) - captured;
+    assert_captured(came, count(Verdict::InboundBypassed), OUT + 3 * IN);
 }
 
 /// What a program inside the pod that holds to its own address, and not the mesh's business, finds on loopback.
