@@ -335,7 +335,7 @@ impl Node {
         for verdict in Verdict::ALL {
             match pins::verdict(&self.bpffs(), verdict) {
                 Ok(0) | Err(_) => {}
-                Ok(count) => text += &format!(" {} {count}", verdict.name()),
+                Ok(count) => text.extend([" ", verdict.name(), " ", &count.to_string()]),
             }
         }
         let pins = shell::run(Command::new("find").arg(self.bpffs()).args(["-type", "f"]), "");

@@ -1,6 +1,7 @@
 //! Questions as clients send them, and the answers taken apart again.
 
 use domain::rdata::AllRecordData;
+use proptest::prelude::*;
 
 use super::*;
 use crate::dns::zone::tests::snapshot;
@@ -153,4 +154,48 @@ fn anything_that_is_a_question_can_be_refused() {
     assert!(refused.is_answer(&Message::from_octets(&asked).unwrap()));
     assert_eq!(failure(&failure(&asked).unwrap()), None, "an answer is no question");
     assert_eq!(failure(&[1, 2, 3]), None);
+}
+
+/// Bytes near a question: one that is whole, some of its bytes others, cut or with more behind it.
+fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    let names =
+        ["shop.default.mesh", "_http._tcp.shop.default.mesh", "gone.default.mesh", "example.org", "mesh"];
+    let kinds = [Rtype::A, Rtype::AAAA, Rtype::SRV, Rtype::ANY, Rtype::SOA];
+    let whole =
+        (prop::sample::select(names.to_vec()), prop::sample::select(kinds.to_vec()), any::<Option<u16>>())
+            .prop_map(|(name, kind, edns)| question(name, kind, edns));
+    let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    let tail = prop::collection::vec(any::<u8>(), 0..24);
+    (whole, edits, any::<prop::sample::Index>(), any::<bool>(), tail).prop_map(
+        |(mut bytes, edits, at, cut, tail)| {
+            for (place, value) in edits {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+            }
+            if cut {
+                bytes.truncate(at.index(bytes.len() + 1));
+            }
+            bytes.extend(tail);
+            bytes
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn whatever_comes_is_answered_whole_and_within_bounds_or_passed_on(bytes in damaged(), udp: bool) {
+        let Some(asked) = Question::read(&bytes) else { return Ok(()) };
+        let Some((answer, _)) = asked.answer(&snapshot(), udp) else { return Ok(()) };
+        let room = usize::from(if udp { LARGEST } else { u16::MAX });
+        prop_assert!(answer.len() <= room);
+        let message = Message::from_octets(&answer[..]).expect("a message");
+        prop_assert!(message.header().qr());
+        prop_assert_eq!(&answer[..2], &bytes[..2], "its number");
+        // The question as it was asked, which follows the header of twelve bytes.
+        let end = message.answer().expect("its sections").pos();
+        prop_assert_eq!(&answer[12..end], &bytes[12..end]);
+        prop_assert!(message.iter().all(|record| record.is_ok()), "records that can be read");
+    }
 }
