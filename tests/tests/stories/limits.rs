@@ -7,8 +7,9 @@ use mesh_tests::{
     Mesh, Pod,
     eventually::until,
     load::Load,
+    process::Process,
     programs::Nginx,
-    resources::{Service, at, vip4},
+    resources::{Service, at, transport, vip4, vip6},
     within,
 };
 use serde_json::json;
@@ -142,4 +143,59 @@ fn a_workload_that_spends_its_budget_is_refused_and_its_neighbour_is_not() {
     assert_eq!((report.ok, report.failed()), (400, 0), "{report:?}");
     let report = flood.stop();
     assert!(report.ok > 0 && report.failed() > 0, "{report:?}");
+}
+
+/// Begins that many connections, says how many of them wait and how many were refused at `connect()`; then, how
+/// many of those that waited came through.
+const WAIT: &str = "
+import errno, select, socket, sys
+family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
+waiting, refused = [], 0
+for _ in range(int(sys.argv[2])):
+    s = socket.socket(family)
+    s.setblocking(False)
+    code = s.connect_ex((sys.argv[1], 80))
+    if code == errno.EINPROGRESS:
+        waiting.append(s)
+    else:
+        assert code == errno.ECONNREFUSED, errno.errorcode[code]
+        refused += 1
+print(len(waiting), 'wait,', refused, 'refused', flush=True)
+for s in waiting:
+    select.select([], [s], [], 20)
+print(sum(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 for s in waiting), 'came through', flush=True)
+";
+
+#[test]
+fn as_many_connections_wait_for_the_proxy_as_the_policy_says() {
+    const BEGUN: u64 = 40;
+    let mesh = Mesh::builder().up();
+    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
+    let _a = web(&mesh, 1, "a", "site", "http", 1);
+    let greedy = mesh.pod(1, "greedy").label("app", "greedy").up();
+    settled(&greedy, at(vip4(1), 80), &["a"]);
+    mesh.apply(&transport("greedy", &["selector: {matchLabels: {app: greedy}}", "budget: {pending: 16}"]));
+    let lo = |change: &str, queue: &[&str]| {
+        greedy.run("tc", &[&["qdisc", change, "dev", "lo", "root"], queue].concat()).expect("tc");
+    };
+    let refused = || mesh.node(1).verdict(Verdict::BudgetPending);
+    for vip in [vip4(1).to_string(), vip6(1).to_string()] {
+        // Nothing fits into loopback's queue: whoever begins a connection waits.
+        lo("add", &["bfifo", "limit", "1"]);
+        let before = refused();
+        let args = ["-c", WAIT, &vip, &BEGUN.to_string()];
+        let (mut waiting, mut attempt) = (None, 0);
+        // Those that are given up make room, so that the policy may take its time.
+        let begin = || {
+            attempt += 1;
+            let name = format!("wait-{}-{attempt}", vip.len());
+            let begun = waiting.insert(greedy.start(&name, "/usr/bin/python3", &args));
+            until(Duration::from_secs(10), "all were begun", || begun.log(), |log| log.ends_with('\n'))
+        };
+        until(Duration::from_secs(10), "the policy holds", begin, |log| log == "16 wait, 24 refused\n");
+        assert!(refused() - before >= BEGUN - 16);
+        lo("del", &[]);
+        let log = || waiting.as_ref().map_or_else(String::new, Process::log);
+        until(Duration::from_secs(20), "they come through", log, |log| log.ends_with("16 came through\n"));
+    }
 }
