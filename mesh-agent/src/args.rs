@@ -171,6 +171,9 @@ pub struct MapSizes {
     /// Questions over UDP whose answers are let in, of workloads that take no other datagrams.
     #[arg(long, default_value_t = maps::UDP_ASKED.capacity, env = "NODEMESH_MAP_UDP_ASKED", value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
     pub map_udp_asked: u32,
+    /// Ends of connections of workloads that asked for splicing, two a connection.
+    #[arg(long, default_value_t = maps::SPLICE.capacity, env = "NODEMESH_MAP_SPLICE")]
+    pub map_splice: u32,
     /// Keys of flow totals.
     #[arg(long, default_value_t = maps::FLOW_TOTALS.capacity, env = "NODEMESH_MAP_FLOW_TOTALS")]
     pub map_flow_totals: u32,
@@ -202,6 +205,8 @@ impl MapSizes {
             (maps::EXCLUDE.name, self.map_exclude),
             (maps::EXCLUDE_CIDRS.name, self.map_exclude_cidrs),
             (maps::UDP_ASKED.name, self.map_udp_asked),
+            (maps::SPLICE.name, self.map_splice),
+            (maps::SPLICE_ENDS.name, self.map_splice),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),
             (maps::TOTALS_HOMES.name, self.map_flow_totals.min(maps::TOTALS_HOMES.capacity)),
             (maps::FLOW_EVENTS.name, self.map_flow_events),

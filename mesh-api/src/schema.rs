@@ -280,6 +280,7 @@ fn transport_policy() -> Value {
                 &json!([]),
                 &json!({ "connections": integer(1, 1_000_000), "pending": integer(1, 16_384) }),
             ),
+            "splice": { "type": "boolean" },
         }),
     )
 }

@@ -269,6 +269,11 @@ fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::Tran
         Some(UdpMode::Allow) => v1::UdpMode::Allow,
         Some(UdpMode::Deny) => v1::UdpMode::Deny,
     };
+    let splice = match spec.splice {
+        None => v1::SpliceMode::Unset,
+        Some(true) => v1::SpliceMode::On,
+        Some(false) => v1::SpliceMode::Off,
+    };
     let exclusions = |all: &Exclusions| v1::Exclusions {
         ports: all.ports.iter().map(|port| u32::from(*port)).collect(),
         cidrs: all.cidrs.iter().map(ToString::to_string).collect(),
@@ -285,6 +290,7 @@ fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::Tran
         budget_connections: spec.budget.connections.unwrap_or(0),
         budget_pending: spec.budget.pending.map_or(0, u32::from),
         created_ms: resource.metadata.created_ms,
+        splice: splice.into(),
     }
 }
 

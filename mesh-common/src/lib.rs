@@ -12,7 +12,7 @@
 //! - [`transport`]: what is left alone, and which datagrams are answers.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
 //! - [`homes`]: arrays in front of hashes.
-//! - [`spread`]: where captured connections go on loopback.
+//! - [`spread`]: where captured connections go on loopback. [`splice`]: when their bytes may go past TCP.
 //! - [`flows`], [`udp`]: where what is known of a socket lives, and for how long it holds.
 //!
 //! Invariants: `no_std`, no dependency (aya's `Pod` behind feature `pod`); no padding in a key; fields in
@@ -35,6 +35,7 @@ pub mod pick;
 mod pod;
 pub mod policy;
 pub mod record;
+pub mod splice;
 pub mod spread;
 pub mod transport;
 pub mod udp;

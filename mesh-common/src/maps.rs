@@ -4,7 +4,7 @@
 //! change at first load; a pinned map keeps the size it was made with.
 
 use crate::homes::Home;
-use crate::{record as r, transport as t, udp};
+use crate::{record as r, splice, transport as t, udp};
 
 /// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,12 @@ pub const EXCLUDE: Spec = spec("EXCLUDE", size_of::<t::ExcludeKey>(), 4, 16_384)
 pub const EXCLUDE_CIDRS: Spec = spec("EXCLUDE_CIDRS", 4 + size_of::<t::ExcludeCidr>(), 4, 8_192);
 /// When whom was asked, of workloads that take answers alone; the least recently used go first.
 pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), 8, 4_096);
+/// Ends of connections whose bytes may go past TCP (see [`splice`]), two a connection. Small: it is allocated
+/// whether anybody asks or not.
+pub const SPLICE: Spec = spec("SPLICE", size_of::<r::SynKey>(), 8, 2048);
+/// What is known of them.
+pub const SPLICE_ENDS: Spec =
+    spec("SPLICE_ENDS", size_of::<r::SynKey>(), size_of::<splice::End>(), SPLICE.capacity);
 /// Connections that a policy refused, a ring.
 pub const DENIALS: Spec = spec("DENIALS", 0, size_of::<r::Denial>(), 1 << 14);
 /// Word 0: epoch of the snapshot that the maps hold.
@@ -124,6 +130,8 @@ pub const ALL: &[Spec] = &[
     EXCLUDE,
     EXCLUDE_CIDRS,
     UDP_ASKED,
+    SPLICE,
+    SPLICE_ENDS,
     DENIALS,
     EPOCH,
     AGENT,

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::homes::Home;
-use crate::{record as r, transport, udp};
+use crate::{record as r, splice, transport, udp};
 
 macro_rules! pod {
     ($($t:ty),* $(,)?) => {$(
@@ -35,6 +35,7 @@ pod!(
     r::SynKey,
     r::Capture,
     r::Flow,
+    splice::End,
     udp::StickyKey,
     udp::Sticky,
     Home<r::EnrolledKey, r::Enrolled>,

@@ -291,10 +291,18 @@ pub struct Capture {
     pub identity: u32,
     /// Original destination port; for [`role::DIAL`] the real client's.
     pub port_be: u16,
-    /// 1: the destination of this leg lives on this node.
-    pub local: u16,
+    /// [`captured`].
+    pub flags: u16,
 }
 const _: () = assert!(size_of::<Capture>() == 48);
+
+/// Flags of a [`Capture`].
+pub mod captured {
+    /// The destination of this leg lives on this node.
+    pub const LOCAL: u16 = 1;
+    /// The connection's two ends are to be spliced: see [`crate::splice`].
+    pub const SPLICE: u16 = 2;
+}
 
 /// Word of `BUDGET` that no workload has: how many records of dials wait on this node.
 pub const BUDGET_DIALS: u32 = 0;
@@ -376,6 +384,8 @@ pub mod flow {
     pub const CAPTURED: u32 = 128;
     /// Its SYN has left, or it was accepted: its end will be seen.
     pub const BEGUN: u32 = 256;
+    /// It is to be spliced: `SPLICE`.
+    pub const SPLICE: u32 = 512;
     /// It has counted as a failure of its endpoint.
     pub const FAILED: u32 = 1 << 16;
     /// Failures and successes of it are told to its endpoint's counters.

@@ -18,6 +18,8 @@ pub mod enrolled {
     pub const EXCLUDES: u16 = 1;
     /// It takes no datagrams that it has not asked for: note whom it asks.
     pub const NO_UDP: u16 = 2;
+    /// Its captured connections are spliced: see [`crate::splice`].
+    pub const SPLICE: u16 = 4;
 }
 
 /// Key of `EXCLUDE`: a port or an interface.

@@ -58,11 +58,13 @@ pub enum Verdict {
     InboundExcluded = 22,
     /// Inbound: a datagram that the workload has not asked for, and takes none of: dropped.
     UdpDenied = 23,
+    /// No room in `SPLICE` or `SPLICE_ENDS`: the connection goes through TCP, as others do.
+    SpliceFull = 24,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 24;
+    pub const COUNT: u32 = 25;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -90,6 +92,7 @@ impl Verdict {
         Self::Excluded,
         Self::InboundExcluded,
         Self::UdpDenied,
+        Self::SpliceFull,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -119,6 +122,7 @@ impl Verdict {
             Self::Excluded => "excluded",
             Self::InboundExcluded => "inbound_excluded",
             Self::UdpDenied => "udp_denied",
+            Self::SpliceFull => "splice_full",
         }
     }
 

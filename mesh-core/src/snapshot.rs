@@ -256,6 +256,8 @@ pub struct Transport {
     pub connections: Option<u32>,
     /// Of them those that wait for the proxy; `None`: as the agent was told.
     pub pending: Option<u16>,
+    /// Its captured connections go past TCP, where the kernel can do it.
+    pub splice: bool,
 }
 
 /// What is left alone in one direction: whatever one of these names.

@@ -7,8 +7,11 @@
 use aya_ebpf::bindings::sockaddr;
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_prandom_u32};
 use mesh_common::addr::{self, Addr};
-use mesh_common::record::{Capture, Enrolled, Flow, PROTO_TCP, Workload, WorkloadKey, flow, listener, role};
+use mesh_common::record::{
+    Capture, Enrolled, Flow, PROTO_TCP, Workload, WorkloadKey, captured, flow, listener, role,
+};
 use mesh_common::spread;
+use mesh_common::transport::enrolled;
 use mesh_common::verdict::Verdict;
 
 use crate::connect::{Call, redirect};
@@ -33,6 +36,9 @@ pub fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
         return Verdict::RecordFull;
     }
     flow.flags |= flow::SHOW_PEER | flow::CAPTURED;
+    if me.flags & enrolled::SPLICE != 0 {
+        flow.flags |= flow::SPLICE;
+    }
     // The client's connection to the agent is not load of any endpoint; the agent's own leg is.
     flow.endpoint = 0;
     flow.flags &= !flow::PROVE;
@@ -68,7 +74,7 @@ fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> u32 {
         role: role::CLIENT,
         identity: me.identity,
         port_be: call.port_be,
-        local: 0,
+        flags: if me.flags & enrolled::SPLICE != 0 { captured::SPLICE } else { 0 },
     };
     // SAFETY: the context is valid and `sk` was checked by the caller.
     let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };

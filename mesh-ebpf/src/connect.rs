@@ -16,7 +16,7 @@ use mesh_common::dns;
 use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
     Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
-    Workload, WorkloadKey, flags, flow, listener, role,
+    Workload, WorkloadKey, captured, flags, flow, listener, role,
 };
 use mesh_common::transport::enrolled;
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
@@ -173,7 +173,11 @@ fn leg(call: &Call, own: &Capture, flow: &mut Flow) -> i32 {
     flow.identity = own.identity;
     flow.service = own.service;
     flow.endpoint = own.endpoint;
-    flow.flags = flow::LEG | if own.local != 0 { flow::PROVE } else { 0 };
+    flow.flags = flow::LEG | if own.flags & captured::LOCAL != 0 { flow::PROVE } else { 0 };
+    // The agent tries splicing with connections to itself.
+    if own.flags & captured::SPLICE != 0 {
+        flow.flags |= flow::SPLICE;
+    }
     if own.role == role::LEG
         && let Some(verdict) = admit_leg(flow)
     {

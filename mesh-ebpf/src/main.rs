@@ -10,6 +10,7 @@
 //! - [`fare`]: how connections fared: endpoints that fail are left out.
 //! - [`names`]: what `getpeername()` and `accept()` show.
 //! - [`sock_ops`]: source proofs, hand-over of the capture record, counters.
+//! - [`splice`]: both ends of a captured connection are put where `bin/splice.rs` finds them.
 //! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
 //! - [`policy`]: may this caller connect?
@@ -42,6 +43,7 @@ mod release;
 mod sk_lookup;
 mod sock_ops;
 mod socket;
+mod splice;
 mod steady;
 mod totals;
 mod udp;

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash, SockMap};
 use mesh_common::going::Agent;
 use mesh_common::homes::Home;
 use mesh_common::maps as m;
@@ -11,6 +11,7 @@ use mesh_common::record::{
     Affinity, AffinityKey, Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load,
     PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::splice::End;
 use mesh_common::transport::{AskedKey, ExcludeCidr, ExcludeKey};
 use mesh_common::udp::{Sticky, StickyKey};
 
@@ -87,6 +88,11 @@ pub static EXCLUDE_CIDRS: LpmTrie<ExcludeCidr, u32> =
     LpmTrie::with_max_entries(m::EXCLUDE_CIDRS.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static UDP_ASKED: LruHashMap<AskedKey, u64> = LruHashMap::with_max_entries(m::UDP_ASKED.capacity, 0);
+#[map]
+pub static SPLICE: SockHash<SynKey> = SockHash::with_max_entries(m::SPLICE.capacity, 0);
+#[map]
+pub static SPLICE_ENDS: HashMap<SynKey, End> =
+    HashMap::with_max_entries(m::SPLICE_ENDS.capacity, BPF_F_NO_PREALLOC);
 #[map]
 pub static DENIALS: RingBuf = RingBuf::with_byte_size(m::DENIALS.capacity, 0);
 #[map]

@@ -13,13 +13,14 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, tcp};
 use mesh_common::record::{
-    BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, flow, role,
+    BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, captured, flow, role,
 };
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};
 use crate::socket::{add, copy_words, count, live, record, zero};
-use crate::{fare, flows, totals};
+use crate::splice::Moved;
+use crate::{fare, flows, splice, totals};
 
 const TIMEOUT_INIT: u32 = 1;
 const TCP_CONNECT_CB: u32 = 3;
@@ -64,7 +65,7 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     match op {
         TCP_CONNECT_CB => begun(ops, sk),
-        ACTIVE_ESTABLISHED_CB => established(ops),
+        ACTIVE_ESTABLISHED_CB => established(ops, sk),
         PASSIVE_ESTABLISHED_CB => accepted(ops, sk),
         TIMEOUT_INIT => first_timeout(ops),
         RTO_CB => retried(ops),
@@ -189,7 +190,7 @@ fn dials() -> bool {
 }
 
 #[inline(always)]
-fn established(ops: *mut bpf_sock_ops) {
+fn established(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     // Set in `begun`, on tracked sockets alone.
     if field!(ops, bpf_sock_ops_cb_flags) & STATE_CB_FLAG as u32 == 0 {
         return;
@@ -198,6 +199,9 @@ fn established(ops: *mut bpf_sock_ops) {
         return;
     };
     flow.flags |= flow::ESTABLISHED;
+    if flow.flags & flow::SPLICE != 0 {
+        splice::opened(ops, sk);
+    }
     if flow.flags & flow::SOURCED != 0
         && let Some(source) = FLOW_SRC.get_ptr_mut(&ends(ops, false))
     {
@@ -235,9 +239,13 @@ fn accepted(ops: *mut bpf_sock_ops, sk: *mut c_void) {
     {
         match waiting {
             Some(mut capture) => {
+                let dial = capture.role == role::DIAL;
                 capture.role = role::ACCEPTED;
                 *own = capture;
-                taken(&key, capture.workload, false);
+                taken(&key, capture.workload, dial);
+                if capture.flags & captured::SPLICE != 0 {
+                    splice::accepted(ops, sk);
+                }
             }
             None => own.role = role::LOST,
         }
@@ -322,9 +330,13 @@ fn state_changed(ops: *mut bpf_sock_ops) {
     if flow.flags & flow::PENDING != 0 {
         taken(&syn_key(ops, false), flow.workload, flow.flags & flow::LEG != 0);
     }
+    let mut moved = Moved { sent: 0, received: 0 };
+    if flow.flags & flow::SPLICE != 0 {
+        splice::closed(ops, &mut moved);
+    }
     // The agent's legs count in `LOAD` alone, and an accepted socket's record has no source.
     if flow.flags & flow::LEG == 0 && flow.workload != 0 && totals::wanted() {
-        ended(ops, flow, established, old);
+        ended(ops, flow, established, old, moved);
     }
     flows::forget(cookie);
 }
@@ -334,15 +346,15 @@ fn state_changed(ops: *mut bpf_sock_ops) {
 /// User space adds what open sockets show to the totals of ended ones. So that it never counts a flow as
 /// both, the flow says that it has ended before the totals change.
 #[inline(always)]
-fn ended(ops: *mut bpf_sock_ops, flow: &mut Flow, established: bool, last: u32) {
+fn ended(ops: *mut bpf_sock_ops, flow: &mut Flow, established: bool, last: u32, moved: Moved) {
     // SAFETY: a live map value; volatile, so that it is stored here and not later.
     unsafe { (&raw mut flow.flags).write_volatile(flow.flags | flow::ENDED) };
     let retransmits = field!(ops, total_retrans);
     let (sent, received) = if established {
         let all_acked = field!(ops, snd_una) == field!(ops, snd_nxt);
         (
-            decide::sent(field!(ops, bytes_acked), last, all_acked),
-            decide::received(field!(ops, bytes_received), last, flow.at_fin_wait2),
+            decide::sent(field!(ops, bytes_acked), last, all_acked) + moved.sent,
+            decide::received(field!(ops, bytes_received), last, flow.at_fin_wait2) + moved.received,
         )
     } else {
         (0, 0)
@@ -418,8 +430,9 @@ fn ends(ops: *mut bpf_sock_ops, passive: bool) -> FlowKey {
     }
 }
 
+/// A connection inside one namespace, from the end that opened it; `passive`: this is the other one.
 #[inline(always)]
-fn syn_key(ops: *mut bpf_sock_ops, passive: bool) -> SynKey {
+pub fn syn_key(ops: *mut bpf_sock_ops, passive: bool) -> SynKey {
     // SAFETY: a valid context.
     SynKey { netns: unsafe { bpf_get_netns_cookie(ops.cast()) }, flow: ends(ops, passive), pad: 0 }
 }

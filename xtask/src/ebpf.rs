@@ -1,5 +1,5 @@
-//! `build-ebpf`: mesh-ebpf → `target/ebpf/mesh-ebpf.o`, which mesh-agent's build script embeds, and
-//! `empty.o`, which the bench compares it with.
+//! `build-ebpf`: mesh-ebpf → `target/ebpf/{mesh-ebpf,splice}.o`, which mesh-agent's build script embeds, and
+//! `empty.o`, which the bench compares them with.
 //!
 //! Nothing is built when sources, compiler, linker and flags are those of the last build (a fingerprint
 //! beside the object). The object's time changes only when its bytes do, so that the agent is not
@@ -20,7 +20,7 @@ use crate::{
 };
 
 const FOLDER: &str = "target/ebpf";
-const OBJECTS: [&str; 2] = ["mesh-ebpf", "empty"];
+const OBJECTS: [&str; 3] = ["mesh-ebpf", "splice", "empty"];
 const FINGERPRINT: &str = "target/ebpf/fingerprint";
 const BUILD_DIR: &str = "target/ebpf/build";
 const TARGET: &str = "bpfel-unknown-none";

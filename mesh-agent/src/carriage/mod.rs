@@ -1,4 +1,4 @@
-//! Puts in force what transport policies say of the workloads of this node: exclusions, UDP, budgets.
+//! Puts in force what transport policies say of the workloads of this node: exclusions, UDP, budgets, splicing.
 //!
 //! { config's epochs, enrol } ──▶ **carriage** ──▶ { `EXCLUDE`, `EXCLUDE_CIDRS`, entries of workloads, inbound
 //! programs, the proxy's budgets }
@@ -6,6 +6,9 @@
 //! Exclusions are written before the flag by which the programs look at them, and deleted after it is gone. What
 //! does not fit the maps excludes nothing, for that workload alone, under a condition; it is tried again.
 //! Interfaces are known to policies by name and to the kernel by index: they are looked up twice a second.
+//!
+//! The first workload that asks for splicing has it tried; where this kernel can't, each that asks is under a
+//! condition with the reason.
 //!
 //! Invariant: nothing that an earlier agent has put in force is taken back before everything has come once: its
 //! snapshot on disk may be older than what it did.
@@ -25,7 +28,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use crate::config::Handle as Config;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Splicing};
 use crate::path::Proxy;
 use crate::sys;
 use wanted::{Held, Told, Wanted};
@@ -119,7 +122,8 @@ impl Carriage {
         let known = snapshot.workloads.get(&workload);
         let transport = known.and_then(|known| known.transport.clone());
         let interfaces = interfaces(state, workload, netns, transport.as_deref());
-        let told = Told { transport, interfaces, full };
+        let splicing = self.splicing(transport.as_deref());
+        let told = Told { transport, interfaces, splicing, full };
         if state.told.get(&workload) == Some(&told) {
             return;
         }
@@ -132,11 +136,28 @@ impl Carriage {
         } else {
             state.told.remove(&workload);
         }
-        let line = trouble.zip(told.transport.as_ref()).map(|(trouble, transport)| {
+        let unspliced = match told.splicing {
+            Splicing::Off(why) => Some(format!("not spliced: {why}")),
+            _ => None,
+        };
+        let causes: Vec<String> = trouble.into_iter().chain(unspliced).collect();
+        let line = told.transport.filter(|_| !causes.is_empty()).map(|transport| {
             let name = known.map_or("", |known| &known.full_name);
-            (format!("TransportPolicy {} for workload {name}", transport.policies.join(", ")), trouble)
+            (
+                format!("TransportPolicy {} for workload {name}", transport.policies.join(", ")),
+                causes.join("; "),
+            )
         });
         self.say(state, workload, line);
+    }
+
+    /// Whether a workload's connections may be spliced, if it asks for that.
+    fn splicing(&self, transport: Option<&Transport>) -> Splicing {
+        if !transport.is_some_and(|transport| transport.splice) {
+            return Splicing::Unasked;
+        }
+        self.kernel.ask_splicing();
+        self.kernel.splicing()
     }
 
     /// Writes what is new, says so to programs and proxy, deletes what is old. What did not fit, if anything.

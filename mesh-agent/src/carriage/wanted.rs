@@ -10,7 +10,7 @@ use mesh_common::transport::{
 use mesh_core::authorise::{IPV4, Network};
 use mesh_core::snapshot::{Exclusions, Transport, WorkloadId};
 
-use crate::kernel::{Kernel, KernelError, Prefix};
+use crate::kernel::{Kernel, KernelError, Prefix, Splicing};
 
 /// Bits of the owner in a prefix.
 const OWNER_BITS: u32 = 32;
@@ -27,6 +27,8 @@ pub(super) struct Held {
 pub(super) struct Told {
     pub transport: Option<Arc<Transport>>,
     pub interfaces: [Vec<u32>; 2],
+    /// Whether its connections may be spliced, where it asks for that.
+    pub splicing: Splicing,
     /// It is all that there is: what else there was is taken back.
     pub full: bool,
 }
@@ -51,6 +53,9 @@ impl Wanted {
         }
         if transport.no_udp {
             wanted.flags |= enrolled::NO_UDP;
+        }
+        if told.splicing == Splicing::On {
+            wanted.flags |= enrolled::SPLICE;
         }
         wanted
     }
@@ -118,7 +123,12 @@ mod tests {
             ..Exclusions::default()
         };
         let transport = Arc::new(Transport { outbound, no_udp: true, ..Transport::default() });
-        let told = Told { transport: Some(transport), interfaces: [vec![3], vec![4]], full: true };
+        let told = Told {
+            transport: Some(transport),
+            interfaces: [vec![3], vec![4]],
+            full: true,
+            ..Told::default()
+        };
         let wanted = Wanted::of(7, &told);
         assert_eq!(wanted.flags, enrolled::EXCLUDES | enrolled::NO_UDP);
         let key = |what, value| ExcludeKey { workload: 7, what, value };

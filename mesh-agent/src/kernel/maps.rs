@@ -14,9 +14,10 @@ use mesh_common::flows;
 use mesh_common::maps::{self as names, Spec};
 use mesh_common::record::{
     Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Rules,
-    Service, ServiceKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
+    Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
-use mesh_common::transport::{ExcludeCidr, ExcludeKey};
+use mesh_common::splice::End;
+use mesh_common::transport::{ExcludeCidr, ExcludeKey, enrolled};
 use mesh_common::udp::{Sticky, StickyKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
@@ -28,6 +29,7 @@ use super::homes::Homed;
 use super::inbound::Inbound;
 use super::load::{self, Attached, FlowTelemetry, LoadOptions, Loaded};
 use super::open::Flows;
+use super::splice::{NOBODY, Splice};
 use super::typed::{descriptor, homed, mapped, max_entries, of_map, typed};
 use crate::sys::{Mapped, monotonic_ns};
 
@@ -64,11 +66,13 @@ pub struct Kernel {
     pub(super) heartbeat: Mapped<u64>,
     pub(super) flows: Flows,
     pub(super) sticky: Mutex<HashMap<MapData, StickyKey, Sticky>>,
+    pub(super) splice_ends: Mutex<HashMap<MapData, SynKey, End>>,
     pub(super) captured: OwnedFd,
     pub(super) inbound: Mutex<Inbound>,
     pub(super) pins: PathBuf,
     sizes: StdHashMap<&'static str, u32>,
     pub(super) attached: Attached,
+    pub(super) splice: Splice,
 }
 
 impl Kernel {
@@ -84,12 +88,13 @@ impl Kernel {
             Ok(map)
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
-        // The programs' own; only its size is of interest here.
+        let splice = Splice::new(descriptor(names::SPLICE, &take(names::SPLICE)?)?);
+        // The programs' own; only their sizes are of interest here.
         take(names::UDP_ASKED)?;
         let workloads = typed(names::WORKLOADS, take(names::WORKLOADS)?)?;
         let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
         let inbound = Mutex::new(Inbound::new(inbound, &asking));
-        Ok(Self {
+        let kernel = Self {
             enrolled: homed((names::ENROLLED, names::ENROLLED_HOMES), &mut take)?,
             services: homed((names::SERVICES, names::SERVICE_HOMES), &mut take)?,
             workloads: Mutex::new(workloads),
@@ -119,9 +124,13 @@ impl Kernel {
             captured,
             inbound,
             pins,
+            splice_ends: Mutex::new(typed(names::SPLICE_ENDS, take(names::SPLICE_ENDS)?)?),
             sizes,
             attached,
-        })
+            splice,
+        };
+        kernel.forget_trial();
+        Ok(kernel)
     }
 
     /// Were pinned maps of an earlier agent found?
@@ -221,7 +230,8 @@ impl Kernel {
         let held = enrolled.all().map_err(|e| walk(names::ENROLLED, e))?;
         let before = held.into_iter().find(|(held, _)| *held == key);
         if let Some((_, before)) = before.filter(|(_, before)| before.workload == value.workload) {
-            (value.flags, value.budget_pending) = (before.flags, before.budget_pending);
+            // But for splicing, which this agent has yet to try.
+            (value.flags, value.budget_pending) = (before.flags & !enrolled::SPLICE, before.budget_pending);
         }
         let put = enrolled.put(&key, &value, Instant::now());
         put.map_err(|e| KernelError::new("map ENROLLED, insert", e))
@@ -235,7 +245,9 @@ impl Kernel {
 
     /// Who is enrolled.
     pub fn enrolled(&self) -> Result<Vec<(EnrolledKey, Enrolled)>, KernelError> {
-        self.enrolled.lock().all().map_err(|e| walk(names::ENROLLED, e))
+        let mut all = self.enrolled.lock().all().map_err(|e| walk(names::ENROLLED, e))?;
+        all.retain(|(_, value)| value.workload != NOBODY);
+        Ok(all)
     }
 
     /// Lets what has come or changed a while ago into the arrays in front of the hashes, see

@@ -10,6 +10,7 @@
 //! - [`events`]: ended flows, as they come.
 //! - [`open`]: flows under way, and how they stand. [`diag`]: what their sockets show.
 //! - [`going`]: the kernel learns of the agent's end.
+//! - [`splice`]: can this kernel splice? Tried once somebody asks.
 //! - [`view`]: what is attached, how full the maps are, what the programs cost.
 //!
 //! Invariant: dropping the handle detaches nothing that a connection meets; all of that is pinned.
@@ -28,6 +29,7 @@ mod open;
 mod rules;
 mod slots;
 mod sockets;
+mod splice;
 mod typed;
 mod view;
 
@@ -40,4 +42,5 @@ pub use load::{FlowTelemetry, LoadOptions, cleanup, pin_directory, verify};
 pub use maps::{Denials, Kernel};
 pub use open::OpenFlow;
 pub use sockets::Leg;
+pub use splice::{Splicing, Step};
 pub use view::Fill;

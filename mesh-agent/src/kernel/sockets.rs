@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use mesh_common::addr;
 use mesh_common::flows::COOKIE;
-use mesh_common::record::{Capture, flow, role};
+use mesh_common::record::{Capture, captured, flow, role};
 use mesh_common::udp::{SIDE_HEARD, StickyKey};
 
 use super::maps::Kernel;
@@ -52,7 +52,7 @@ impl Kernel {
             role,
             identity: leg.identity,
             port_be,
-            local: u16::from(leg.local),
+            flags: if leg.local { captured::LOCAL } else { 0 },
         };
         bpf::storage_put(self.captured.as_fd(), socket, &capture)
     }
@@ -103,6 +103,6 @@ fn plain(workload: u32, role: u32) -> Capture {
         role,
         identity: 0,
         port_be: 0,
-        local: 0,
+        flags: 0,
     }
 }

@@ -26,6 +26,7 @@ fn data(map: &Map) -> Option<&MapData> {
         | Map::PerCpuHashMap(d)
         | Map::RingBuf(d)
         | Map::SkStorage(d)
+        | Map::SockHash(d)
         | Map::SockMap(d) => d,
         _ => return None,
     })

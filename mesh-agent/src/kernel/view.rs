@@ -16,6 +16,7 @@ use mesh_common::verdict::Verdict;
 use super::Kernel;
 use super::error::KernelError;
 use super::load::{self, Link};
+use super::splice::{self, Splicing};
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::inspect::{self, MapInfo, ProgramInfo};
 
@@ -31,6 +32,7 @@ const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
 const LPM_TRIE: u32 = 11;
 const SOCKMAP: u32 = 15;
+const SOCKHASH: u32 = 18;
 const SK_STORAGE: u32 = 24;
 const RING: u32 = 27;
 
@@ -53,7 +55,7 @@ fn kind(of: u32) -> &'static str {
         PERCPU_ARRAY => "array, a value a CPU",
         LRU_HASH => "hash, oldest out",
         LPM_TRIE => "prefixes",
-        SOCKMAP => "sockets",
+        SOCKMAP | SOCKHASH => "sockets",
         SK_STORAGE => "on sockets",
         RING => "ring, bytes",
         _ => "other",
@@ -235,6 +237,16 @@ impl Kernel {
                 ..costs(&info(program)?)
             });
         }
+        if let Some(program) = &*self.splice.program.lock() {
+            let (name, attach) = (splice::PROGRAM.to_owned(), "sk_msg".to_owned());
+            let target = format!("sockets of map {}", maps::SPLICE.name);
+            all.push(ProgramStatus {
+                name,
+                attach,
+                target,
+                ..costs(&inspect::program_info(program.as_fd())?)
+            });
+        }
         Ok(all)
     }
 
@@ -272,6 +284,12 @@ impl Kernel {
         };
         let by_endpoint =
             (!self.attached.telemetry.by_endpoint).then(|| "nobody asked: --flow-endpoints".to_owned());
+        let splicing = match self.splicing() {
+            Splicing::Unasked => Some("nobody asked: spec.splice of a TransportPolicy".to_owned()),
+            Splicing::Trying => Some("it is being tried".to_owned()),
+            Splicing::On => None,
+            Splicing::Off(why) => Some(why),
+        };
         vec![
             feature("tested kernel", tested),
             feature("first in line on the cgroup", order),
@@ -279,6 +297,7 @@ impl Kernel {
             feature("run statistics", runs),
             feature("records of ended flows", flows),
             feature("flow totals by endpoint", by_endpoint),
+            feature("splicing", splicing),
         ]
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
-use mesh_common::record::{Capture, role};
+use mesh_common::record::{Capture, captured, role};
 use mesh_core::snapshot::{Endpoint, Service, Snapshot};
 
 use super::accept::Job;
@@ -120,6 +120,8 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         },
         Direction::In => None,
     };
+    let spliced = record.as_ref().is_some_and(|record| record.flags & captured::SPLICE != 0);
+    let stream = if spliced { stream.spliced() } else { stream };
     if let Some(resolver) = record.as_ref().and_then(dns::resolver) {
         if let Err(stream) = dns::tcp::serve(&worker, &member, stream, resolver).await {
             stream.reset();
@@ -334,7 +336,7 @@ mod tests {
             role: role::ACCEPTED,
             port_be: wanted.1.to_be(),
             identity: 0,
-            local: 0,
+            flags: 0,
         };
         let way = way_out(&snapshot, &record, || 0);
         assert_eq!(way.map(|w| (w.to, w.spoken)), want, "{wanted:?} {service_id} {endpoint}");

@@ -18,12 +18,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use mesh_core::error::ProxyError;
-use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, recv, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::clock::{Call, Clock, Watch};
@@ -79,7 +79,7 @@ impl Transport for Plain {
             Failed::Connect(kind) => ProxyError::connect(kind),
             Failed::Called(error) => error,
         })?;
-        let stream = Stream { io };
+        let stream = Stream { io, spliced: false };
         if target.show.is_some() && !self.sockets.handed_over(stream.io.as_fd()).unwrap_or(false) {
             stream.reset();
             return Err(ProxyError::RecordLost);
@@ -146,13 +146,21 @@ impl Plain {
 /// A connection, whichever transport opened or accepted it. Owned by one worker.
 pub struct Stream {
     io: TcpStream,
+    /// It has two queues: a read that was short says nothing of the other one.
+    spliced: bool,
 }
 
 impl Stream {
     /// An accepted connection.
     pub fn accepted(io: TcpStream) -> io::Result<Self> {
         sockopt::set_tcp_nodelay(&io, true)?;
-        Ok(Self { io })
+        Ok(Self { io, spliced: false })
+    }
+
+    /// What comes to it may go past TCP: it is read until nothing is left, however short a read was.
+    #[must_use]
+    pub fn spliced(self) -> Self {
+        Self { spliced: true, ..self }
     }
 
     /// Our own end.
@@ -194,7 +202,22 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        if !self.spliced {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        loop {
+            ready!(self.io.poll_read_ready(cx))?;
+            // Readable until the kernel says otherwise: tokio would take a short read for the last one.
+            let receive = || Ok(recv(&self.io, buf.initialize_unfilled(), RecvFlags::empty())?.0);
+            match self.io.try_io(Interest::READABLE, receive) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
@@ -246,5 +269,27 @@ mod tests {
         assert!(hear.recv().unwrap(), "a reset");
         assert!(open(application, false, true).is_ok(), "nobody is to be shown");
         assert_eq!(open(nobody(), false, false).err(), Some(ProxyError::ConnectRefused));
+    }
+
+    #[test]
+    fn a_spliced_stream_is_read_until_nothing_is_left() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            for spliced in [false, true] {
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let stream = Stream::accepted(listener.accept().await.unwrap().0).unwrap();
+                let mut stream = if spliced { stream.spliced() } else { stream };
+                client.write_all(b"hello").await.unwrap();
+                let mut read = [0; 64];
+                assert_eq!(stream.read(&mut read).await.unwrap(), 5);
+                assert_eq!(&read[..5], b"hello");
+                let mut nobody = Context::from_waker(Waker::noop());
+                assert_eq!(stream.io.poll_read_ready(&mut nobody).is_ready(), spliced, "after a short read");
+                drop(client);
+                assert_eq!(stream.read(&mut read).await.unwrap(), 0, "its end");
+            }
+        });
     }
 }

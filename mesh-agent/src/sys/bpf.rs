@@ -16,6 +16,8 @@ const MAP_UPDATE_ELEM: libc::c_int = 2;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_DETACH: libc::c_int = 9;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 
@@ -112,6 +114,40 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_program: 0,
     };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// `BPF_SK_MSG_VERDICT`.
+const SK_MSG_VERDICT: u32 = 7;
+
+#[repr(C)]
+struct Attach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+    replace: u32,
+}
+
+/// Gives a map of sockets the program that runs at each `send()` of those that come into it from now on, in place
+/// of the one that it has. It stays for as long as the map is there.
+pub fn attach_to_sockets(map: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    sockets(PROG_ATTACH, map, program)
+}
+
+/// Takes it away again. Sockets that are in the map keep it.
+pub fn detach_from_sockets(map: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    sockets(PROG_DETACH, map, program)
+}
+
+fn sockets(command: libc::c_int, map: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attach {
+        target: map.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        kind: SK_MSG_VERDICT,
+        flags: 0,
+        replace: 0,
+    };
+    bpf(command, &mut attr).map(drop)
 }
 
 #[repr(C)]

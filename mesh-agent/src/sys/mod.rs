@@ -8,12 +8,14 @@ pub mod netlink;
 mod netns;
 mod ready;
 mod source;
+mod trial;
 
 pub use mapped::{Mapped, read_pod};
 pub use memory::{limit_arenas, trim};
 pub use netns::{in_netns, netns_cookie};
 pub use ready::watch;
 pub use source::{bind_loopback, bind_port};
+pub use trial::{defer_accept, in_private_netns};
 
 /// So many milliseconds in ticks of the kernel's clock, whose length the coarse clock's resolution is.
 pub fn ticks(millis: u64) -> u32 {

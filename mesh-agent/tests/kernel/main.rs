@@ -4,4 +4,5 @@ mod fill;
 mod flows;
 mod homes;
 mod place;
+mod splice;
 mod table_swaps;

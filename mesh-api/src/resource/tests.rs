@@ -120,7 +120,7 @@ fn examples() -> Vec<Value> {
                     "outbound": {"ports": [9100], "cidrs": ["10.0.0.0/8", "fd00::/8"], "interfaces": ["net1"]},
                     "inbound": {},
                 },
-                "budget": {"connections": 100, "pending": 10},
+                "budget": {"connections": 100, "pending": 10}, "splice": true,
             }),
         ),
         object("TransportPolicy", &json!({})),
@@ -368,7 +368,10 @@ fn a_transport_policy_is_refused_where_it_is_wrong() {
     }
     refuses(&changed(14, "/spec/mtls/mode", json!("maybe")), BadFormat, "spec.mtls.mode");
     refuses(&changed(14, "/spec/mtls/ports", json!([])), NotBuiltYet, "spec.mtls.ports");
-    refuses(&changed(14, "/spec/splice", json!(true)), NotBuiltYet, "spec.splice");
+    for splice in [json!("yes"), json!(1), json!({"ports": [80]})] {
+        refuses(&changed(14, "/spec/splice", splice), WrongType, "spec.splice");
+    }
+    refuses(&changed(14, "/spec/targetRefs", json!([])), NotBuiltYet, "spec.targetRefs");
     refuses(&changed(14, "/spec/udp", json!("drop")), BadFormat, "spec.udp");
     for port in [0, 65_536] {
         refuses(&out("ports", json!([80, port])), OutOfRange, &at("ports[1]"));
@@ -404,6 +407,11 @@ fn a_transport_policy_is_refused_where_it_is_wrong() {
         (policy.udp(), policy.budget_connections, policy.budget_pending),
         (v1::UdpMode::Deny, 100, 10)
     );
+    let splice = |i: usize| match wire(&Resource::parse(&examples()[i]).unwrap(), vec![]) {
+        Wire::TransportPolicy(policy) => policy.splice(),
+        _ => panic!("a policy"),
+    };
+    assert_eq!([splice(14), splice(15)], [v1::SpliceMode::On, v1::SpliceMode::Unset]);
 }
 
 #[test]

@@ -49,6 +49,10 @@ pub struct TransportPolicySpec {
     /// What a workload may use of the agent.
     #[serde(skip_serializing_if = "WorkloadBudget::is_empty")]
     pub budget: WorkloadBudget,
+    /// Bytes between a workload and the agent go past TCP, where the node's kernel can do it; `None`: another
+    /// policy says, else they don't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub splice: Option<bool>,
 }
 
 /// Whom a policy is for.
@@ -137,8 +141,8 @@ impl WorkloadBudget {
 
 impl TransportPolicySpec {
     pub(super) fn read(at: &At<'_>, namespace: &str) -> Result<Self, ApiError> {
-        let fields =
-            at.object(&["scope", "selector", "mtls", "udp", "exclude", "budget"], &["splice", "targetRefs"])?;
+        let known = ["scope", "selector", "mtls", "udp", "exclude", "budget", "splice"];
+        let fields = at.object(&known, &["targetRefs"])?;
         let scope = fields.read("scope", |at| read_scope(&at, namespace))?.unwrap_or_default();
         let selector = fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default();
         if scope == PolicyScope::Mesh
@@ -155,6 +159,7 @@ impl TransportPolicySpec {
                 .read("udp", |at| at.one_of(&[("allow", UdpMode::Allow), ("deny", UdpMode::Deny)], &[]))?,
             exclude: fields.read("exclude", |at| Exclude::read(&at))?.unwrap_or_default(),
             budget: fields.read("budget", |at| WorkloadBudget::read(&at))?.unwrap_or_default(),
+            splice: fields.read("splice", |at| at.boolean())?,
         })
     }
 }

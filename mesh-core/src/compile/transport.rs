@@ -4,13 +4,13 @@
 //! same level that say the same field the older one counts, then the first by name, and the other one shows it.
 //!
 //! Only workloads of this node are ruled: its kernel and its agent carry their connections.
-//! Invariant: what an exclusion says that cannot be understood excludes nothing, and what a policy says of UDP
-//! that cannot be understood lets nothing in.
+//! Invariant: what an exclusion says that cannot be understood excludes nothing, what a policy says of UDP that
+//! cannot be understood lets nothing in, and what it says of splicing that cannot be understood splices nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_api::proto::v1::{self, UdpMode};
+use mesh_api::proto::v1::{self, SpliceMode, UdpMode};
 use mesh_api::resource::Cidr;
 
 use super::{Compiler, Work, port};
@@ -32,6 +32,7 @@ pub(super) struct TransportHeld {
     inbound: Option<Exclusions>,
     connections: Option<u32>,
     pending: Option<u16>,
+    splice: Option<bool>,
 }
 
 /// How near a policy is to a workload: the nearest comes first.
@@ -48,12 +49,13 @@ struct Field {
     said: fn(&TransportHeld) -> bool,
 }
 
-const FIELDS: [Field; 5] = [
+const FIELDS: [Field; 6] = [
     Field { name: "spec.udp", said: |p| p.no_udp.is_some() },
     Field { name: "spec.exclude.outbound", said: |p| p.outbound.is_some() },
     Field { name: "spec.exclude.inbound", said: |p| p.inbound.is_some() },
     Field { name: "spec.budget.connections", said: |p| p.connections.is_some() },
     Field { name: "spec.budget.pending", said: |p| p.pending.is_some() },
+    Field { name: "spec.splice", said: |p| p.splice.is_some() },
 ];
 
 /// Group of the problems between policies, beside those of a policy itself.
@@ -114,6 +116,7 @@ impl Compiler {
             inbound: policies().find_map(|p| p.inbound.clone()).unwrap_or_default(),
             connections: policies().find_map(|p| p.connections),
             pending: policies().find_map(|p| p.pending),
+            splice: policies().find_map(|p| p.splice).unwrap_or(false),
         }))
     }
 
@@ -165,6 +168,14 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
             Some(true)
         }
     };
+    let splice = match SpliceMode::try_from(spec.splice) {
+        Ok(SpliceMode::Unset) => None,
+        Ok(mode) => Some(mode == SpliceMode::On),
+        Err(_) => {
+            problems.push(format!("spec.splice: mode {} is not known here: nothing is spliced", spec.splice));
+            Some(false)
+        }
+    };
     let mut exclusions = |field: &str, said: Option<v1::Exclusions>| {
         said.map(|said| {
             read_exclusions(&said).unwrap_or_else(|why| {
@@ -187,6 +198,7 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
         inbound,
         connections: (spec.budget_connections > 0).then_some(spec.budget_connections),
         pending: (spec.budget_pending > 0).then(|| u16::try_from(spec.budget_pending).unwrap_or(u16::MAX)),
+        splice,
     }
 }
 

@@ -76,7 +76,7 @@ fn status_kernel_names_every_program_and_the_fill_of_the_maps() {
     assert_eq!(named(&status["maps"], maps::LISTENERS.name)["entries"], 8, "four a workload");
     assert!(named(&status["maps"], maps::SERVICES.name)["capacity"].as_u64() == Some(16_384));
     assert!(status["verdicts"]["balanced"].as_u64() > Some(0), "{status}");
-    assert_eq!(status["features"].as_array().unwrap().len(), 6, "{status}");
+    assert_eq!(status["features"].as_array().unwrap().len(), 7, "{status}");
 
     // With seven connections held open the arrays of flows hold seven, and a metric says so.
     let _holder = client.start("hold", "/usr/bin/python3", &["-c", HOLD, &vip4(1).to_string()]);

@@ -24,6 +24,7 @@ mod limits;
 mod long;
 mod odd_input;
 mod policy;
+mod splice;
 mod spread;
 mod telemetry;
 mod transport;

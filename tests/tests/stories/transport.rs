@@ -439,7 +439,7 @@ fn what_is_wrong_is_refused_with_its_place() {
         ("exclude: {inbound: {users: [0]}}", "spec.exclude.inbound.users", "ports, cidrs, interfaces"),
         ("mtls: {mode: strict}", "spec.mtls.mode", "not built yet"),
         ("mtls: {mode: permissive}", "spec.mtls.mode", "not built yet"),
-        ("splice: true", "spec.splice", "not built yet"),
+        ("splice: sometimes", "spec.splice", "true or false"),
         ("udp: sometimes", "spec.udp", "allow, deny"),
         ("budget: {pending: 20000}", "spec.budget.pending", "1..=16384"),
         ("scope: mesh", "spec.scope", "nodemesh"),

@@ -144,7 +144,7 @@ impl Rig {
             role: role::ACCEPTED,
             port_be: port.to_be(),
             identity: 0,
-            local: 0,
+            flags: 0,
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_api::proto::v1::{self, UdpMode};
+use mesh_api::proto::v1::{self, SpliceMode, UdpMode};
 
 use super::{Outcome, apply, compiler, of, problems, workload};
 use crate::model::Kind;
@@ -35,6 +35,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     mesh.set_udp(UdpMode::Deny);
     mesh.outbound = Some(ports(&[1]));
     mesh.budget_connections = 10;
+    mesh.set_splice(SpliceMode::On);
     let mut whole = policy("whole", 2);
     whole.outbound = Some(ports(&[2, 3]));
     whole.budget_pending = 7;
@@ -42,6 +43,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     db.selector.insert("app".into(), "db".into());
     db.outbound = Some(v1::Exclusions::default());
     db.set_udp(UdpMode::Allow);
+    db.set_splice(SpliceMode::Off);
     let mut other = labelled("other", "web");
     other.namespace = "e".into();
     let mut away = labelled("away", "db");
@@ -58,6 +60,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     assert_eq!((db.connections, db.pending, db.policies.len()), (Some(10), Some(7), 3));
     let web = transport(&out, "d/web-0").unwrap();
     assert_eq!((web.no_udp, &*web.outbound.ports, web.policies.len()), (true, &[2, 3][..], 2));
+    assert!(web.splice && !db.splice, "what is said nearer counts");
     let other = transport(&out, "e/other").unwrap();
     assert_eq!((other.no_udp, &*other.outbound.ports, other.pending), (true, &[1][..], None));
 
@@ -97,14 +100,16 @@ fn what_cannot_be_understood_excludes_nothing_and_lets_nothing_in() {
     bad.outbound = Some(ports(&[80, 65_536]));
     bad.inbound = Some(v1::Exclusions { cidrs: vec!["10.0.0.1/8".into()], ..Default::default() });
     bad.budget_connections = 5;
+    bad.splice = 9;
     let out = apply(&mut c, vec![of(labelled("w", "x")), of(bad)], &[]);
     let w = transport(&out, "d/w").unwrap();
-    assert!(w.no_udp && w.outbound.is_empty() && w.inbound.is_empty());
+    assert!(w.no_udp && w.outbound.is_empty() && w.inbound.is_empty() && !w.splice);
     assert_eq!(w.connections, Some(5), "the rest holds");
     assert_eq!(
         problems(&out),
         [
             "TransportPolicy d/bad: spec.udp: mode 77 is not known here: datagrams are dropped",
+            "TransportPolicy d/bad: spec.splice: mode 9 is not known here: nothing is spliced",
             "TransportPolicy d/bad: spec.exclude.outbound.ports: port 65536 is not in 1..=65535: nothing is \
              excluded by it",
             "TransportPolicy d/bad: spec.exclude.inbound.cidrs: \"10.0.0.1/8\" is not a network: nothing is \
