@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use mesh_api::local::SOCKET;
+use mesh_core::locality::Locality;
 use mesh_core::snapshot::Snapshot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -110,7 +111,11 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let kernel = Arc::new(Kernel::load(&load_options(&args, &cgroup_root))?);
     tokio::spawn(kernel::watch_homes(kernel.clone()));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let options = config::Options { node: args.node.clone(), state_dir: args.state_dir.clone() };
+    let options = config::Options {
+        node: args.node.clone(),
+        locality: locality(&args),
+        state_dir: args.state_dir.clone(),
+    };
     let config = config::start(options, kernel.clone(), snapshot.clone());
     let workers = args.workers.map_or_else(default_workers, usize::from);
     let proxy = Proxy::start(workers, snapshot, kernel.clone(), Limits::default())?;
@@ -180,11 +185,16 @@ fn load_options(args: &RunArgs, cgroup_root: &Path) -> LoadOptions {
 fn settings(args: &RunArgs, cgroup_root: PathBuf) -> Settings {
     Settings {
         node: args.node.clone(),
+        locality: locality(args),
         workload_cgroup: args.workload_cgroup.clone().unwrap_or_else(|| cgroup_root.join("nodemesh")),
         cgroup_root,
         state_dir: args.state_dir.clone(),
         dns: !args.no_dns,
     }
+}
+
+fn locality(args: &RunArgs) -> Locality {
+    Locality { region: args.region.clone(), zone: args.zone.clone() }
 }
 
 /// What serves, for those who look at it.

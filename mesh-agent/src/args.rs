@@ -37,6 +37,12 @@ pub struct RunArgs {
     /// Name of this node: the one that the join token was made for.
     #[arg(long, env = "NODEMESH_NODE")]
     pub node: String,
+    /// Region that this node, and its workloads with it, is in; see `locality` of a TrafficPolicy.
+    #[arg(long, env = "NODEMESH_REGION", default_value = "", hide_default_value = true, value_parser = place)]
+    pub region: String,
+    /// Zone that this node is in, within its region.
+    #[arg(long, env = "NODEMESH_ZONE", default_value = "", hide_default_value = true, value_parser = place)]
+    pub zone: String,
     /// The control plane.
     #[arg(long, env = "NODEMESH_CONTROL", value_name = "https://HOST:15012")]
     pub control: String,
@@ -135,6 +141,12 @@ impl FlowArgs {
         };
         FlowTelemetry { level, by_endpoint: self.flow_endpoints }
     }
+}
+
+/// A region or zone.
+fn place(text: &str) -> Result<String, String> {
+    let form = mesh_api::name::LABEL_VALUE;
+    if (form.holds)(text) { Ok(text.to_owned()) } else { Err(format!("it is not {}", form.accepted)) }
 }
 
 /// Bytes of a ring: a power of two of at least a page.

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use crate::resource::Kind;
+use crate::resource::{Kind, PRIORITY_MAX};
 
 /// The schema of a kind.
 pub fn schema(kind: Kind) -> Value {
@@ -93,6 +93,10 @@ fn subdomain() -> Value {
     })
 }
 
+fn label_value() -> Value {
+    json!({ "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$" })
+}
+
 fn address() -> Value {
     json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
 }
@@ -136,6 +140,8 @@ fn workload() -> Value {
             "node": subdomain(),
             "serviceAccount": subdomain(),
             "hostNetwork": { "type": "boolean" },
+            "locality": object(&json!([]), &json!({ "region": label_value(), "zone": label_value() })),
+            "priority": integer(0, PRIORITY_MAX.into()),
             "weight": weight,
             "services": list(&membership, 0, 1024),
         }),
@@ -225,6 +231,14 @@ fn traffic_policy() -> Value {
             ),
             "connectTimeout": duration(),
             "slowStart": object(&json!(["window"]), &json!({ "window": duration() })),
+            "locality": object(
+                &json!([]),
+                &json!({
+                    "prefer": list(&words(&["node", "zone", "region"]), 0, 3),
+                    "mode": words(&["failover", "strict"]),
+                    "overprovisioningPercent": integer(100, 10_000),
+                }),
+            ),
         }),
     )
 }

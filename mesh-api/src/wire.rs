@@ -7,9 +7,9 @@
 use crate::proto::v1;
 use crate::resource::{
     Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode,
-    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, MeshSpec, OnProxyLoss, ParentRef, PathMatch,
-    PolicyScope, Protocol, Resource, ServicePort, ServiceSpec, Spec, TrafficPolicySpec, TransportPolicySpec,
-    UdpMode, WorkloadSpec,
+    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, OnProxyLoss,
+    ParentRef, PathMatch, PolicyScope, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec,
+    TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -126,6 +126,11 @@ fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::Workl
         labels: resource.metadata.labels.clone().into_iter().collect(),
         services: memberships,
         host_network: spec.host_network,
+        locality: spec
+            .locality
+            .as_ref()
+            .map(|at| v1::Locality { region: at.region.clone(), zone: at.zone.clone() }),
+        priority: spec.priority.into(),
     }
 }
 
@@ -221,6 +226,18 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         }),
         slow_start_ms: spec.slow_start.map_or(0, |slow| millis(slow.window)),
         connect_timeout_ms: spec.connect_timeout.map_or(0, millis),
+        locality: spec.locality.as_ref().map(locality_policy),
+    }
+}
+
+fn locality_policy(policy: &LocalityPolicy) -> v1::LocalityPolicy {
+    let prefers = |scope| policy.prefer.contains(&scope);
+    v1::LocalityPolicy {
+        node: prefers(Scope::Node),
+        zone: prefers(Scope::Zone),
+        region: prefers(Scope::Region),
+        strict: policy.mode == LocalityMode::Strict,
+        overprovisioning_percent: policy.overprovisioning_percent.into(),
     }
 }
 

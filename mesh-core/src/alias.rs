@@ -3,8 +3,9 @@
 //! weights ──▶ **alias** ──thresholds, aliases──▶ plan ──▶ `ENDPOINTS` ──▶ `mesh_common::decide`
 //!
 //! Invariant: drawn with [`mesh_common::decide::draw`] and [`mesh_common::decide::aliased`], an item comes
-//! up with its share of the weights, within 2⁻³¹ (a threshold has 32 bits). A weight of zero has no slot:
-//! the caller leaves it out, since a fraction of 0 is at most any threshold.
+//! up with its share of the weights, within 2⁻³¹ (a threshold has 32 bits). One of weight zero is a spare, which a
+//! draw meets once in 2³² that fall on its slot, since a fraction of 0 is at most any threshold: who must never come
+//! up is left out by the caller.
 //! Integers throughout: the same weights give the same table on every machine.
 
 /// One slot of an alias table.
@@ -98,6 +99,16 @@ mod tests {
         check(&[1, u64::from(u32::MAX)]);
         check(&[1 << 52, 1, 1 << 52, 1]);
         check(&[65_535; 1000]);
+    }
+
+    #[test]
+    fn a_spare_has_a_slot_that_leads_elsewhere() {
+        let slots = table(&[0, 3, 0, 1]);
+        check(&[0, 3, 0, 1]);
+        for spare in [0, 2] {
+            assert_eq!(slots[spare].threshold, 0);
+            assert!([1, 3].contains(&slots[spare].alias));
+        }
     }
 
     proptest! {

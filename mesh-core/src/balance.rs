@@ -57,11 +57,15 @@ impl RoundRobin {
     }
 }
 
-/// Another endpoint of the service after these have failed, at random by weight; `None`: all were tried.
-/// Takes nobody's turn. Cost: the number of endpoints.
+/// Another endpoint of the service after these have failed, at random by weight, or a spare one; `None`: all were
+/// tried. Takes nobody's turn. Cost: the number of endpoints.
 pub fn pick_other<'s>(service: &'s Service, tried: &[EndpointId], random: u64) -> Option<&'s Endpoint> {
     let untried = || service.serving().iter().filter(|endpoint| !tried.contains(&endpoint.id));
     let total: u64 = untried().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if total == 0 {
+        let spares = untried().count() as u128;
+        return untried().nth(((u128::from(random) * spares) >> 64) as usize);
+    }
     let mut point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
     untried().find(|endpoint| {
         let weight = u64::from(endpoint.weight);

@@ -18,6 +18,7 @@ mod policy;
 mod problems;
 mod routes;
 mod services;
+mod spread;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transport;
@@ -36,10 +37,12 @@ use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
 
 pub use policy::needs_proxy;
 pub use problems::Condition;
+pub use spread::Ejected;
 
 use authorisation::Authorization;
 use problems::Problems;
 use services::{Port, port_name};
+use spread::Here;
 use transport::TransportHeld;
 use workloads::Held;
 
@@ -107,6 +110,7 @@ pub struct WorkloadIds {
 #[derive(Debug)]
 pub struct Compiler {
     node: Arc<str>,
+    here: Here,
     ids: IdTable,
     /// How many hold a name that several may (workload, identity, namespace).
     holds: HashMap<(IdKind, Name), u32>,
@@ -152,6 +156,7 @@ impl Compiler {
         let next = Snapshot { trust_domain: TRUST_DOMAIN.into(), ..Snapshot::default() };
         Self {
             node: node.into(),
+            here: Here::default(),
             ids: ids.with_limits(limits),
             holds: HashMap::new(),
             enrolled: HashMap::new(),
@@ -192,6 +197,11 @@ impl Compiler {
             self.next.trust_domain = domain.into();
         }
         self.compile(touched, &mut work);
+        self.conclude(work, renamed, revision)
+    }
+
+    /// The snapshot of what was done.
+    fn conclude(&mut self, work: Work, renamed: bool, revision: Revision) -> Outcome {
         if renamed || !work.dirty.is_empty() {
             self.next.epoch += 1;
         }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod head;
 pub mod http1;
 pub mod ids;
+pub mod locality;
 pub mod maglev;
 pub mod model;
 pub mod plan;

@@ -15,6 +15,7 @@ use imbl::{HashMap, OrdMap};
 use mesh_api::proto::v1::Protocol;
 
 use crate::authorise::{Network, PolicySet};
+use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::route::RouteTable;
 
@@ -51,6 +52,8 @@ pub struct Snapshot {
     pub names: OrdMap<Arc<str>, Arc<[ServiceId]>>,
     /// Who may connect to workloads of this node, by number.
     pub policies: HashMap<PolicySetId, Arc<PolicySet>>,
+    /// Of service ports whose load is split by priority or nearness: who is in which level. Few have any.
+    pub spreads: HashMap<ServiceId, Arc<Spread>>,
     /// Trust domain of the mesh.
     pub trust_domain: Arc<str>,
 }
@@ -124,7 +127,11 @@ pub struct Traffic {
     pub slow_start: Option<Duration>,
     /// How long `connect()` may wait.
     pub connect_timeout: Option<Duration>,
+    /// Which endpoints come first; `None`: all are alike.
+    pub locality: Option<Preference>,
 }
+// What few ask for has its room where there was none used.
+const _: () = assert!(size_of::<Traffic>() == 88);
 
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,7 +200,8 @@ pub struct Endpoint {
     pub v6: Option<Ipv6Addr>,
     /// Target port.
     pub port: u16,
-    /// Weight as configured, 0..=65535.
+    /// Weight as configured, 0..=65535. Of a service in [`Snapshot::spreads`] the part that it takes, below 2²⁷: 0 of
+    /// one that serves makes it a spare.
     pub weight: u32,
     /// Lives on this node.
     pub local: bool,
@@ -226,6 +234,10 @@ pub struct Workload {
     pub local: bool,
     /// It shares its addresses with its host: only the ports that it serves are its own.
     pub host_network: bool,
+    /// How near it is to this node.
+    pub nearness: Nearness,
+    /// Its endpoints are sent to when those of lower numbers are too weak; 0 the first.
+    pub priority: u8,
     /// Node-local id of its identity (namespace and service account).
     pub identity: u32,
     /// Node-local id of its mesh namespace.

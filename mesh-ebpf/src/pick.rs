@@ -236,10 +236,12 @@ fn client(me: &Enrolled) -> u32 {
     if addr::same(&me.addr4, &addr::UNSPECIFIED) { rule::client(&me.addr6) } else { rule::client(&me.addr4) }
 }
 
-/// A function of its own, because the stack of all that call each other is short.
+/// May a client stay at this slot's endpoint? Not at a spare, which is there for when nobody else will do. A function
+/// of its own, because the stack of all that call each other is short.
 #[inline(never)]
 fn fits(entry: &Service, now: u64, slot: u32) -> bool {
-    matches!(standing(entry, now, slot), Some(Standing::Fit))
+    let drawn = slot_of(entry, entry.table + slot).is_some_and(|endpoint| endpoint.weight != 0);
+    drawn && matches!(standing(entry, now, slot), Some(Standing::Fit))
 }
 
 /// May this slot's endpoint be chosen? One whose ejection is over is let back.

@@ -79,7 +79,17 @@ impl Get {
         let head: &[&str] = match self.kind {
             Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP"],
             Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "PROXY"],
-            Kind::Workload => &["NAMESPACE", "NAME", "NODE", "ADDRESSES", "ACCOUNT", "SERVICES", "OWNER"],
+            Kind::Workload => &[
+                "NAMESPACE",
+                "NAME",
+                "NODE",
+                "LOCALITY",
+                "PRIORITY",
+                "ADDRESSES",
+                "ACCOUNT",
+                "SERVICES",
+                "OWNER",
+            ],
             Kind::HttpRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"],
             Kind::TcpRoute | Kind::UdpRoute => &["NAMESPACE", "NAME", "PARENTS", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
@@ -131,6 +141,8 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
         }
         Kind::Workload => row.extend([
             or_dash(text(&spec["node"])),
+            locality(&spec["locality"]),
+            spec["priority"].as_u64().unwrap_or(0).to_string(),
             join(array(&spec["addresses"]).map(text)),
             text(&spec["serviceAccount"]),
             join(array(&item["observed"]["services"]).map(text)),
@@ -170,6 +182,12 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
         }
     }
     row
+}
+
+/// `region/zone`, as much of it as was said.
+fn locality(at: &Value) -> String {
+    let (region, zone) = (text(&at["region"]), text(&at["zone"]));
+    or_dash(if region.is_empty() || zone.is_empty() { region + &zone } else { format!("{region}/{zone}") })
 }
 
 /// The labels that a policy asks for.

@@ -36,6 +36,9 @@ pub struct Workload {
     /// An address that it is reached at; default: those of its network namespace.
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
+    /// Its place in the services that it serves: higher numbers are sent to when lower ones are too weak.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=15))]
+    priority: u8,
     /// It shares the host's network: known by its cgroup and the port that it serves, the rest is the host's.
     #[arg(long)]
     host_network: bool,
@@ -65,6 +68,7 @@ impl Workload {
             addresses: self.addresses.clone(),
             memberships: self.service.iter().zip(self.port).map(membership).collect(),
             host_network: self.host_network,
+            priority: self.priority,
             ..Request::default()
         }
     }

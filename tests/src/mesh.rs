@@ -55,6 +55,7 @@ pub struct Fabric {
 pub struct MeshBuilder {
     nodes: u8,
     agent_args: Vec<String>,
+    places: Vec<(String, String)>,
     control_args: Vec<String>,
     volatile: bool,
     agent_cgroup: Option<PathBuf>,
@@ -70,6 +71,12 @@ impl MeshBuilder {
     /// Further arguments of every `mesh-agent run`.
     pub fn agent_args(mut self, args: &[&str]) -> Self {
         self.agent_args = args.iter().map(|&arg| arg.to_owned()).collect();
+        self
+    }
+
+    /// Region and zone of each node, the first's first.
+    pub fn places(mut self, places: &[(&str, &str)]) -> Self {
+        self.places = places.iter().map(|&(region, zone)| (region.to_owned(), zone.to_owned())).collect();
         self
     }
 
@@ -147,9 +154,15 @@ impl Mesh {
         let cgroup = Cgroup::new(place.cgroup.join("control"))?;
         let fabric =
             Fabric { netns, cgroup, work, control_args: spec.control_args, control: Mutex::new(None) };
-        let agent = AgentSpec { args: spec.agent_args, cgroup: spec.agent_cgroup };
+        let agent = |number: u8| {
+            let mut args = spec.agent_args.clone();
+            if let Some((region, zone)) = spec.places.get(usize::from(number) - 1) {
+                args.extend(["--region", region, "--zone", zone].map(str::to_owned));
+            }
+            AgentSpec { args, cgroup: spec.agent_cgroup.clone() }
+        };
         let nodes = (1..=spec.nodes)
-            .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, &agent)?)))
+            .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, &agent(number))?)))
             .collect::<Result<_>>()?;
         Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), reaper })
     }

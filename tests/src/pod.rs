@@ -35,6 +35,7 @@ pub struct PodBuilder {
     account: String,
     labels: Value,
     memberships: Vec<Value>,
+    priority: u8,
     enrolled: bool,
     beside: bool,
     host: bool,
@@ -51,6 +52,7 @@ impl PodBuilder {
             account: "default".to_owned(),
             labels: json!({}),
             memberships: Vec::new(),
+            priority: 0,
             enrolled: true,
             beside: false,
             host: false,
@@ -86,6 +88,12 @@ impl PodBuilder {
         if let Some(last) = self.memberships.last_mut() {
             last["weight"] = json!(weight);
         }
+        self
+    }
+
+    /// Its priority: 0 the first.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.priority = priority;
         self
     }
 
@@ -230,6 +238,7 @@ impl Pod {
         let request = json!({
             "namespace": spec.namespace, "name": spec.name, "serviceAccount": spec.account,
             "labels": spec.labels, "memberships": spec.memberships, "hostNetwork": spec.host,
+            "priority": spec.priority,
             "addresses": [self.ip().to_string(), self.ip6().to_string()],
         });
         spec.node.ask("enrol", request, &[self.netns.file().as_fd(), cgroup.as_fd()])?;

@@ -30,6 +30,7 @@ fn service(snapshot: &Snapshot, service: &Service) -> Value {
             "weight": e.weight,
             "local": e.local,
             "serving": i < serving,
+            "near": snapshot.workloads.get(&e.workload).map(|w| w.nearness.name()),
         })
     };
     let fallback = |(id, weight): &(u32, u32)| {
@@ -63,6 +64,8 @@ fn workload(workload: &Workload) -> Value {
         "node": &*workload.node,
         "local": workload.local,
         "hostNetwork": workload.host_network,
+        "near": workload.nearness.name(),
+        "priority": workload.priority,
         "addresses": workload.addresses,
         "ports": workload.ports.iter().map(|p| json!({
             "port": p.port, "service": p.service, "endpoint": p.endpoint, "proxy": p.proxy,

@@ -22,6 +22,8 @@ pub trait Maps: Send + Sync + 'static {
     /// Connections counted on a number; an endpoint's counters are zeroed where there are none, because the
     /// number is about to be given out again.
     fn settle(&self, kind: IdKind, id: u32) -> u64;
+    /// Who of a service's endpoints is ejected now. Whose time is over is let back.
+    fn ejected(&self, service: u32, endpoints: &[u32]) -> Vec<u32>;
     /// Numbers (of services, of workloads) that flows have been counted under: they keep their names.
     fn counted(&self) -> Vec<(IdKind, u32)>;
 }
@@ -65,6 +67,10 @@ impl Maps for Kernel {
             }
             IdKind::Workload | IdKind::Identity | IdKind::Namespace => 0,
         }
+    }
+
+    fn ejected(&self, service: u32, endpoints: &[u32]) -> Vec<u32> {
+        Self::ejected(self, service, endpoints)
     }
 
     fn counted(&self) -> Vec<(IdKind, u32)> {

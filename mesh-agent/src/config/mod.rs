@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod conditions;
 pub mod connect;
 pub mod disk;
+mod ejected;
 mod maps;
 mod owner;
 pub mod resource;
@@ -33,6 +34,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use mesh_api::proto::v1;
 use mesh_core::compile::WorkloadIds;
+use mesh_core::locality::Locality;
 use mesh_core::plan::LocalSlots;
 use mesh_core::snapshot::{Revision, Snapshot, WorkloadId};
 use parking_lot::Mutex;
@@ -54,6 +56,8 @@ const QUEUE: usize = 64;
 pub struct Options {
     /// This node's name.
     pub node: String,
+    /// Where it is.
+    pub locality: Locality,
     /// Where the snapshot is kept.
     pub state_dir: PathBuf,
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use mesh_api::proto::v1;
-use mesh_core::compile::{Compiler, Condition, Dirty};
+use mesh_core::compile::{Compiler, Condition, Dirty, Outcome};
 use mesh_core::ids::{IdKind, IdLimits};
 use mesh_core::model::{Batch, Resource};
 use mesh_core::plan::{LocalSlots, View, plan};
@@ -38,10 +38,10 @@ const DISK: &str = "snapshot on disk";
 
 pub(super) struct Owner {
     options: Options,
-    maps: Arc<dyn Maps>,
+    pub(super) maps: Arc<dyn Maps>,
     shared: Arc<Shared>,
     epochs: watch::Sender<u64>,
-    compiler: Compiler,
+    pub(super) compiler: Compiler,
     view: View,
     /// Where the control plane's history stands; empty: nothing was received yet.
     revision: Revision,
@@ -53,7 +53,7 @@ pub(super) struct Owner {
     /// nothing. Without it their policies would not be asked for as long as it is away.
     own: BTreeMap<Key, Resource>,
     /// The maps follow; before, an earlier agent's entries stay as they are.
-    begun: bool,
+    pub(super) begun: bool,
     /// Everything has come once since this agent started.
     full: bool,
     /// Not in the maps yet.
@@ -62,7 +62,7 @@ pub(super) struct Owner {
     /// What was published last: of the compiler, of the planner, and whether a map write had failed.
     said: (Arc<[Condition]>, Vec<Condition>, bool),
     start: Instant,
-    timers: Timers,
+    pub(super) timers: Timers,
     /// The write of the snapshot that is under way.
     saving: Option<JoinHandle<()>>,
     /// Who waits for a write that has yet to begin.
@@ -75,8 +75,10 @@ pub(super) struct Owner {
 
 /// When to do what, besides commands.
 #[derive(Default)]
-struct Timers {
+pub(super) struct Timers {
     plan: Option<Instant>,
+    /// The next look at who is ejected.
+    pub look: Option<Instant>,
     save: Option<Instant>,
     saved: Option<Instant>,
     release: Option<Instant>,
@@ -84,11 +86,11 @@ struct Timers {
 
 impl Timers {
     fn next(&self) -> Option<Instant> {
-        [self.plan, self.save, self.release].into_iter().flatten().min()
+        [self.plan, self.look, self.save, self.release].into_iter().flatten().min()
     }
 }
 
-fn due(at: &mut Option<Instant>, now: Instant) -> bool {
+pub(super) fn due(at: &mut Option<Instant>, now: Instant) -> bool {
     at.take_if(|at| *at <= now).is_some()
 }
 
@@ -120,6 +122,7 @@ impl Owner {
         }
         let view = view(&*maps);
         let compiler = Compiler::new(&options.node, saved.ids, limits)
+            .at(options.locality.clone())
             .after_epoch(epoch)
             .after_policy_set(view.last_policy_set());
         let mut owner = Self {
@@ -229,7 +232,9 @@ impl Owner {
             Command::Begin(reply) => {
                 self.begun = true;
                 self.pending.merge(&Dirty::all(&self.compiler.snapshot()));
-                self.write();
+                if !self.look() {
+                    self.write();
+                }
                 let _ = reply.send(());
             }
         }
@@ -300,6 +305,14 @@ impl Owner {
         let (upserts, removes) = (batch.upserts.len(), batch.removes.len());
         self.decoded += upserts;
         let outcome = self.compiler.apply(batch, self.revision.clone());
+        self.publish(outcome, began);
+        self.save_soon();
+        let epoch = self.compiler.snapshot().epoch;
+        tracing::debug!(epoch, upserts, removes, took = ?began.elapsed(), "update in force");
+    }
+
+    /// Puts in force what the compiler has made.
+    pub(super) fn publish(&mut self, outcome: Outcome, began: Instant) {
         let before = self.shared.snapshot.swap(outcome.snapshot.clone());
         if before.epoch != outcome.snapshot.epoch {
             *self.shared.since.lock() = began;
@@ -309,14 +322,7 @@ impl Owner {
         self.conditions = outcome.conditions;
         self.write();
         self.epochs.send_replace(outcome.snapshot.epoch);
-        self.save_soon();
-        tracing::debug!(
-            epoch = outcome.snapshot.epoch,
-            upserts,
-            removes,
-            took = ?began.elapsed(),
-            "update in force"
-        );
+        self.look_later();
     }
 
     /// A workload of this node has ended: nobody here is sent to it any more, although the control plane
@@ -393,6 +399,9 @@ impl Owner {
         let now = Instant::now();
         if due(&mut self.timers.plan, now) {
             self.write();
+        }
+        if due(&mut self.timers.look, now) {
+            self.look();
         }
         if due(&mut self.timers.save, now) {
             self.save();

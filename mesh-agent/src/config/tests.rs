@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_api::proto::v1;
 use mesh_core::ids::IdKind;
+use mesh_core::locality::Locality;
 use mesh_core::plan::{Adopted, Capacities, LocalSlots, MapOp};
 use mesh_core::snapshot::{Revision, Snapshot};
 use parking_lot::Mutex;
@@ -23,6 +24,7 @@ use crate::kernel::{ApplyError, KernelError};
 struct Fake {
     ops: Mutex<Vec<MapOp>>,
     broken: AtomicBool,
+    ejected: Mutex<Vec<u32>>,
 }
 
 impl Maps for Fake {
@@ -51,6 +53,10 @@ impl Maps for Fake {
     }
     fn settle(&self, _: IdKind, _: u32) -> u64 {
         0
+    }
+    fn ejected(&self, _: u32, endpoints: &[u32]) -> Vec<u32> {
+        let ejected = self.ejected.lock();
+        endpoints.iter().copied().filter(|id| ejected.contains(id)).collect()
     }
     fn counted(&self) -> Vec<(IdKind, u32)> {
         Vec::new()
@@ -83,7 +89,7 @@ impl Rig {
 
     fn at(state: PathBuf) -> Self {
         let maps = Arc::new(Fake::default());
-        let options = Options { node: "n1".into(), state_dir: state.clone() };
+        let options = Options { node: "n1".into(), locality: Locality::default(), state_dir: state.clone() };
         let config = start(options, maps.clone(), Arc::new(ArcSwap::from_pointee(Snapshot::default())));
         Self { maps, config, state }
     }
@@ -278,4 +284,42 @@ async fn a_workload_that_lives_here_has_its_policies_whether_the_control_plane_k
     assert_eq!(set(), Some(0));
     rig.config.leave("a", "w", numbers.workload).await;
     assert_eq!(set(), None);
+}
+
+#[tokio::test]
+async fn what_an_ejected_endpoint_cannot_carry_goes_to_the_next_level_and_comes_back() {
+    let rig = Rig::new("ejected");
+    rig.config.begin().await;
+    let policy = v1::TrafficPolicy {
+        namespace: "a".into(),
+        name: "near".into(),
+        targets: vec![v1::PolicyTarget { service: "web".into(), section_name: String::new() }],
+        locality: Some(v1::LocalityPolicy { node: true, ..v1::LocalityPolicy::default() }),
+        outlier_ejection: Some(v1::OutlierEjection {
+            consecutive_connect_failures: 3,
+            base_ejection_ms: 1000,
+            max_ejected_percent: 50,
+        }),
+        ..v1::TrafficPolicy::default()
+    };
+    let mut far = workload("far", "10.0.0.2", "web");
+    let mut message = v1::Workload::decode(&*far.1.as_ref().unwrap().bytes).unwrap();
+    message.node = "n2".into();
+    far.1 = Some(raw(&message));
+    let policy = ((Kind::TrafficPolicy, "a/near".to_owned()), Some(raw(&policy)));
+    let near = workload("near", "10.0.0.1", "web");
+    rig.apply(1, true, vec![service("web", "240.0.0.1"), near, far, policy]).await;
+    let local = |snapshot: &Snapshot| -> Vec<(bool, u32)> {
+        let service = snapshot.services.values().next().unwrap();
+        let mut all: Vec<_> = service.serving().iter().map(|e| (e.local, e.weight)).collect();
+        all.sort_unstable();
+        all
+    };
+    assert_eq!(local(&rig.config.snapshot()), [(false, 0), (true, 1)]);
+    let snapshot = rig.config.snapshot();
+    let id = snapshot.services.values().next().unwrap().serving().iter().find(|e| e.local).unwrap().id;
+    rig.maps.ejected.lock().push(id);
+    eventually("the other one takes all", || local(&rig.config.snapshot()) == [(false, 1), (true, 0)]).await;
+    rig.maps.ejected.lock().clear();
+    eventually("it is back", || local(&rig.config.snapshot()) == [(false, 0), (true, 1)]).await;
 }

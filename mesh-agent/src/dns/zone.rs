@@ -103,12 +103,15 @@ fn places(snapshot: &Snapshot, port: &Service, service: &[String], turn: usize) 
         let place = Place { port: port.port, weight: 1, host: service.to_vec() };
         return Found { places: vec![place], hosts, ..Found::default() };
     }
+    // Parts of a load that is split are longer than a record's weight.
+    let heaviest = port.serving().iter().map(|e| e.weight).max().unwrap_or(0);
+    let unit = heaviest.div_ceil(u16::MAX.into()).max(1);
     let mut found = Found::default();
     for endpoint in turned(port.serving().to_vec(), turn) {
         let Some(first) = host(snapshot, &endpoint) else { continue };
         let host: Labels = std::iter::once(first).chain(service.iter().cloned()).collect();
         found.hosts.extend(ips(&endpoint).map(|ip| (host.clone(), ip)));
-        let weight = u16::try_from(endpoint.weight).unwrap_or(u16::MAX);
+        let weight = u16::try_from(endpoint.weight / unit).unwrap_or(u16::MAX);
         found.places.push(Place { port: endpoint.port, weight, host });
     }
     found
@@ -143,6 +146,7 @@ pub mod tests {
     use super::*;
     use crate::path::test_service as service;
     use mesh_api::proto::v1::Protocol;
+    use mesh_core::locality::Nearness;
     use mesh_core::snapshot::Workload;
 
     /// `shop` has a virtual address and TCP port 80 named `http`; `log`, headless, has two endpoints on UDP port
@@ -173,6 +177,8 @@ pub mod tests {
     fn workload(id: u32, full_name: &str) -> Workload {
         Workload {
             host_network: false,
+            nearness: Nearness::Elsewhere,
+            priority: 0,
             transport: None,
             id,
             full_name: full_name.into(),

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_api::local::LocalWorkload;
+use mesh_core::locality::Locality;
 use mesh_core::plan::LocalSlots;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -52,6 +53,8 @@ const DISK: &str = "enrolments on disk";
 pub struct Settings {
     /// This node's name.
     pub node: String,
+    /// Where it is, and with it its workloads.
+    pub locality: Locality,
     /// Where cgroup2 is mounted: workloads live below it.
     pub cgroup_root: PathBuf,
     /// Below which the agent makes cgroups for `run`.
@@ -257,7 +260,7 @@ impl Enrolments {
         };
         let home = inner.data.home(numbers.workload);
         let slots = LocalSlots { listener_slot: slot, heartbeat_slot: home };
-        let upsert = wanted.upsert(&inner.settings.node, &addresses);
+        let upsert = wanted.upsert(&inner.settings, &addresses);
         let described = upsert.workload.clone().unwrap_or_default();
         inner.config.place(numbers.workload, slots, described).await;
         inner.data.carry(numbers.workload);

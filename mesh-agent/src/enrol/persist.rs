@@ -39,6 +39,9 @@ pub struct Record {
     /// It shares the host's network namespace.
     #[serde(default)]
     pub host_network: bool,
+    /// 0, the first, to 15.
+    #[serde(default)]
+    pub priority: u8,
     /// The control plane took it once: from then on a refusal is a condition, not an end.
     pub accepted: bool,
 }
@@ -91,6 +94,7 @@ impl Record {
             cgroup: "/sys/fs/cgroup/nodemesh/shop/cart".into(),
             own_cgroup: true,
             host_network: false,
+            priority: 0,
             accepted: true,
         }
     }

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use mesh_api::local::{Membership, Request};
 use mesh_api::proto::v1;
+use mesh_api::resource::PRIORITY_MAX;
+use mesh_core::locality::Locality;
 
 use super::persist::Record;
-use super::{addresses, primary};
+use super::{Settings, addresses, primary};
 use crate::session::Name;
 
 /// Labels and memberships, at most.
@@ -25,13 +27,22 @@ pub struct Wanted {
     memberships: Vec<Membership>,
     /// It shares the host's network namespace.
     pub(super) host_network: bool,
+    priority: u8,
 }
 
 impl Wanted {
     /// From a request; an error names the field, the value and what is accepted.
     pub fn parse(request: Request) -> Result<Self, String> {
         let Request {
-            namespace, name, service_account, labels, addresses, memberships, host_network, ..
+            namespace,
+            name,
+            service_account,
+            labels,
+            addresses,
+            memberships,
+            host_network,
+            priority,
+            ..
         } = request;
         let namespace = label("namespace", or_default(namespace))?;
         let name = label("name", name)?;
@@ -50,7 +61,10 @@ impl Wanted {
                 "addresses: {bad} is not one that others can reach (loopback, link-local, multicast)"
             ));
         }
-        Ok(Self { namespace, name, service_account, labels, addresses, memberships, host_network })
+        if priority > PRIORITY_MAX {
+            return Err(format!("priority: {priority} is not in 0..={PRIORITY_MAX}"));
+        }
+        Ok(Self { namespace, name, service_account, labels, addresses, memberships, host_network, priority })
     }
 
     /// From what is remembered.
@@ -63,6 +77,7 @@ impl Wanted {
             addresses: record.addresses.clone(),
             memberships: record.memberships.clone(),
             host_network: record.host_network,
+            priority: record.priority,
         }
     }
 
@@ -90,16 +105,20 @@ impl Wanted {
     }
 
     /// What the control plane is told.
-    pub(super) fn upsert(&self, node: &str, addresses: &[IpAddr]) -> v1::WorkloadUpsert {
+    pub(super) fn upsert(&self, settings: &Settings, addresses: &[IpAddr]) -> v1::WorkloadUpsert {
+        let here = &settings.locality;
         let workload = v1::Workload {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             service_account: self.service_account.clone(),
-            node: node.to_owned(),
+            node: settings.node.clone(),
             addresses: addresses.iter().map(IpAddr::to_string).collect(),
             labels: self.labels.clone().into_iter().collect(),
             services: Vec::new(),
             host_network: self.host_network,
+            locality: (*here != Locality::default())
+                .then(|| v1::Locality { region: here.region.clone(), zone: here.zone.clone() }),
+            priority: self.priority.into(),
         };
         let membership = |m: &Membership| v1::Membership {
             service: m.service.clone(),
@@ -125,6 +144,7 @@ impl Wanted {
             cgroup,
             own_cgroup,
             host_network: self.host_network,
+            priority: self.priority,
             accepted: false,
         }
     }

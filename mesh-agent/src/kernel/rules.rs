@@ -7,7 +7,7 @@ use mesh_common::record::{Load, Rules};
 
 use super::error::ApplyError;
 use super::maps::Kernel;
-use crate::sys::ticks;
+use crate::sys::{monotonic_ns, ticks};
 
 /// Until a SYN is sent again, where a service has a connect timeout.
 const FIRST_TIMEOUT_MS: u64 = 200;
@@ -23,6 +23,38 @@ impl Kernel {
         }
         let source = format!("service {service} is beyond {}", self.rules.len());
         Err(ApplyError { map: names::RULES.name, full: true, source: source.into() })
+    }
+
+    /// Who of a service's endpoints is ejected now. Whose time is over is let back here: a spare is not drawn, so no
+    /// program would meet it.
+    pub fn ejected(&self, service: u32, endpoints: &[u32]) -> Vec<u32> {
+        if self.service_load_of(service).ejected == 0 {
+            return Vec::new();
+        }
+        let now = monotonic_ns();
+        let out = |endpoint: &u32| match self.load_of(*endpoint).ejected_until {
+            0 => false,
+            until if until > now => true,
+            until => {
+                self.let_back(service, *endpoint, until);
+                false
+            }
+        };
+        endpoints.iter().copied().filter(out).collect()
+    }
+
+    /// The ejection that lasted until `until` is over; of several who say so one is heard.
+    fn let_back(&self, service: u32, endpoint: u32, until: u64) {
+        let word = |at: usize| at / size_of::<u64>();
+        let ours =
+            self.load.word(endpoint, word(std::mem::offset_of!(Load, ejected_until))).is_some_and(|held| {
+                held.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            });
+        if ours
+            && let Some(ejected) = self.service_load.word(service, word(std::mem::offset_of!(Load, ejected)))
+        {
+            ejected.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Says how many endpoints of a service are ejected, as counted, where the programs have counted `seen`.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
 use mesh_common::record::{Capture, captured, role};
+use mesh_core::balance::pick_other;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot};
 
 use super::accept::Job;
@@ -263,11 +264,7 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     if http {
         return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
     }
-    let any = || {
-        let serving = service.serving();
-        let at = ((u128::from(random()) * serving.len() as u128) >> 64) as usize;
-        serving.get(at).and_then(|e| Hop::to(service.id, e, prefer_v6))
-    };
+    let any = || pick_other(service, &[], random()).and_then(|e| Hop::to(service.id, e, prefer_v6));
     Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
 }
 

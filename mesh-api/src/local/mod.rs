@@ -54,6 +54,9 @@ pub struct Request {
     /// It shares the host's network namespace: known by its cgroup and its ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,
+    /// In the services that it serves: 0, the first, to 15.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub priority: u8,
     /// Log filter (`log`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub level: String,
@@ -69,6 +72,11 @@ pub struct Request {
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(n: &u32) -> bool {
     *n == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_first(priority: &u8) -> bool {
+    *priority == 0
 }
 
 /// A service port that a workload serves.

@@ -12,6 +12,7 @@ mod envelope;
 mod http_route;
 mod kind;
 mod l4_route;
+mod locality;
 mod mesh;
 mod service;
 mod traffic_policy;
@@ -25,6 +26,7 @@ pub use envelope::{Condition, Metadata, Status};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
 pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
+pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshSpec, VipPool};
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use traffic_policy::{

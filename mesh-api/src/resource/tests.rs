@@ -1,5 +1,7 @@
 //! Refusals name the exact place; what is accepted is read back as it was written.
 
+mod locality;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -33,7 +35,7 @@ fn examples() -> Vec<Value> {
             "Workload",
             &json!({
                 "addresses": ["10.1.0.2", "fd00::2"], "node": "n1", "serviceAccount": "web", "weight": 7,
-                "hostNetwork": true,
+                "hostNetwork": true, "locality": {"region": "eu", "zone": "eu-1"}, "priority": 1,
                 "services": [{"service": "web", "portName": "http", "targetPort": 8080, "weight": 3}, {"service": "db"}],
             }),
         ),
@@ -110,6 +112,7 @@ fn examples() -> Vec<Value> {
                 "outlierEjection": {
                     "consecutiveConnectFailures": 3, "baseEjectionTime": "10s", "maxEjectedPercent": 30,
                 },
+                "locality": {"prefer": ["node", "zone"], "mode": "strict", "overprovisioningPercent": 100},
             }),
         ),
         object(
@@ -231,7 +234,6 @@ fn a_workload_is_refused_where_it_is_wrong() {
     refuses(&changed(3, "/spec/services/1/service", json!("a/b")), BadFormat, "spec.services[1].service");
     refuses(&changed(3, "/spec/services/0/weight", json!(-1)), OutOfRange, "spec.services[0].weight");
     refuses(&changed(3, "/spec/node", json!("n1/..")), BadFormat, "spec.node");
-    refuses(&changed(3, "/spec/locality", json!("eu")), NotBuiltYet, "spec.locality");
 }
 
 #[test]
@@ -316,7 +318,6 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     refuses(&changed(13, &at, json!(5)), NotBuiltYet, &path);
     refuses(&changed(13, "/spec/connectTimeout", json!("100ms")), OutOfRange, "spec.connectTimeout");
     refuses(&changed(13, "/spec/slowStart", json!({})), MissingField, "spec.slowStart.window");
-    refuses(&changed(13, "/spec/locality", json!("zone")), NotBuiltYet, "spec.locality");
     refuses(&changed(5, "/spec/targetRefs/0/kind", json!("Pod")), BadFormat, "spec.targetRefs[0].kind");
     refuses(&changed(7, "/spec/mtls", json!("strict")), NotBuiltYet, "spec.mtls");
     for bad in ["10.96.0.1/12", "10.0.0.0", "10.0.0.0/31", "127.0.0.0/8", "10.0.0.0/7", "x/8"] {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::locality::LocalityPolicy;
 use super::mesh::HttpMode;
 use crate::duration;
 use crate::error::ApiError;
@@ -44,6 +45,9 @@ pub struct TrafficPolicySpec {
     /// How long `connect()` may wait for an endpoint's answer; `None`: as the client's kernel has it.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "some_text")]
     pub connect_timeout: Option<Duration>,
+    /// Which endpoints come first; `None`: all are alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<LocalityPolicy>,
 }
 
 /// A service, or one port of it.
@@ -156,7 +160,7 @@ fn some_text<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::
     }
 }
 
-const UNBUILT: &[&str] = &["breaker", "outlier", "retry", "timeouts", "fault", "connectionPool", "locality"];
+const UNBUILT: &[&str] = &["breaker", "outlier", "retry", "timeouts", "fault", "connectionPool"];
 const UNBUILT_BALANCING: &[&str] = &["leastRequest", "p2c", "ewma", "ringHash", "consistentHash"];
 
 impl TrafficPolicySpec {
@@ -171,6 +175,7 @@ impl TrafficPolicySpec {
             "outlierEjection",
             "connectTimeout",
             "slowStart",
+            "locality",
         ];
         let fields = at.object(&known, UNBUILT)?;
         let targets = fields.need("targetRefs", "a list of 1..=16 Services")?.list(1..=16)?;
@@ -186,6 +191,7 @@ impl TrafficPolicySpec {
             outlier_ejection: fields.read("outlierEjection", |at| OutlierEjection::read(&at))?,
             slow_start: fields.read("slowStart", |at| SlowStart::read(&at))?,
             connect_timeout: fields.read("connectTimeout", |at| at.duration(CONNECT))?,
+            locality: fields.read("locality", |at| LocalityPolicy::read(&at))?,
         })
     }
 }

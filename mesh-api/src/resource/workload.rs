@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::locality::{Locality, PRIORITY_MAX};
 use super::service::address;
 use crate::error::ApiError;
 use crate::name::{LABEL, SUBDOMAIN};
@@ -32,6 +33,12 @@ pub struct WorkloadSpec {
     /// It shares its addresses with its host and other workloads: only the ports that it serves are its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,
+    /// Where it runs; `None`: where its node does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<Locality>,
+    /// In every service: those of a higher number are sent to when those of lower ones are too weak.
+    #[serde(skip_serializing_if = "is_first")]
+    pub priority: u8,
     /// Weight in every service that selects it; 0 takes no new connections.
     pub weight: u16,
     /// Services that it names itself, beside those that select it.
@@ -56,6 +63,11 @@ pub struct Membership {
     pub weight: Option<u16>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+fn is_first(priority: &u8) -> bool {
+    *priority == 0
+}
+
 impl Default for WorkloadSpec {
     fn default() -> Self {
         Self {
@@ -63,6 +75,8 @@ impl Default for WorkloadSpec {
             node: String::new(),
             service_account: "default".to_owned(),
             host_network: false,
+            locality: None,
+            priority: 0,
             weight: 1,
             services: Vec::new(),
         }
@@ -72,8 +86,17 @@ impl Default for WorkloadSpec {
 impl WorkloadSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["addresses", "node", "serviceAccount", "hostNetwork", "weight", "services"],
-            &["locality", "ports", "health", "network"],
+            &[
+                "addresses",
+                "node",
+                "serviceAccount",
+                "hostNetwork",
+                "locality",
+                "priority",
+                "weight",
+                "services",
+            ],
+            &["ports", "health", "network"],
         )?;
         let accepted = "a list of 1..=16 IP addresses";
         let addresses = fields
@@ -99,6 +122,10 @@ impl WorkloadSpec {
                 .read("serviceAccount", |at| at.checked(&SUBDOMAIN))?
                 .unwrap_or(default.service_account),
             host_network: fields.read("hostNetwork", |at| at.boolean())?.unwrap_or_default(),
+            locality: fields.read("locality", |at| Locality::read(&at))?,
+            priority: fields
+                .read("priority", |at| at.integer(0..=PRIORITY_MAX.into()))?
+                .map_or(0, |n| n as u8),
             weight: fields.read("weight", |at| weight(&at))?.unwrap_or(default.weight),
             services,
         })
@@ -107,7 +134,8 @@ impl WorkloadSpec {
 
 impl Membership {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["service", "portName", "targetPort", "weight"], &["namespace", "health"])?;
+        let fields = at
+            .object(&["service", "portName", "targetPort", "weight"], &["namespace", "health", "priority"])?;
         Ok(Self {
             service: fields.need("service", LABEL.accepted)?.checked(&LABEL)?,
             port_name: fields.read("portName", |at| at.checked(&LABEL))?.unwrap_or_default(),

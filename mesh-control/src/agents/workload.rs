@@ -38,7 +38,7 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
             membership
         })
         .collect();
-    let object = json!({
+    let mut object = json!({
         "apiVersion": Kind::Workload.api_version(),
         "kind": Kind::Workload.name(),
         "metadata": { "name": workload.name, "namespace": namespace, "labels": workload.labels },
@@ -47,9 +47,13 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
             "node": who.node,
             "serviceAccount": account,
             "hostNetwork": workload.host_network,
+            "priority": workload.priority,
             "services": services,
         },
     });
+    if let Some(at) = &workload.locality {
+        object["spec"]["locality"] = json!({ "region": at.region, "zone": at.zone });
+    }
     Resource::parse(&object).map_err(|error| error.message)
 }
 
@@ -57,7 +61,7 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
 mod tests {
     use super::*;
     use crate::auth::Role;
-    use mesh_api::proto::v1::{Membership, Workload};
+    use mesh_api::proto::v1::{Locality, Membership, Workload};
 
     fn who() -> Principal {
         let grants = vec!["shop/*".parse().unwrap(), "bank/pay".parse().unwrap()];
@@ -94,6 +98,21 @@ mod tests {
         let mut shares = upsert("shop", "cart");
         shares.workload.as_mut().unwrap().host_network = true;
         assert_eq!(admit(&who(), &shares).unwrap().to_json()["spec"]["hostNetwork"], true);
+    }
+
+    #[test]
+    fn where_it_runs_and_its_priority_are_taken() {
+        let mut placed = upsert("shop", "cart");
+        let workload = placed.workload.as_mut().unwrap();
+        workload.locality = Some(Locality { region: "eu".into(), zone: "a".into() });
+        workload.priority = 3;
+        let spec = admit(&who(), &placed).unwrap().to_json()["spec"].take();
+        assert_eq!(
+            (&spec["locality"], &spec["priority"]),
+            (&json!({"region": "eu", "zone": "a"}), &json!(3))
+        );
+        let plain = admit(&who(), &upsert("shop", "cart")).unwrap().to_json()["spec"].take();
+        assert!(plain.get("locality").is_none() && plain.get("priority").is_none());
     }
 
     #[test]

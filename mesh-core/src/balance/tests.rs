@@ -197,6 +197,34 @@ fn after_a_failure_another_is_picked_by_weight() {
 }
 
 #[test]
+fn a_spare_is_found_where_nobody_else_will_do() {
+    for balancing in
+        [Balancing::RoundRobin, Balancing::Random, Balancing::LeastConnections, Balancing::Maglev]
+    {
+        let service = Service { serving: 3, ..ejecting(&[(1, 1), (2, 1), (3, 0)], balancing) };
+        let out = Load { ejected_until: 1001, ..Load::default() };
+        let mut balancer = Balancer::default();
+        let mut picks = |counters: &Counters| -> Vec<u32> {
+            let mut ids: Vec<u32> = (0..40u32)
+                .filter_map(|i| balancer.pick(&service, pick::client(&[0, 0, 0, i]), mix(i.into()), counters))
+                .map(|endpoint| endpoint.id)
+                .collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        };
+        assert_eq!(picks(&Counters::default()), [1, 2], "{balancing:?}");
+        // Not so many that all are used.
+        let counters = Counters { loads: [(1, out), (2, out)].into(), ejected: 1 };
+        assert_eq!(picks(&counters), [3], "{balancing:?}");
+    }
+    let service = Service { serving: 3, ..service(&[(1, 1), (2, 0), (3, 0)]) };
+    let others: Vec<u32> =
+        [0, u64::MAX].iter().filter_map(|r| pick_other(&service, &[1], *r)).map(|e| e.id).collect();
+    assert_eq!((others, pick_other(&service, &[], 7).unwrap().id), (vec![2, 3], 1));
+}
+
+#[test]
 fn services_that_are_gone_are_forgotten() {
     let mut balancer = RoundRobin::default();
     let service = service(&[(1, 1), (2, 1)]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mesh_api::proto::v1::{self, HttpMode, Protocol};
 
 use super::Compiler;
+use super::spread::preference;
 use crate::model::{Kind, Name, join};
 use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic, Why};
 
@@ -76,6 +77,7 @@ fn traffic<'a>(levels: &(impl Iterator<Item = &'a v1::TrafficPolicy> + Clone)) -
         }),
         slow_start: levels.clone().find_map(|p| millis(p.slow_start_ms)),
         connect_timeout: levels.clone().find_map(|p| millis(p.connect_timeout_ms)),
+        locality: levels.clone().find_map(|p| p.locality.map(preference)),
     }
 }
 

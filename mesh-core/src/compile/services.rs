@@ -41,6 +41,22 @@ fn place(number: u16, udp: bool) -> u32 {
     u32::from(number) | u32::from(udp) << 16
 }
 
+/// Why a service without an endpoint that takes connections has none, of those that there are.
+fn nobody(service: &Service, healthy: usize, endpoints: usize) -> Vec<String> {
+    let port = service.port;
+    if healthy > 0 {
+        return vec![format!(
+            "port {port}: none of its {endpoints} endpoints is where connections of this node may go: bring one here, \
+             or give the policy on it a wider locality, or mode failover"
+        )];
+    }
+    let resting = format!(
+        "port {port}: none of its {endpoints} endpoints takes connections (weight 0, unhealthy, draining or without an \
+         address)"
+    );
+    if endpoints > 0 { vec![resting] } else { Vec::new() }
+}
+
 impl Compiler {
     /// The id of a service's port, or why there is none.
     pub(super) fn port_id(&self, service: &Name, port: u32, udp: bool) -> Result<ServiceId, String> {
@@ -101,6 +117,7 @@ impl Compiler {
         if let Some(old) = self.next.services.remove(&id) {
             self.note_backends(id, &old.backends, &[]);
         }
+        self.note_spread(id, None);
         work.dirty.services.insert(id);
     }
 
@@ -116,7 +133,7 @@ impl Compiler {
             };
             let new = self.compile_port(name, &service, spec, port, vips.clone());
             let old = self.next.services.get(&port.id);
-            if old.is_none() {
+            if old.is_none_or(|old| old.traffic.locality != new.traffic.locality) {
                 work.endpoints.insert(port.id);
             }
             if old.is_some_and(|old| **old == new) {
@@ -175,6 +192,7 @@ impl Compiler {
         let name = join(&old.namespace, &old.name);
         let mut serving = Vec::new();
         let mut resting = Vec::new();
+        let mut levels = old.traffic.locality.is_some();
         for held in self.model.members(&name).filter_map(|workload| self.workloads.get(workload)) {
             for member in held.members.iter().filter(|m| m.service == id) {
                 let endpoint = Endpoint {
@@ -187,29 +205,26 @@ impl Compiler {
                     local: held.workload.local,
                     policy_set: held.workload.policy_set,
                 };
+                levels |= held.workload.priority > 0;
                 let dialled = !held.workload.addresses.is_empty();
                 let takes = member.healthy && member.weight > 0 && dialled;
                 if takes { &mut serving } else { &mut resting }.push(endpoint);
             }
         }
-        let mut problems = Vec::new();
-        if serving.is_empty() && !resting.is_empty() {
-            problems.push(format!(
-                "port {}: none of its {} endpoints takes connections (weight 0, unhealthy, draining or \
-                 without an address)",
-                old.port,
-                resting.len()
-            ));
-        }
-        self.problems.set(Kind::Service, &name, place(old.port, old.udp()), problems);
         serving.sort_unstable_by_key(|e| e.id);
         resting.sort_unstable_by_key(|e| e.id);
+        let healthy = serving.len();
+        let spread = levels.then(|| self.spread(old, &mut serving, &mut resting));
+        let problems = if serving.is_empty() { nobody(old, healthy, resting.len()) } else { Vec::new() };
         let count = serving.len();
         serving.append(&mut resting);
-        if count == old.serving && *serving == *old.endpoints {
+        let same = count == old.serving && *serving == *old.endpoints;
+        let old = Arc::clone(old);
+        self.problems.set(Kind::Service, &name, place(old.port, old.udp()), problems);
+        if !self.note_spread(id, spread.as_ref()) && same {
             return;
         }
-        let new = Service { endpoints: serving.into(), serving: count, ..Service::clone(old) };
+        let new = Service { endpoints: serving.into(), serving: count, ..Service::clone(&old) };
         self.next.services.insert(id, Arc::new(new));
         work.dirty.services.insert(id);
         // Tables of those that send here hold these endpoints, too.

@@ -8,6 +8,7 @@ use mesh_api::proto::v1::{self, Health};
 use super::services::port_name;
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
+use crate::locality::PRIORITIES;
 use crate::model::{Kind, Name, join};
 use crate::snapshot::{EndpointId, PolicySetId, ServiceId, Transport, Workload, WorkloadPort};
 
@@ -145,6 +146,8 @@ impl Compiler {
             node: self.interned.get(&spec.node),
             local: !spec.node.is_empty() && *spec.node == *self.node,
             host_network: spec.host_network,
+            nearness: self.nearness(spec),
+            priority: u8::try_from(spec.priority).unwrap_or(u8::MAX).min(PRIORITIES - 1),
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
             policy_set: ruled.policy_set,
@@ -205,7 +208,7 @@ impl Compiler {
     fn exchange(&mut self, before: Option<&Held>, after: &Held, work: &mut Work) {
         let members = before.map_or(&[][..], |b| &b.members);
         self.end_members(members, &after.members, work);
-        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local, w.policy_set);
+        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local, w.policy_set, w.nearness, w.priority);
         let moved = before.is_none_or(|before| dialled(&before.workload) != dialled(&after.workload));
         let changed = after.members.iter().filter(|m| moved || !members.contains(m));
         work.endpoints.extend(changed.map(|m| m.service));

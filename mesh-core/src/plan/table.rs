@@ -64,7 +64,7 @@ impl Content {
         let table = if service.split {
             weighted(&service.fallback, v6, snapshot, view)
         } else {
-            choices(service, v6, view, steps)
+            choices(service, v6, snapshot, view, steps)
         };
         let mut content = Self {
             service: service.id,
@@ -91,9 +91,10 @@ impl Content {
         // Nothing that a connection could be let go to, but the proxy may have something: another rule of
         // the route, or the other family. The slots say so; without BYPASS nobody is sent to them.
         let reachable = service.backends.iter().filter_map(|id| snapshot.services.get(id));
-        let any = reachable
-            .flat_map(|s| s.serving().iter().map(|e| (e, s.inbound_proxy)))
-            .find_map(|(e, asks)| choice(e, v6, asks, view).or_else(|| choice(e, !v6, asks, view)));
+        let any =
+            reachable.flat_map(|s| s.serving().iter().map(|e| (e, s.inbound_proxy))).find_map(|(e, asks)| {
+                choice(e, e.weight, v6, asks, view).or_else(|| choice(e, e.weight, !v6, asks, view))
+            });
         content.fallback = Fallback::Own(any.into_iter().collect());
         content
     }
@@ -199,27 +200,42 @@ pub(super) fn first_len(table_len: u32, entry_flags: u32) -> u32 {
 }
 
 /// `asks`: its port wants to know who is calling.
-fn choice(e: &Endpoint, v6: bool, asks: bool, view: &View) -> Option<Choice> {
-    let ip = if v6 { e.v6.map(IpAddr::V6) } else { e.v4.map(IpAddr::V4) };
+fn choice(e: &Endpoint, weight: u32, v6: bool, asks: bool, view: &View) -> Option<Choice> {
     let flags = match (e.local, asks || e.policy_set != 0) {
         (true, true) => flags::LOCAL | flags::ASKS,
         (true, false) => flags::LOCAL,
         (false, _) => 0,
     };
-    (e.weight > 0).then_some(()).and(ip).map(|ip| Choice {
+    address(e, v6).map(|ip| Choice {
         addr: addr::from_ip(ip),
         port: e.port,
         endpoint: e.id,
         workload: e.workload,
         flags,
         policy_set: view.asked(e.policy_set),
-        weight: u64::from(e.weight),
+        weight: u64::from(weight),
     })
 }
 
-fn choices(service: &Service, v6: bool, view: &View, steps: &Steps<'_>) -> Vec<Choice> {
-    let all = service.serving().iter().filter_map(|e| choice(e, v6, service.inbound_proxy, view));
+fn address(e: &Endpoint, v6: bool) -> Option<IpAddr> {
+    if v6 { e.v6.map(IpAddr::V6) } else { e.v4.map(IpAddr::V4) }
+}
+
+/// The endpoints of a service that can be reached so; those of weight 0 are spares.
+fn choices(service: &Service, v6: bool, snapshot: &Snapshot, view: &View, steps: &Steps<'_>) -> Vec<Choice> {
+    let parts = parts(service, v6, snapshot);
+    let all = service.serving().iter().enumerate().filter_map(|(i, e)| {
+        let weight = parts.as_ref().map_or(e.weight, |parts| parts.get(i).copied().unwrap_or(0));
+        choice(e, weight, v6, service.inbound_proxy, view)
+    });
     all.map(|c| Choice { weight: c.weight * steps(service.id, c.endpoint).unwrap_or(1), ..c }).collect()
+}
+
+/// The weights of a service whose load is split: of its endpoints those count that have an address of the family.
+fn parts(service: &Service, v6: bool, snapshot: &Snapshot) -> Option<Vec<u32>> {
+    let spread = if snapshot.spreads.is_empty() { None } else { snapshot.spreads.get(&service.id) }?;
+    let has = |i: usize| service.endpoints.get(i).is_some_and(|e| address(e, v6).is_some());
+    Some(spread.weights(service.serving, has))
 }
 
 /// The endpoints of several services, each service's weight shared out among its endpoints by theirs. A
@@ -228,13 +244,15 @@ fn weighted(backends: &[(ServiceId, u32)], v6: bool, snapshot: &Snapshot, view: 
     let mut all = Vec::new();
     for &(id, weight) in backends {
         let Some(service) = snapshot.services.get(&id) else { continue };
-        let mut own = choices(service, v6, view, &|_, _| None);
+        let mut own = choices(service, v6, snapshot, view, &|_, _| None);
         let sum: u128 = own.iter().map(|c| u128::from(c.weight)).sum();
         if weight == 0 || sum == 0 {
             continue;
         }
         // Alone, its own weights will do: its table may then be that of the parent itself.
         if backends.len() > 1 {
+            // Nobody looks for them there: such a table is drawn from, and that is all.
+            own.retain(|c| c.weight > 0);
             for c in &mut own {
                 let share = (u128::from(weight) << 32) * u128::from(c.weight) / sum;
                 c.weight = u64::try_from(share).unwrap_or(u64::MAX).max(1);

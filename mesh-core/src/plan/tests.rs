@@ -2,6 +2,7 @@
 
 mod golden;
 mod limits;
+mod locality;
 mod policies;
 mod property;
 mod restart;

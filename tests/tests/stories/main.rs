@@ -21,6 +21,7 @@ mod http;
 mod kernel_view;
 mod kills;
 mod limits;
+mod locality;
 mod long;
 mod odd_input;
 mod policy;

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
 use mesh_common::record::{Capture, Load, role};
+use mesh_core::locality::Nearness;
 use mesh_core::route::RouteTable;
 use mesh_core::snapshot::{Endpoint, OnProxyLoss, Service, Snapshot, Traffic, Why, Workload, WorkloadPort};
 use parking_lot::Mutex;
@@ -399,6 +400,8 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         node: "here".into(),
         local: true,
         host_network: false,
+        nearness: Nearness::Node,
+        priority: 0,
         addresses: [at.ip()].into(),
         ports: [port].into(),
     }
