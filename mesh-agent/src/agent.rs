@@ -50,7 +50,7 @@ pub fn run(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     }
     raise_descriptor_limit();
-    crate::sys::limit_arenas();
+    crate::sys::limit_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")

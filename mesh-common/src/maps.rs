@@ -81,11 +81,11 @@ pub const POLICY: Spec = spec("POLICY", size_of::<r::PolicyKey>(), 4, 16_384);
 /// Ranges of addresses that policy sets tell apart, by longest prefix.
 pub const POLICY_CIDRS: Spec = spec("POLICY_CIDRS", 4 + size_of::<r::PolicyCidr>(), 4, 8_192);
 /// Ports and interfaces that are left alone.
-pub const EXCLUDE: Spec = spec("EXCLUDE", size_of::<t::ExcludeKey>(), 4, 16_384);
+pub const EXCLUDE: Spec = spec("EXCLUDE", size_of::<t::ExcludeKey>(), 4, 4_096);
 /// Addresses that are left alone, by longest prefix.
 pub const EXCLUDE_CIDRS: Spec = spec("EXCLUDE_CIDRS", 4 + size_of::<t::ExcludeCidr>(), 4, 8_192);
 /// When whom was asked, of workloads that take answers alone; the least recently used go first.
-pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), 8, 4_096);
+pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), 8, 2_048);
 /// Ends of connections whose bytes may go past TCP (see [`splice`]), two a connection. Small: it is allocated
 /// whether anybody asks or not.
 pub const SPLICE: Spec = spec("SPLICE", size_of::<r::SynKey>(), 8, 2048);

@@ -44,7 +44,7 @@ use problems::Problems;
 use services::{Port, port_name};
 use spread::Here;
 use transport::TransportHeld;
-use workloads::Held;
+use workloads::{Changed, Named};
 
 /// Trust domain of a mesh that names none.
 const TRUST_DOMAIN: &str = "mesh.local";
@@ -65,8 +65,8 @@ impl Dirty {
     /// Everything that a snapshot holds.
     pub fn all(snapshot: &Snapshot) -> Self {
         Self {
-            services: snapshot.services.keys().copied().collect(),
-            workloads: snapshot.workloads.keys().copied().collect(),
+            services: snapshot.services.keys().collect(),
+            workloads: snapshot.workloads.keys().collect(),
             policies: snapshot.policies.keys().copied().collect(),
         }
     }
@@ -112,8 +112,8 @@ pub struct Compiler {
     node: Arc<str>,
     here: Here,
     ids: IdTable,
-    /// How many hold a name that several may (workload, identity, namespace).
-    holds: HashMap<(IdKind, Name), u32>,
+    /// Identities and namespaces, which many may have.
+    holds: Holds,
     /// Workloads enrolled on this node → service account, whether the control plane knows them or not.
     enrolled: HashMap<Name, String>,
     model: Model,
@@ -121,7 +121,10 @@ pub struct Compiler {
     /// Virtual address → its service.
     vips: HashMap<IpAddr, Name>,
     specs: HashMap<Name, Arc<RouteSpec>>,
-    workloads: HashMap<Name, Held>,
+    /// Those of the snapshot, by name.
+    workloads: HashSet<Named>,
+    /// Addresses that were left out, because a service has them: of few workloads, if any.
+    virtual_addresses: HashMap<Name, Box<[IpAddr]>>,
     /// Workloads of this node that the control plane knows.
     locals: BTreeSet<Name>,
     authorizations: BTreeMap<Name, Authorization>,
@@ -141,8 +144,10 @@ pub struct Compiler {
 /// What is still to be done for a batch.
 #[derive(Debug, Default)]
 struct Work {
-    workloads: BTreeSet<Name>,
-    endpoints: BTreeSet<ServiceId>,
+    /// In no order.
+    workloads: Vec<Name>,
+    /// Service ports whose endpoints are not what they were, and why.
+    endpoints: BTreeMap<ServiceId, Changed>,
     /// A workload of this node came, changed or went.
     locals: bool,
     /// Virtual addresses that have come or gone.
@@ -158,13 +163,14 @@ impl Compiler {
             node: node.into(),
             here: Here::default(),
             ids: ids.with_limits(limits),
-            holds: HashMap::new(),
+            holds: Holds::default(),
             enrolled: HashMap::new(),
             model: Model::default(),
             ports: HashMap::new(),
             vips: HashMap::new(),
             specs: HashMap::new(),
-            workloads: HashMap::new(),
+            workloads: HashSet::new(),
+            virtual_addresses: HashMap::new(),
             locals: BTreeSet::new(),
             authorizations: BTreeMap::new(),
             transports: BTreeMap::new(),
@@ -266,13 +272,16 @@ impl Compiler {
             self.check_policy(name);
         }
         self.find_touched_by_vips(work);
-        for name in std::mem::take(&mut work.workloads) {
+        let mut workloads = std::mem::take(&mut work.workloads);
+        workloads.sort_unstable();
+        workloads.dedup();
+        for name in workloads {
             self.compile_workload(&name, work);
         }
         self.check_transports(&transports, work.locals);
         self.drop_unused_sets(work);
-        for id in std::mem::take(&mut work.endpoints) {
-            self.gather_endpoints(id, work);
+        for (id, changed) in std::mem::take(&mut work.endpoints) {
+            self.gather_endpoints(id, changed, work);
         }
     }
 
@@ -300,6 +309,7 @@ impl Compiler {
         service_account: &str,
     ) -> Result<WorkloadIds, OutOfIds> {
         let full = join(namespace, name);
+        let full = self.workloads.get(&*full).map_or(full, |held| Name::clone(&held.0.full_name));
         let ids = self.hold_workload(&full, namespace, service_account)?;
         if let Some(before) = self.enrolled.insert(Name::clone(&full), service_account.to_owned()) {
             self.drop_workload(&full, &before);
@@ -326,75 +336,126 @@ impl Compiler {
     /// after the first full sync, does not.
     pub fn end_unknown_ids(&mut self) {
         let ports = self.ports.iter().flat_map(|(name, ports)| {
-            ports.iter().map(move |port| (IdKind::Service, port_name(name, port.number.into(), port.udp)))
+            ports.iter().map(move |port| port_name(name, port.number.into(), port.udp))
         });
-        let members = self.workloads.values().flat_map(|held| &*held.members);
-        let known: BTreeSet<(IdKind, String)> = ports
-            .chain(members.map(|m| (IdKind::Endpoint, m.name.to_string())))
-            .chain(self.holds.keys().map(|(kind, name)| (*kind, name.to_string())))
-            .collect();
+        let ports: HashSet<String> = ports.collect();
         for kind in IdKind::ALL {
-            let unknown: Vec<String> = self
-                .ids
-                .of(kind)
-                .iter()
-                .map(|(name, _)| name.to_owned())
-                .filter(|name| !known.contains(&(kind, name.clone())))
-                .collect();
+            let known = |name: &Name| match kind {
+                IdKind::Service => ports.contains(&**name),
+                IdKind::Workload => self.has_workload(name),
+                kind => self.holds.of(kind).contains_key(name),
+            };
+            let unknown: Vec<Name> =
+                self.ids.names(kind).map(|(name, _)| name).filter(|name| !known(name)).cloned().collect();
             for name in unknown {
                 self.ids.end(kind, &name);
             }
         }
+        let workloads = &self.next.workloads;
+        self.ids.end_other_endpoints(|key| {
+            workloads.get(&key.workload).is_some_and(|w| w.ports.iter().any(|port| key == w.key(port)))
+        });
     }
 
+    /// Numbers for a workload, until [`Compiler::drop_workload`].
     fn hold_workload(
         &mut self,
         name: &Name,
         namespace: &str,
         service_account: &str,
     ) -> Result<WorkloadIds, OutOfIds> {
-        let wanted = workload_names(name, namespace, service_account);
-        let mut numbers = [0; 3];
-        for (i, (kind, name)) in wanted.iter().enumerate() {
-            match self.ids.assign(*kind, name) {
-                Ok(number) => numbers[i] = number,
-                Err(full) => {
-                    for held in &wanted[..i] {
-                        self.drop_name(held);
-                    }
-                    return Err(full);
+        let workload = self.ids.assign(IdKind::Workload, name)?;
+        let account = identity(namespace, service_account);
+        let held = self.hold(IdKind::Identity, &account).and_then(|identity| {
+            let mesh_ns = self.hold(IdKind::Namespace, namespace);
+            mesh_ns.inspect_err(|_| self.drop_name(IdKind::Identity, &account)).map(|ns| (identity, ns))
+        });
+        match held {
+            Ok((identity, mesh_ns)) => Ok(WorkloadIds { workload, identity, mesh_ns }),
+            Err(full) => {
+                if !self.has_workload(name) {
+                    self.ids.end(IdKind::Workload, name);
                 }
+                Err(full)
             }
-            *self.holds.entry((*kind, Name::clone(name))).or_default() += 1;
         }
-        let [workload, identity, mesh_ns] = numbers;
-        Ok(WorkloadIds { workload, identity, mesh_ns })
     }
 
+    /// What [`Compiler::hold_workload`] held goes; the workload's own number where nobody has it any more.
     fn drop_workload(&mut self, name: &Name, service_account: &str) {
-        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
-        for held in &workload_names(name, namespace, service_account) {
-            self.drop_name(held);
+        self.drop_account(name, service_account);
+        if !self.has_workload(name) {
+            self.ids.end(IdKind::Workload, name);
         }
     }
 
-    fn drop_name(&mut self, held: &(IdKind, Name)) {
-        let Some(count) = self.holds.get_mut(held) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.holds.remove(held);
-            self.ids.end(held.0, &held.1);
+    /// The same of all but the workload's own number.
+    fn drop_account(&mut self, name: &Name, service_account: &str) {
+        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+        self.drop_name(IdKind::Identity, &identity(namespace, service_account));
+        self.drop_name(IdKind::Namespace, namespace);
+    }
+
+    /// Is it compiled, or enrolled?
+    fn has_workload(&self, name: &Name) -> bool {
+        self.workloads.contains(&**name) || self.enrolled.contains_key(name)
+    }
+
+    /// The number of an identity or a namespace, which its name keeps until [`Compiler::drop_name`].
+    fn hold(&mut self, kind: IdKind, name: &str) -> Result<u32, OutOfIds> {
+        if let Some(held) = self.holds.of_mut(kind).get_mut(name) {
+            held.count += 1;
+            return Ok(held.number);
+        }
+        let name = Name::from(name);
+        let number = self.ids.assign(kind, &name)?;
+        self.holds.of_mut(kind).insert(name, Hold { number, count: 1 });
+        Ok(number)
+    }
+
+    fn drop_name(&mut self, kind: IdKind, name: &str) {
+        let Some(held) = self.holds.of_mut(kind).get_mut(name) else { return };
+        held.count -= 1;
+        if held.count == 0 {
+            self.holds.of_mut(kind).remove(name);
+            self.ids.end(kind, name);
         }
     }
 }
 
-/// The names whose numbers a workload holds.
-fn workload_names(name: &Name, namespace: &str, service_account: &str) -> [(IdKind, Name); 3] {
-    [
-        (IdKind::Workload, Name::clone(name)),
-        (IdKind::Identity, join(namespace, service_account)),
-        (IdKind::Namespace, namespace.into()),
-    ]
+/// A name that somebody has.
+#[derive(Debug)]
+struct Hold {
+    number: u32,
+    /// How many have it.
+    count: u32,
+}
+
+/// Names that somebody has.
+#[derive(Debug, Default)]
+struct Holds {
+    identities: HashMap<Name, Hold>,
+    namespaces: HashMap<Name, Hold>,
+}
+
+impl Holds {
+    fn of(&self, kind: IdKind) -> &HashMap<Name, Hold> {
+        if kind == IdKind::Identity { &self.identities } else { &self.namespaces }
+    }
+
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.identities.is_empty() && self.namespaces.is_empty()
+    }
+
+    fn of_mut(&mut self, kind: IdKind) -> &mut HashMap<Name, Hold> {
+        if kind == IdKind::Identity { &mut self.identities } else { &mut self.namespaces }
+    }
+}
+
+/// `<namespace>/<service account>`.
+fn identity(namespace: &str, service_account: &str) -> String {
+    [namespace, "/", service_account].concat()
 }
 
 /// An address that packets can be sent to, IPv4 as IPv4.

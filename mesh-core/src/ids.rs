@@ -6,10 +6,12 @@
 //! numbers freed first are used first, behind at least [`REST`] others where there are fresh ones.
 //! Not here: when a name ends (compile), the counters (the caller knows them).
 
-use std::collections::VecDeque;
+use std::borrow::Borrow;
+use std::collections::{HashSet, VecDeque};
 
 use imbl::OrdMap;
 use mesh_common::maps;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Name;
@@ -24,7 +26,7 @@ pub enum IdKind {
     Workload,
     /// `<namespace>/<name>:<port>`.
     Service,
-    /// `<namespace>/<service>:<port>@<namespace>/<workload>:<target port>`.
+    /// [`EndpointKey`].
     Endpoint,
     /// A mesh namespace.
     Namespace,
@@ -74,35 +76,99 @@ impl Default for IdLimits {
     }
 }
 
+/// What an endpoint goes by: the numbers of its service port and of its workload, and its target port. Neither number
+/// is freed before the endpoint's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointKey {
+    /// Number of the service port.
+    pub service: u32,
+    /// Number of the workload.
+    pub workload: u32,
+    /// Target port.
+    pub port: u16,
+}
+
+/// What numbers are given to, and how it stands on disk.
+trait Key: Clone + Ord {
+    type Stored: Serialize + DeserializeOwned;
+    fn store(&self) -> Self::Stored;
+    fn load(stored: Self::Stored) -> Self;
+}
+
+impl Key for Name {
+    type Stored = String;
+    fn store(&self) -> String {
+        (**self).to_owned()
+    }
+    fn load(stored: String) -> Self {
+        stored.into()
+    }
+}
+
+impl Key for EndpointKey {
+    type Stored = (u32, u32, u16);
+    fn store(&self) -> Self::Stored {
+        (self.service, self.workload, self.port)
+    }
+    fn load((service, workload, port): Self::Stored) -> Self {
+        Self { service, workload, port }
+    }
+}
+
 /// The numbers of one kind. Cloned for the disk without copying the names.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Ids {
-    #[serde(with = "names")]
-    names: OrdMap<Name, Number>,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
+struct Ids<K: Key> {
+    #[serde(with = "stored::numbers")]
+    names: OrdMap<K, Number>,
     /// Names that have ended and whose counters may not be zero yet.
-    ended: VecDeque<String>,
+    #[serde(with = "stored::keys")]
+    ended: VecDeque<K>,
     /// In the order in which they became free.
     free: VecDeque<u32>,
     /// Highest number given so far.
     last: u32,
 }
 
-/// Names on disk: serde knows no shared strings.
-mod names {
-    use std::collections::BTreeMap;
+impl<K: Key> Default for Ids<K> {
+    fn default() -> Self {
+        Self { names: OrdMap::new(), ended: VecDeque::new(), free: VecDeque::new(), last: 0 }
+    }
+}
 
-    use imbl::OrdMap;
-    use serde::{Deserialize, Deserializer, Serializer};
+/// Keys on disk, one at a time: a list of keys with their numbers, and one of keys.
+mod stored {
+    pub mod numbers {
+        use imbl::OrdMap;
+        use serde::{Deserialize, Deserializer, Serializer};
 
-    use super::{Name, Number};
+        use super::super::{Key, Number};
 
-    pub fn serialize<S: Serializer>(names: &OrdMap<Name, Number>, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(names.iter().map(|(name, number)| (&**name, number)))
+        pub fn serialize<K: Key, S: Serializer>(names: &OrdMap<K, Number>, to: S) -> Result<S::Ok, S::Error> {
+            to.collect_seq(names.iter().map(|(key, number)| (key.store(), number)))
+        }
+
+        pub fn deserialize<'a, K: Key, D: Deserializer<'a>>(from: D) -> Result<OrdMap<K, Number>, D::Error> {
+            let all: Vec<(K::Stored, Number)> = Vec::deserialize(from)?;
+            Ok(all.into_iter().map(|(key, number)| (K::load(key), number)).collect())
+        }
     }
 
-    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<OrdMap<Name, Number>, D::Error> {
-        let names: BTreeMap<String, Number> = BTreeMap::deserialize(from)?;
-        Ok(names.into_iter().map(|(name, number)| (Name::from(name), number)).collect())
+    pub mod keys {
+        use std::collections::VecDeque;
+
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        use super::super::Key;
+
+        pub fn serialize<K: Key, S: Serializer>(keys: &VecDeque<K>, to: S) -> Result<S::Ok, S::Error> {
+            to.collect_seq(keys.iter().map(Key::store))
+        }
+
+        pub fn deserialize<'a, K: Key, D: Deserializer<'a>>(from: D) -> Result<VecDeque<K>, D::Error> {
+            let all: Vec<K::Stored> = Vec::deserialize(from)?;
+            Ok(all.into_iter().map(K::load).collect())
+        }
     }
 }
 
@@ -115,18 +181,26 @@ struct Number {
     queued: bool,
 }
 
-impl Ids {
+impl<K: Key> Ids<K> {
     /// The number of a name that lives.
-    pub fn get(&self, name: &str) -> Option<u32> {
+    fn get<Q: Ord + ?Sized>(&self, name: &Q) -> Option<u32>
+    where
+        K: Borrow<Q>,
+    {
         self.names.get(name).filter(|n| !n.ended).map(|n| n.id)
     }
 
-    /// The number of a name, a new one if it has none; `None`: more than `limit` are needed.
-    fn assign(&mut self, name: &Name, limit: u32) -> Option<u32> {
-        if let Some(mut number) = self.names.remove(name) {
-            number.ended = false;
-            // From now on it shares the caller's copy of the name.
-            self.names.insert(Name::clone(name), number);
+    /// The number of a name, a new one if it has none; `None`: more than `limit` are needed. From now on the
+    /// table shares the caller's copy of the name, where `same` says that it has another.
+    fn assign(&mut self, name: &K, limit: u32, same: impl Fn(&K, &K) -> bool) -> Option<u32> {
+        if let Some((held, &number)) = self.names.get_key_value(name) {
+            let shared = same(held, name);
+            if !shared {
+                self.names.remove(name);
+            }
+            if number.ended || !shared {
+                self.names.insert(name.clone(), Number { ended: false, ..number });
+            }
             return Some(number.id);
         }
         let fresh = self.last < limit;
@@ -137,16 +211,23 @@ impl Ids {
             // A table from disk may hold numbers beyond a limit that was lowered since.
             self.free.iter().position(|&id| id <= limit).and_then(|i| self.free.remove(i))?
         };
-        self.names.insert(Name::clone(name), Number { id, ended: false, queued: false });
+        self.names.insert(name.clone(), Number { id, ended: false, queued: false });
         Some(id)
     }
 
-    fn end(&mut self, name: &str) {
-        if let Some(number) = self.names.get_mut(name) {
-            number.ended = true;
-            if !std::mem::replace(&mut number.queued, true) {
-                self.ended.push_back(name.to_owned());
-            }
+    fn end<Q: Ord + ?Sized>(&mut self, name: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        let Some((key, number)) = self.names.get_key_value(name) else { return };
+        if number.ended {
+            return;
+        }
+        let key = key.clone();
+        let queued = number.queued;
+        self.names.insert(key.clone(), Number { ended: true, queued: true, ..*number });
+        if !queued {
+            self.ended.push_back(key);
         }
     }
 
@@ -154,32 +235,32 @@ impl Ids {
     fn release(&mut self, live: impl Fn(u32) -> u64) {
         for _ in 0..self.ended.len() {
             let Some(name) = self.ended.pop_front() else { break };
-            let Some(number) = self.names.get_mut(&*name) else { continue };
+            let Some(&number) = self.names.get(&name) else { continue };
             if !number.ended {
-                number.queued = false;
+                self.names.insert(name, Number { queued: false, ..number });
             } else if live(number.id) > 0 {
                 self.ended.push_back(name);
             } else {
                 self.free.push_back(number.id);
-                self.names.remove(&*name);
+                self.names.remove(&name);
             }
         }
     }
 
     /// Living names and their numbers, in order of the names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.names.iter().filter(|(_, n)| !n.ended).map(|(name, n)| (&**name, n.id))
+    fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
+        self.names.iter().filter(|(_, n)| !n.ended).map(|(name, n)| (name, n.id))
     }
 }
 
 /// The numbers of every kind, as they are written to disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct IdTable {
-    workloads: Ids,
-    services: Ids,
-    endpoints: Ids,
-    namespaces: Ids,
-    identities: Ids,
+    workloads: Ids<Name>,
+    services: Ids<Name>,
+    endpoints: Ids<EndpointKey>,
+    namespaces: Ids<Name>,
+    identities: Ids<Name>,
     #[serde(skip)]
     limits: IdLimits,
 }
@@ -197,34 +278,56 @@ impl IdTable {
         self
     }
 
-    /// The numbers of one kind.
-    pub fn of(&self, kind: IdKind) -> &Ids {
-        match kind {
+    /// The numbers of one kind; endpoints have no names.
+    fn named(&self, kind: IdKind) -> Option<&Ids<Name>> {
+        Some(match kind {
             IdKind::Workload => &self.workloads,
             IdKind::Service => &self.services,
-            IdKind::Endpoint => &self.endpoints,
+            IdKind::Endpoint => return None,
             IdKind::Namespace => &self.namespaces,
             IdKind::Identity => &self.identities,
-        }
+        })
     }
 
-    fn of_mut(&mut self, kind: IdKind) -> &mut Ids {
-        match kind {
+    fn named_mut(&mut self, kind: IdKind) -> Option<&mut Ids<Name>> {
+        Some(match kind {
             IdKind::Workload => &mut self.workloads,
             IdKind::Service => &mut self.services,
-            IdKind::Endpoint => &mut self.endpoints,
+            IdKind::Endpoint => return None,
             IdKind::Namespace => &mut self.namespaces,
             IdKind::Identity => &mut self.identities,
-        }
+        })
     }
 
     /// The number of a name that lives.
     pub fn get(&self, kind: IdKind, name: &str) -> Option<u32> {
-        self.of(kind).get(name)
+        self.named(kind)?.get(name)
     }
 
-    /// The number of a name: the one it has, had until a moment ago, or a new one.
+    /// The number of an endpoint that lives.
+    pub fn endpoint(&self, key: EndpointKey) -> Option<u32> {
+        self.endpoints.get(&key)
+    }
+
+    /// Living names of one kind and their numbers, in order of the names; none of endpoints.
+    pub fn names(&self, kind: IdKind) -> impl Iterator<Item = (&Name, u32)> {
+        self.named(kind).into_iter().flat_map(Ids::iter)
+    }
+
+    /// The number of a name: the one it has, had until a moment ago, or a new one. Endpoints have
+    /// [`IdTable::assign_endpoint`].
     pub fn assign(&mut self, kind: IdKind, name: &Name) -> Result<u32, OutOfIds> {
+        let (limit, full) = self.full(kind);
+        self.named_mut(kind).and_then(|ids| ids.assign(name, limit, Name::ptr_eq)).ok_or(full)
+    }
+
+    /// The number of an endpoint: the one it has, had until a moment ago, or a new one.
+    pub fn assign_endpoint(&mut self, key: EndpointKey) -> Result<u32, OutOfIds> {
+        let (limit, full) = self.full(IdKind::Endpoint);
+        self.endpoints.assign(&key, limit, |_, _| true).ok_or(full)
+    }
+
+    fn full(&self, kind: IdKind) -> (u32, OutOfIds) {
         let (limit, what, remedy) = match kind {
             IdKind::Workload => (self.limits.workloads, "workload", "--map-workloads"),
             IdKind::Service => (self.limits.services, "service", "--map-services"),
@@ -232,19 +335,44 @@ impl IdTable {
             IdKind::Namespace => (self.limits.namespaces, "namespace", "the number of nodes, or use fewer"),
             IdKind::Identity => (self.limits.identities, "identity", "--map-workloads"),
         };
-        self.of_mut(kind).assign(name, limit).ok_or(OutOfIds { what, limit, remedy })
+        (limit, OutOfIds { what, limit, remedy })
     }
 
     /// The name has ended. Its number stays its own until [`IdTable::release`] finds its counters at zero.
     pub fn end(&mut self, kind: IdKind, name: &str) {
-        self.of_mut(kind).end(name);
+        if let Some(ids) = self.named_mut(kind) {
+            ids.end(name);
+        }
+    }
+
+    /// The same of an endpoint.
+    pub fn end_endpoint(&mut self, key: EndpointKey) {
+        self.endpoints.end(&key);
+    }
+
+    /// Ends the endpoints that `known` does not know.
+    pub fn end_other_endpoints(&mut self, known: impl Fn(EndpointKey) -> bool) {
+        let unknown: Vec<EndpointKey> =
+            self.endpoints.iter().map(|(key, _)| *key).filter(|key| !known(*key)).collect();
+        for key in unknown {
+            self.end_endpoint(key);
+        }
     }
 
     /// Frees the numbers of ended names on which `live` counts nothing. For now and then: it looks at every
     /// ended name.
     pub fn release(&mut self, live: impl Fn(IdKind, u32) -> u64) {
+        self.endpoints.release(|id| live(IdKind::Endpoint, id));
+        // A number in the key of an endpoint that is counted on must not become another's.
+        let ended = &self.endpoints.ended;
+        let keys: HashSet<(IdKind, u32)> = ended
+            .iter()
+            .flat_map(|key| [(IdKind::Service, key.service), (IdKind::Workload, key.workload)])
+            .collect();
         for kind in IdKind::ALL {
-            self.of_mut(kind).release(|id| live(kind, id));
+            if let Some(ids) = self.named_mut(kind) {
+                ids.release(|id| if keys.contains(&(kind, id)) { 1 } else { live(kind, id) });
+            }
         }
     }
 }
@@ -269,7 +397,7 @@ mod tests {
         assert_eq!(assign(&mut ids, IdKind::Service, "a/b:80"), Ok(1));
         assert_eq!(assign(&mut ids, IdKind::Workload, "a/b"), Ok(1));
         assert_eq!(ids.get(IdKind::Service, "a/c:80"), Some(2));
-        assert_eq!(ids.get(IdKind::Endpoint, "a/c:80"), None);
+        assert_eq!(ids.get(IdKind::Workload, "a/c:80"), None);
     }
 
     #[test]
@@ -287,6 +415,25 @@ mod tests {
         ids.end(IdKind::Service, "old");
         ids.release(|_, _| 0);
         assert_eq!(assign(&mut ids, IdKind::Service, "new"), Ok(1));
+    }
+
+    #[test]
+    fn the_numbers_in_an_endpoints_key_are_not_given_away_before_its_own() {
+        let mut ids = IdTable::new(IdLimits { services: 1, workloads: 1, ..IdLimits::default() });
+        let service = assign(&mut ids, IdKind::Service, "a/s:80").unwrap();
+        let workload = assign(&mut ids, IdKind::Workload, "a/w").unwrap();
+        let key = EndpointKey { service, workload, port: 8080 };
+        assert_eq!((ids.assign_endpoint(key), ids.endpoint(key)), (Ok(1), Some(1)));
+        ids.end(IdKind::Service, "a/s:80");
+        ids.end(IdKind::Workload, "a/w");
+        ids.end_endpoint(key);
+        ids.release(|kind, _| u64::from(kind == IdKind::Endpoint));
+        assert!(assign(&mut ids, IdKind::Service, "a/t:80").is_err());
+        assert!(assign(&mut ids, IdKind::Workload, "a/v").is_err());
+        ids.release(|_, _| 0);
+        assert_eq!(assign(&mut ids, IdKind::Service, "a/t:80"), Ok(1));
+        assert_eq!(assign(&mut ids, IdKind::Workload, "a/v"), Ok(1));
+        assert_eq!((ids.endpoint(key), ids.assign_endpoint(key)), (None, Ok(2)));
     }
 
     #[test]

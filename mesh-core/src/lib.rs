@@ -7,6 +7,7 @@
 pub mod alias;
 pub mod authorise;
 pub mod balance;
+pub mod by_id;
 pub mod compile;
 pub mod error;
 pub mod head;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use mesh_api::proto::v1;
 
 use index::Index;
-use resource::decode;
+use resource::{Memberships, decode};
 
 pub(crate) use interned::Interned;
 pub use resource::{Message, Raw, Resource};
@@ -109,7 +109,8 @@ pub(crate) struct Touched {
     pub services: BTreeSet<Name>,
     /// Services that something attached to them (route, policy) was changed of.
     pub attached: BTreeSet<Name>,
-    pub workloads: BTreeSet<Name>,
+    /// In no order.
+    pub workloads: Vec<Name>,
     pub routes: BTreeSet<Name>,
     pub l4_routes: BTreeSet<L4Name>,
     pub policies: BTreeSet<Name>,
@@ -148,18 +149,18 @@ impl Model {
         touched
     }
 
-    fn set(&mut self, kind: Kind, name: Name, new: Option<&Arc<Raw>>, touched: &mut Touched) {
+    fn set(&mut self, kind: Kind, name: Name, new: Option<&Raw>, touched: &mut Touched) {
         let name = self.resources.name(kind, &name).unwrap_or(name);
-        let old = self.resources.set(kind, &name, new.map(Arc::clone));
-        let (old, new) = (old.as_deref(), new.map(|new| &**new));
-        if old.map(|raw| &raw.bytes) == new.map(|raw| &raw.bytes) {
+        let old = self.resources.set(kind, &name, new.cloned());
+        let old = old.as_ref();
+        if old.map(Raw::message) == new.map(Raw::message) {
             return;
         }
         match kind {
             Kind::Service => drop(touched.services.insert(name)),
             Kind::Workload => {
                 self.members.replace(&name, &memberships(old), &memberships(new));
-                touched.workloads.insert(name);
+                touched.workloads.push(name);
             }
             Kind::HttpRoute => {
                 let (old, new) = (old.map(decode), new.map(decode));
@@ -265,7 +266,7 @@ impl Model {
 }
 
 fn memberships(workload: Option<&Raw>) -> BTreeSet<Name> {
-    let workload: v1::Workload = workload.map(decode).unwrap_or_default();
+    let workload = workload.map(Memberships::of).unwrap_or_default();
     workload.services.iter().map(|s| join(&s.namespace, &s.service)).collect()
 }
 

@@ -164,8 +164,11 @@ pub fn plan(
     workloads::plan(view, snapshot, &dirty.workloads, locals, scope, &mut ops);
     view.swept |= full;
     let Ops { policies, slots, workloads, services, deletions } = ops;
-    let mut ops: Vec<MapOp> =
-        [policies, slots, workloads, services, deletions].into_iter().flatten().collect();
+    let mut stages = [policies, slots, workloads, services, deletions];
+    let mut ops = Vec::with_capacity(stages.iter().map(Vec::len).sum::<usize>() + 1);
+    for stage in &mut stages {
+        ops.append(stage);
+    }
     if view.epoch != Some(snapshot.epoch) {
         view.epoch = Some(snapshot.epoch);
         ops.push(MapOp::SetEpoch(snapshot.epoch));

@@ -15,6 +15,7 @@ use imbl::{HashMap, OrdMap};
 use mesh_api::proto::v1::Protocol;
 
 use crate::authorise::{Network, PolicySet};
+use crate::by_id::ById;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::route::RouteTable;
@@ -45,9 +46,9 @@ pub struct Snapshot {
     /// What it was compiled from.
     pub revision: Revision,
     /// By id.
-    pub services: HashMap<ServiceId, Arc<Service>>,
+    pub services: ById<Service>,
     /// By id.
-    pub workloads: HashMap<WorkloadId, Arc<Workload>>,
+    pub workloads: ById<Workload>,
     /// The ports of each service, by `<namespace>/<name>`.
     pub names: OrdMap<Arc<str>, Arc<[ServiceId]>>,
     /// Who may connect to workloads of this node, by number.
@@ -321,6 +322,10 @@ pub struct WorkloadPort {
     pub service: ServiceId,
     /// The endpoint that it is.
     pub endpoint: EndpointId,
+    /// Weight as configured.
+    pub weight: u16,
+    /// Takes new connections, as far as its health goes.
+    pub healthy: bool,
     /// As the service's: a connection to the workload's own address is treated as one to the service.
     pub proxy: bool,
     /// As the service's.

@@ -15,8 +15,8 @@ use mesh_common::decide::{self, Way};
 use mesh_common::dns;
 use mesh_common::policy::{self, Caller};
 use mesh_common::record::{
-    Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey,
-    Workload, WorkloadKey, captured, flags, flow, listener, role,
+    Capture, Endpoint, Enrolled, Flow, PROTO_TCP, PROTO_UDP, Service, ServiceKey, Workload, WorkloadKey,
+    captured, flags, flow, listener, role,
 };
 use mesh_common::transport::enrolled;
 use mesh_common::verdict::{ECONNREFUSED, Verdict};
@@ -217,8 +217,7 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut S
     if find_service(call, me.scope, entry) {
         flow.service = entry.service;
         flow.protocol = entry.protocol as u8;
-        let way =
-            decide::way(entry.flags, entry.table_len, entry.fallback_len, alive(call, me, entry.flags));
+        let way = decide::way(entry.flags, entry.table_len, entry.fallback_len, alive(call, me, entry.flags));
         return match way {
             Way::Kernel | Way::Bypass => balance(call, me, flow, entry, matches!(way, Way::Bypass)),
             Way::Capture => capture(call, me, flow),

@@ -51,11 +51,7 @@ enum Found<V: 'static> {
 
 /// Equality is the caller's: derived, it would be a call of a loop over bytes.
 #[inline(always)]
-fn find<K: Lodger, V>(
-    homes: &'static Array<Home<K, V>>,
-    key: &K,
-    same: impl Fn(&K, &K) -> bool,
-) -> Found<V> {
+fn find<K: Lodger, V>(homes: &'static Array<Home<K, V>>, key: &K, same: impl Fn(&K, &K) -> bool) -> Found<V> {
     // SAFETY: a live array.
     if let Some(home) = homes.get_ptr(key.home()).and_then(|home| unsafe { home.as_ref() }) {
         // SAFETY: a word of it; volatile, because the agent writes it at any time.

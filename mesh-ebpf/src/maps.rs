@@ -3,13 +3,16 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash, SockMap};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash, SockMap,
+};
 use mesh_common::going::Agent;
 use mesh_common::homes::Home;
 use mesh_common::maps as m;
 use mesh_common::record::{
     Affinity, AffinityKey, Capture, Endpoint, Enrolled, EnrolledKey, Flow, FlowKey, FlowSource, Load,
-    PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
+    PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload,
+    WorkloadKey,
 };
 use mesh_common::splice::End;
 use mesh_common::transport::{AskedKey, ExcludeCidr, ExcludeKey};
@@ -41,7 +44,8 @@ pub static SERVICE_LOAD: Array<Load> = Array::with_max_entries(m::SERVICE_LOAD.c
 pub static RULES: Array<Rules> = Array::with_max_entries(m::RULES.capacity, BPF_F_MMAPABLE);
 /// The client that has been away for longest makes room.
 #[map]
-pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(m::AFFINITY.capacity, 0);
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(m::AFFINITY.capacity, 0);
 #[map]
 pub static FLOW_SRC: HashMap<FlowKey, FlowSource> =
     HashMap::with_max_entries(m::FLOW_SRC.capacity, BPF_F_NO_PREALLOC);
@@ -58,8 +62,7 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(m::HEARTBEAT.capacity
 pub static FLOW_TOTALS: PerCpuHashMap<TotalsKey, Totals> =
     PerCpuHashMap::with_max_entries(m::FLOW_TOTALS.capacity, BPF_F_NO_PREALLOC);
 #[map]
-pub static TOTALS_HOMES: PerCpuArray<TotalsHome> =
-    PerCpuArray::with_max_entries(m::TOTALS_HOMES.capacity, 0);
+pub static TOTALS_HOMES: PerCpuArray<TotalsHome> = PerCpuArray::with_max_entries(m::TOTALS_HOMES.capacity, 0);
 #[map]
 pub static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(m::FLOW_EVENTS.capacity, 0);
 #[map]

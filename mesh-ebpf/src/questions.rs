@@ -19,10 +19,10 @@ use mesh_common::verdict::Verdict;
 
 use crate::capture::bind_own;
 use crate::connect::{Call, redirect};
-use crate::{exclude, flows};
 use crate::maps::{CAPTURED, UDP_STICKY};
 use crate::socket::{agent_alive, count, record};
 use crate::udp::{connected, heard, shows, socket, touch};
+use crate::{exclude, flows};
 
 const ANY: u64 = 0;
 

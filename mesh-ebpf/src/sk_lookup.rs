@@ -16,7 +16,9 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{Inbound, inbound};
 use mesh_common::policy::{Caller, UNPROVED, proves};
-use mesh_common::record::{FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags, listener};
+use mesh_common::record::{
+    FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags, listener,
+};
 use mesh_common::spread;
 use mesh_common::verdict::Verdict;
 
@@ -164,7 +166,8 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
     let flow = FlowKey { src: remote, dst: local, src_port_be: field!(c, remote_port), dst_port_be: port_be };
     let mut source: FlowSource = room();
     // SAFETY: no arguments.
-    let proved = look(mesh_flow_source, &flow, &mut source) && proves(source.established_ns, unsafe { bpf_ktime_get_ns() });
+    let proved = look(mesh_flow_source, &flow, &mut source)
+        && proves(source.established_ns, unsafe { bpf_ktime_get_ns() });
     let source = proved.then_some(&source);
     let authorised = source.is_some_and(|source| source.authorised != 0);
     if entry.policy_set != 0

@@ -12,9 +12,7 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::addr::{self, Addr};
 use mesh_common::decide::{self, tcp};
-use mesh_common::record::{
-    BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, captured, flow, role,
-};
+use mesh_common::record::{BUDGET_DIALS, Flow, FlowEvent, FlowKey, FlowSource, SynKey, captured, flow, role};
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{BUDGET, CAPTURE_SYN, CAPTURED, FLOW_EVENTS, FLOW_SRC};

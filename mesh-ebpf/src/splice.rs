@@ -76,7 +76,9 @@ pub fn closed(ops: *mut bpf_sock_ops, moved: &mut Moved) {
 #[inline(always)]
 fn forget(key: &SynKey) -> u64 {
     // SAFETY: an aligned word of a live map value.
-    let moved = SPLICE_ENDS.get_ptr(key).map_or(0, |end| unsafe { core::ptr::read_volatile(&raw const (*end).moved) });
+    let moved = SPLICE_ENDS
+        .get_ptr(key)
+        .map_or(0, |end| unsafe { core::ptr::read_volatile(&raw const (*end).moved) });
     let _ = SPLICE_ENDS.remove(key);
     moved
 }

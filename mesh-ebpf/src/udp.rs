@@ -26,8 +26,7 @@ use mesh_common::udp::{
 use mesh_common::verdict::Verdict;
 
 use crate::connect::{
-    ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect,
-    refuses,
+    ALLOW, Call, DENY, call4, call6, find_served, find_service, finish, lead, new_flow, redirect, refuses,
 };
 use crate::maps::UDP_STICKY;
 use crate::pick::{Chosen, pick, slot_of};

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use super::resource::{Raw, Update, kind_of, parse_revision, show_revision, type_url};
 
-const FORMAT: &str = "nodemesh-snapshot 1";
+const FORMAT: &str = "nodemesh-snapshot 2";
 const FILE: &str = "snapshot";
 /// Bytes of the checksum at the end.
 const SUM: usize = 32;
@@ -102,19 +102,23 @@ pub fn encode(
     ids: &IdTable,
     epoch: u64,
 ) -> io::Result<()> {
-    let mut out = Summed { out, sum: Sha256::new() };
+    // Summed in large pieces: the header is written in small ones.
+    let mut out = io::BufWriter::new(Summed { out, sum: Sha256::new() });
     writeln!(out, "{FORMAT}")?;
     let revision = show_revision(revision);
     let header = HeaderRef { boot_id: boot_id(), revision, epoch, resources: resources.len(), ids };
     serde_json::to_writer(&mut out, &header)?;
     out.write_all(b"\n")?;
+    let mut buffer = Vec::new();
     for (kind, name, raw) in resources.iter() {
-        let any = prost_types::Any { type_url: type_url(kind).into(), value: raw.bytes.to_vec() };
-        let version = raw.version.to_string();
+        let any = prost_types::Any { type_url: type_url(kind).into(), value: raw.message().to_vec() };
+        let version = raw.version().to_owned();
         let resource = Resource { version, name: name.to_owned(), resource: Some(any) };
-        out.write_all(&resource.encode_length_delimited_to_vec())?;
+        buffer.clear();
+        resource.encode_length_delimited(&mut buffer).map_err(io::Error::other)?;
+        out.write_all(&buffer)?;
     }
-    let Summed { out, sum } = out;
+    let Summed { out, sum } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     out.write_all(&sum.finalize())
 }
 
@@ -156,7 +160,7 @@ fn decode(bytes: &[u8]) -> Result<(Header, Saved), String> {
             Resource::decode_length_delimited(&mut rest).map_err(|e| e.to_string())?;
         let any = resource.unwrap_or_default();
         let kind = kind_of(&any.type_url).ok_or_else(|| format!("it holds a {}", any.type_url))?;
-        let raw = Raw { version: version.into(), bytes: any.value.into() };
+        let raw = Raw::new(&version, &any.value);
         update.changes.insert((kind, name), Some(raw));
     }
     let (ids, epoch) = (header.ids.clone(), header.epoch);
@@ -217,9 +221,8 @@ mod tests {
     fn sample() -> (Revision, Resources, IdTable) {
         let mut compiler = Compiler::new("n1", IdTable::default(), IdLimits::default());
         let service = v1::Service { namespace: "a".into(), name: "b".into(), ..v1::Service::default() };
-        let bytes = service.encode_to_vec().into();
-        let service =
-            model::Resource::new(Kind::Service, "a/b", Raw { version: "v1".into(), bytes }).unwrap();
+        let raw = Raw::new("v1", &service.encode_to_vec());
+        let service = model::Resource::new(Kind::Service, "a/b", raw).unwrap();
         let revision = Revision { store: "st".into(), number: 7 };
         let upserts = vec![service, v1::Mesh::default().into()];
         compiler.apply(Batch { upserts, removes: vec![] }, revision.clone());

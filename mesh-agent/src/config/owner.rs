@@ -116,7 +116,7 @@ impl Owner {
         for kind in [IdKind::Service, IdKind::Workload] {
             let counted: HashSet<u32> =
                 maps.counted().into_iter().filter(|(k, _)| *k == kind).map(|(_, id)| id).collect();
-            for (name, id) in saved.ids.of(kind).iter().filter(|(_, id)| counted.contains(id)) {
+            for (name, id) in saved.ids.names(kind).filter(|(_, id)| counted.contains(id)) {
                 shared.names.learn(kind, id, name);
             }
         }
@@ -295,7 +295,7 @@ impl Owner {
         let mut add = |kind, name: &str, version: &str| {
             known.versions.entry(kind).or_default().insert(name.to_owned(), version.to_owned());
         };
-        self.compiler.model().resources().iter().for_each(|(kind, name, raw)| add(kind, name, &raw.version));
+        self.compiler.model().resources().iter().for_each(|(kind, name, raw)| add(kind, name, raw.version()));
         self.hidden.iter().for_each(|((kind, name), hidden)| add(*kind, name, hidden.version()));
         known
     }

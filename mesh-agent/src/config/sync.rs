@@ -141,7 +141,7 @@ impl Sync {
                 let what = format!("a {} in a response of {type_url}", any.type_url);
                 return Step::Leave(Leave::Protocol(what));
             }
-            let raw = Raw { version: resource.version.into(), bytes: any.value.into() };
+            let raw = Raw::new(&resource.version, &any.value);
             held.changes.insert((kind, resource.name), Some(raw));
         }
         if held.changes.len() > MAX_HELD {

@@ -107,7 +107,7 @@ impl Rig {
 }
 
 fn raw(message: &impl Message) -> Raw {
-    Raw { version: "v".into(), bytes: message.encode_to_vec().into() }
+    Raw::new("v", &message.encode_to_vec())
 }
 
 fn service(name: &str, vip: &str) -> (Key, Option<Raw>) {
@@ -177,7 +177,7 @@ async fn what_cannot_be_decoded_is_rejected_and_leaves_the_rest_as_it_was() {
     let rig = Rig::new("rejected");
     rig.config.begin().await;
     rig.apply(1, true, vec![service("web", "240.0.0.1")]).await;
-    let bad = ((Kind::Service, "a/web".into()), Some(Raw { version: "w".into(), bytes: [0xff; 4].into() }));
+    let bad = ((Kind::Service, "a/web".into()), Some(Raw::new("w", &[0xff; 4])));
     assert_eq!(rig.apply(2, false, vec![bad, service("shop", "240.0.0.2")]).await, 1);
     assert_eq!(rig.config.snapshot().services.len(), 2);
     // The version that was refused is not claimed: the control plane sends it again.
@@ -201,7 +201,7 @@ async fn the_snapshot_on_disk_is_served_by_the_next_agent() {
     rig.config.begin().await;
     rig.apply(5, true, vec![service("web", "240.0.0.1"), workload("w", "10.0.0.1", "web")]).await;
     let (epoch, file) = (rig.config.snapshot().epoch, super::disk::path(&rig.state));
-    let number = *rig.config.snapshot().services.keys().next().unwrap();
+    let number = rig.config.snapshot().services.keys().next().unwrap();
     rig.config.save().await;
     assert!(file.exists());
     let next = Rig::at(rig.state.clone());
@@ -303,7 +303,7 @@ async fn what_an_ejected_endpoint_cannot_carry_goes_to_the_next_level_and_comes_
         ..v1::TrafficPolicy::default()
     };
     let mut far = workload("far", "10.0.0.2", "web");
-    let mut message = v1::Workload::decode(&*far.1.as_ref().unwrap().bytes).unwrap();
+    let mut message = v1::Workload::decode(far.1.as_ref().unwrap().message()).unwrap();
     message.node = "n2".into();
     far.1 = Some(raw(&message));
     let policy = ((Kind::TrafficPolicy, "a/near".to_owned()), Some(raw(&policy)));

@@ -31,6 +31,7 @@ use super::load::{self, Attached, FlowTelemetry, LoadOptions, Loaded};
 use super::open::Flows;
 use super::splice::{NOBODY, Splice};
 use super::typed::{descriptor, homed, mapped, max_entries, of_map, typed};
+use super::workloads;
 use crate::sys::{Mapped, monotonic_ns};
 
 /// Flows under way, see [`flows`].
@@ -46,7 +47,9 @@ pub struct FlowsHeld {
 pub struct Kernel {
     pub(super) enrolled: Mutex<Homed<EnrolledKey, Enrolled>>,
     pub(super) services: Mutex<Homed<ServiceKey, Service>>,
-    workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
+    pub(super) workloads: Mutex<HashMap<MapData, WorkloadKey, Workload>>,
+    /// The same map, for many entries at once.
+    pub(super) workloads_fd: OwnedFd,
     policy: Mutex<HashMap<MapData, PolicyKey, u32>>,
     policy_cidrs: Mutex<LpmTrie<MapData, PolicyCidr, u32>>,
     pub(super) exclude: Mutex<HashMap<MapData, ExcludeKey, u32>>,
@@ -91,13 +94,16 @@ impl Kernel {
         let splice = Splice::new(descriptor(names::SPLICE, &take(names::SPLICE)?)?);
         // The programs' own; only their sizes are of interest here.
         take(names::UDP_ASKED)?;
-        let workloads = typed(names::WORKLOADS, take(names::WORKLOADS)?)?;
+        let workloads = take(names::WORKLOADS)?;
+        let workloads_fd = descriptor(names::WORKLOADS, &workloads)?;
+        let workloads = typed(names::WORKLOADS, workloads)?;
         let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
         let inbound = Mutex::new(Inbound::new(inbound, &asking));
         let kernel = Self {
             enrolled: homed((names::ENROLLED, names::ENROLLED_HOMES), &mut take)?,
             services: homed((names::SERVICES, names::SERVICE_HOMES), &mut take)?,
             workloads: Mutex::new(workloads),
+            workloads_fd,
             policy: Mutex::new(typed(names::POLICY, take(names::POLICY)?)?),
             policy_cidrs: Mutex::new(typed(names::POLICY_CIDRS, take(names::POLICY_CIDRS)?)?),
             exclude: Mutex::new(typed(names::EXCLUDE, take(names::EXCLUDE)?)?),
@@ -150,7 +156,18 @@ impl Kernel {
 
     /// Executes a plan in its order; stops at the first failure.
     pub fn apply(&self, ops: &[MapOp]) -> Result<(), ApplyError> {
-        ops.iter().try_for_each(|op| self.apply_one(op))
+        let mut left = ops;
+        while let Some((op, others)) = left.split_first() {
+            let batch = workloads::batch(left);
+            if batch.is_empty() {
+                self.apply_one(op)?;
+                left = others;
+            } else {
+                self.put_workloads(&batch)?;
+                left = &left[batch.len()..];
+            }
+        }
+        Ok(())
     }
 
     fn apply_one(&self, op: &MapOp) -> Result<(), ApplyError> {
@@ -165,18 +182,8 @@ impl Kernel {
                 let removed = self.services.lock().remove(key, Instant::now());
                 removed.map_err(|e| apply_error(names::SERVICES, e))
             }
-            MapOp::PutWorkload { key, value } => {
-                let mut inbound = self.inbound.lock();
-                // Awake before the entry asks for it, at rest after none does.
-                inbound.wake(key, value).map_err(|e| not_linked(&e))?;
-                put(names::WORKLOADS, &mut self.workloads.lock(), key, value)?;
-                inbound.rest(key, Some(value)).map_err(|e| not_linked(&e))
-            }
-            MapOp::DelWorkload { key } => {
-                let mut inbound = self.inbound.lock();
-                del(names::WORKLOADS, &mut self.workloads.lock(), key)?;
-                inbound.rest(key, None).map_err(|e| not_linked(&e))
-            }
+            MapOp::PutWorkload { key, value } => self.put_workloads(&[(*key, *value)]),
+            MapOp::DelWorkload { key } => self.del_workload(key),
             MapOp::PutPolicy { key, value } => put(names::POLICY, &mut self.policy.lock(), key, value),
             MapOp::DelPolicy { key } => del(names::POLICY, &mut self.policy.lock(), key),
             MapOp::PutPolicyCidr { length, prefix, value } => {
@@ -404,16 +411,12 @@ fn with_overflow(
     totals
 }
 
-fn not_linked(error: &KernelError) -> ApplyError {
-    ApplyError { map: names::WORKLOADS.name, full: false, source: error.to_string().into() }
-}
-
 fn apply_error(spec: Spec, e: MapError) -> ApplyError {
     let full = matches!(&e, MapError::SyscallError(s) if s.io_error.raw_os_error() == Some(libc::E2BIG));
     ApplyError { map: spec.name, full, source: Box::new(e) }
 }
 
-fn put<K: aya::Pod, V: aya::Pod>(
+pub(super) fn put<K: aya::Pod, V: aya::Pod>(
     spec: Spec,
     map: &mut HashMap<MapData, K, V>,
     key: &K,
@@ -422,7 +425,7 @@ fn put<K: aya::Pod, V: aya::Pod>(
     map.insert(key, value, 0).map_err(|e| apply_error(spec, e))
 }
 
-fn del<K: aya::Pod, V: aya::Pod>(
+pub(super) fn del<K: aya::Pod, V: aya::Pod>(
     spec: Spec,
     map: &mut HashMap<MapData, K, V>,
     key: &K,

@@ -32,6 +32,7 @@ mod sockets;
 mod splice;
 mod typed;
 mod view;
+mod workloads;
 
 pub use diag::Standing;
 pub use error::{ApplyError, KernelError, LoadError};

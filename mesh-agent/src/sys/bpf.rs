@@ -1,5 +1,5 @@
 //! The `bpf(2)` calls that aya lacks: links made with an order, links updated in place, pinned links, and
-//! storage looked up by socket descriptor without a lock.
+//! storage looked up by socket descriptor without a lock, many entries of a map at once.
 
 #![allow(unsafe_code)]
 
@@ -15,9 +15,10 @@ const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
-const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_ATTACH: libc::c_int = 8;
 const PROG_DETACH: libc::c_int = 9;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 
@@ -259,4 +260,37 @@ pub fn storage_put<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, value: &
         flags: 0,
     };
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct Batch {
+    /// Where to go on, and where it ended: of look-ups.
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Inserts or replaces the entries of a hash, in their order, with one call. `K` and `V` have the map's sizes, as for
+/// [`storage_get`].
+///
+/// # Errors
+/// Some of the first entries may have been written.
+pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    let mut attr = Batch {
+        from: 0,
+        to: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: entries.len() as u32,
+        map: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
 }

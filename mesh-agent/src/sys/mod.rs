@@ -11,7 +11,7 @@ mod source;
 mod trial;
 
 pub use mapped::{Mapped, read_pod};
-pub use memory::{limit_arenas, trim};
+pub use memory::{limit_allocator, trim};
 pub use netns::{in_netns, netns_cookie};
 pub use ready::watch;
 pub use source::{bind_loopback, bind_port};

@@ -45,10 +45,15 @@ impl Place {
 
     /// Loads the programs onto this place's cgroup.
     pub fn kernel(&self) -> Kernel {
+        self.sized(vec![])
+    }
+
+    /// The same with maps of other sizes.
+    pub fn sized(&self, sizes: Vec<(&'static str, u32)>) -> Kernel {
         let options = LoadOptions {
             bpffs: self.bpffs.clone(),
             cgroup: self.cgroup.clone(),
-            sizes: vec![],
+            sizes,
             telemetry: FlowTelemetry::default(),
             udp_idle: Duration::from_mins(1),
         };

@@ -68,8 +68,8 @@ impl Compiler {
             self.authorizations.insert(Name::clone(name), Authorization { policy, selector, names });
         }
         // After the new ones are held: a name that stays keeps its number.
-        for held in before.into_iter().flat_map(|before| before.names) {
-            self.drop_name(&held);
+        for (kind, name) in before.into_iter().flat_map(|before| before.names) {
+            self.drop_name(kind, &name);
         }
         self.problems.set(Kind::AuthorizationPolicy, name, 0, problems);
     }
@@ -130,8 +130,7 @@ impl Compiler {
     }
 
     fn hold_name(&mut self, name: (IdKind, Name), held: &mut Vec<(IdKind, Name)>) -> Result<u32, OutOfIds> {
-        let number = self.ids.assign(name.0, &name.1)?;
-        *self.holds.entry(name.clone()).or_default() += 1;
+        let number = self.hold(name.0, &name.1)?;
         held.push(name);
         Ok(number)
     }
@@ -168,8 +167,8 @@ impl Compiler {
         if self.sets.is_empty() {
             return;
         }
-        let locals = self.locals.iter().filter_map(|name| self.workloads.get(name));
-        let used: BTreeSet<PolicySetId> = locals.map(|held| held.workload.policy_set).collect();
+        let locals = self.locals.iter().filter_map(|name| self.workloads.get(&**name));
+        let used: BTreeSet<PolicySetId> = locals.map(|held| held.0.policy_set).collect();
         let next = &mut self.next.policies;
         self.sets.retain(|_, id| {
             let stays = used.contains(id);

@@ -27,6 +27,9 @@ impl Problems {
     /// Replaces what is known to be wrong with one resource, or with the endpoints of one port of a service
     /// (`port` of `Port::place`; 0: all else).
     pub fn set(&mut self, kind: Kind, name: &Name, port: u32, problems: Vec<String>) {
+        if problems.is_empty() && self.held.is_empty() {
+            return;
+        }
         let key = (kind, Name::clone(name), port);
         let changed = if problems.is_empty() {
             self.held.remove(&key).is_some()

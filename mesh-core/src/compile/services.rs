@@ -7,10 +7,11 @@ use mesh_api::proto::v1::{self, Protocol};
 
 use super::policy::{needs_proxy, resolve};
 use super::routes::Routed;
+use super::workloads::Changed;
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
-use crate::snapshot::{Endpoint, Service, ServiceId};
+use crate::snapshot::{Endpoint, Service, ServiceId, Workload, WorkloadId, WorkloadPort};
 
 /// A port that has an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,20 @@ pub(super) fn port_name(service: &str, port: u32, udp: bool) -> String {
     format!("{service}:{port}{}", if udp { "/udp" } else { "" })
 }
 
+/// A port of a workload as an endpoint of the service port that it serves.
+fn endpoint(workload: &Workload, port: &WorkloadPort) -> Endpoint {
+    Endpoint {
+        id: port.endpoint,
+        workload: workload.id,
+        v4: workload.v4(),
+        v6: workload.v6(),
+        port: port.port,
+        weight: u32::from(port.weight),
+        local: workload.local,
+        policy_set: workload.policy_set,
+    }
+}
+
 /// Tells apart what is wrong with the ports of a service.
 fn place(number: u16, udp: bool) -> u32 {
     u32::from(number) | u32::from(udp) << 16
@@ -59,7 +74,7 @@ fn nobody(service: &Service, healthy: usize, endpoints: usize) -> Vec<String> {
 
 impl Compiler {
     /// The id of a service's port, or why there is none.
-    pub(super) fn port_id(&self, service: &Name, port: u32, udp: bool) -> Result<ServiceId, String> {
+    pub(super) fn port_id(&self, service: &str, port: u32, udp: bool) -> Result<ServiceId, String> {
         let Some(ports) = self.ports.get(service) else {
             return Err(format!("service {service} does not exist"));
         };
@@ -134,7 +149,7 @@ impl Compiler {
             let new = self.compile_port(name, &service, spec, port, vips.clone());
             let old = self.next.services.get(&port.id);
             if old.is_none_or(|old| old.traffic.locality != new.traffic.locality) {
-                work.endpoints.insert(port.id);
+                work.endpoints.insert(port.id, Changed::All);
             }
             if old.is_some_and(|old| **old == new) {
                 continue;
@@ -186,33 +201,47 @@ impl Compiler {
         }
     }
 
-    /// Gathers the endpoints of a service port from its workloads.
-    pub(super) fn gather_endpoints(&mut self, id: ServiceId, work: &mut Work) {
-        let Some(old) = self.next.services.get(&id) else { return };
-        let name = join(&old.namespace, &old.name);
-        let mut serving = Vec::new();
-        let mut resting = Vec::new();
+    /// The endpoints of a service port by its workloads, those that take connections first; and whether its load is
+    /// split by levels.
+    fn members(&self, old: &Service, name: &str, changed: Changed) -> (Vec<Endpoint>, Vec<Endpoint>, bool) {
+        let (mut serving, mut resting) = (Vec::new(), Vec::new());
         let mut levels = old.traffic.locality.is_some();
-        for held in self.model.members(&name).filter_map(|workload| self.workloads.get(workload)) {
-            for member in held.members.iter().filter(|m| m.service == id) {
-                let endpoint = Endpoint {
-                    id: member.endpoint,
-                    workload: held.workload.id,
-                    v4: held.workload.v4(),
-                    v6: held.workload.v6(),
-                    port: member.port,
-                    weight: member.weight,
-                    local: held.workload.local,
-                    policy_set: held.workload.policy_set,
-                };
-                levels |= held.workload.priority > 0;
-                let dialled = !held.workload.addresses.is_empty();
-                let takes = member.healthy && member.weight > 0 && dialled;
-                if takes { &mut serving } else { &mut resting }.push(endpoint);
+        // Weights of a split service are those of its parts: it is gathered whole.
+        let split = levels || self.next.spreads.contains_key(&old.id);
+        let first = |id: &WorkloadId| self.next.workloads.get(id).is_none_or(|held| held.priority == 0);
+        let mut add = |workload: &Workload| {
+            for port in workload.ports.iter().filter(|port| port.service == old.id) {
+                levels |= workload.priority > 0;
+                let takes = port.healthy && port.weight > 0 && !workload.addresses.is_empty();
+                if takes { &mut serving } else { &mut resting }.push(endpoint(workload, port));
+            }
+        };
+        match changed {
+            Changed::Workloads(mut changed) if !split && changed.iter().all(first) => {
+                changed.sort_unstable();
+                changed.dedup();
+                changed.iter().filter_map(|id| self.next.workloads.get(id)).for_each(|held| add(held));
+                let stays = |e: &&Endpoint| changed.binary_search(&e.workload).is_err();
+                let (served, rested) = old.endpoints.split_at(old.serving);
+                serving.extend(served.iter().filter(stays).cloned());
+                resting.extend(rested.iter().filter(stays).cloned());
+            }
+            _ => {
+                let members = self.model.members(name);
+                members.filter_map(|name| self.workloads.get(&**name)).for_each(|held| add(&held.0));
             }
         }
-        serving.sort_unstable_by_key(|e| e.id);
-        resting.sort_unstable_by_key(|e| e.id);
+        (serving, resting, levels)
+    }
+
+    /// Brings the endpoints of a service port up to date with its workloads.
+    pub(super) fn gather_endpoints(&mut self, id: ServiceId, changed: Changed, work: &mut Work) {
+        let Some(old) = self.next.services.get(&id) else { return };
+        let name = join(&old.namespace, &old.name);
+        let (mut serving, mut resting, levels) = self.members(old, &name, changed);
+        // Mostly in order already: what stays is.
+        serving.sort_by_key(|e| e.id);
+        resting.sort_by_key(|e| e.id);
         let healthy = serving.len();
         let spread = levels.then(|| self.spread(old, &mut serving, &mut resting));
         let problems = if serving.is_empty() { nobody(old, healthy, resting.len()) } else { Vec::new() };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use mesh_api::proto::v1;
 
+use super::workloads::Changed;
 use super::{Compiler, Outcome, Work};
 use crate::locality::{Health, Locality, Member, Nearness, OVERPROVISIONING, Preference, Spread};
 use crate::snapshot::{Endpoint, EndpointId, Service, ServiceId};
@@ -71,7 +72,7 @@ impl Compiler {
         }
         let mut work = Work::default();
         for id in changed {
-            self.gather_endpoints(id, &mut work);
+            self.gather_endpoints(id, Changed::All, &mut work);
         }
         let revision = self.next.revision.clone();
         (!work.dirty.is_empty()).then(|| self.conclude(work, false, revision))

@@ -6,7 +6,6 @@
 //!
 //! Cost: two look-ups a workload; where virtual addresses come or go, all workloads are looked through once.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use mesh_api::proto::v1;
@@ -41,11 +40,11 @@ impl Compiler {
         if changed.is_empty() {
             return;
         }
-        let touched = |all: &[IpAddr], changed: &HashSet<IpAddr>| all.iter().any(|ip| changed.contains(ip));
-        let held = self.workloads.iter().filter(|(_, held)| {
-            touched(&held.workload.addresses, &changed) || touched(&held.virtual_addresses, &changed)
-        });
-        work.workloads.extend(held.map(|(name, _)| Name::clone(name)));
+        let touched = |all: &[IpAddr]| all.iter().any(|ip| changed.contains(ip));
+        let having = self.workloads.iter().filter(|held| touched(&held.0.addresses));
+        work.workloads.extend(having.map(|held| Name::clone(&held.0.full_name)));
+        let without = self.virtual_addresses.iter().filter(|(_, left_out)| touched(left_out));
+        work.workloads.extend(without.map(|(name, _)| Name::clone(name)));
     }
 
     /// Whose virtual address this is, of which the workload is no endpoint.

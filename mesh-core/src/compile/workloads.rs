@@ -1,25 +1,50 @@
 //! Workloads, and the endpoints that they are.
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Health};
 
-use super::services::port_name;
 use super::{Compiler, Work, address};
-use crate::ids::IdKind;
+use crate::ids::EndpointKey;
 use crate::locality::PRIORITIES;
-use crate::model::{Kind, Name, join};
-use crate::snapshot::{EndpointId, PolicySetId, ServiceId, Transport, Workload, WorkloadPort};
+use crate::model::{Kind, Name};
+use crate::snapshot::{PolicySetId, Service, Transport, Workload, WorkloadId, WorkloadPort};
 
-/// What is kept of a compiled workload.
+/// A workload of the snapshot, by its name.
 #[derive(Debug)]
-pub(super) struct Held {
-    /// As it stands in the snapshot.
-    pub workload: Arc<Workload>,
-    pub members: Box<[Member]>,
-    /// Addresses that were left out, because a service has them.
-    pub virtual_addresses: Box<[IpAddr]>,
+pub(super) struct Named(pub Arc<Workload>);
+
+impl Borrow<str> for Named {
+    fn borrow(&self) -> &str {
+        &self.0.full_name
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.full_name == other.0.full_name
+    }
+}
+
+impl Eq for Named {}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As the string that it is borrowed as.
+        (*self.0.full_name).hash(state);
+    }
+}
+
+/// Why the endpoints of a service port are not what they were.
+#[derive(Debug)]
+pub(super) enum Changed {
+    /// It is new.
+    All,
+    /// These workloads have come, changed or gone; some may be there twice.
+    Workloads(Vec<WorkloadId>),
 }
 
 /// What policies say of a workload of this node.
@@ -29,27 +54,24 @@ struct Ruled {
     transport: Option<Arc<Transport>>,
 }
 
-/// One membership that leads somewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Member {
-    pub service: ServiceId,
-    pub endpoint: EndpointId,
-    pub port: u16,
-    pub weight: u32,
-    pub healthy: bool,
-    /// Of its endpoint id; the same copy as in the table of ids.
-    pub name: Name,
+impl Workload {
+    /// What the endpoint at a port of it goes by.
+    pub(super) fn key(&self, port: &WorkloadPort) -> EndpointKey {
+        EndpointKey { service: port.service, workload: self.id, port: port.port }
+    }
 }
 
 impl Compiler {
     /// Compiles a workload anew.
     pub(super) fn compile_workload(&mut self, name: &Name, work: &mut Work) {
-        let before = self.workloads.remove(name);
+        let before = self.workloads.take(&**name).map(|held| held.0);
         work.locals |= self.locals.remove(name);
+        self.virtual_addresses.remove(name);
         let Some(spec) = self.model.workload(name) else {
             self.problems.set(Kind::Workload, name, 0, Vec::new());
             if let Some(before) = before {
-                self.remove_workload(name, &before, work);
+                self.remove_workload(&before, work);
+                self.drop_workload(name, &before.service_account);
             }
             return;
         };
@@ -57,7 +79,7 @@ impl Compiler {
         // Hold the new names before the old ones go: a name that stays keeps its number.
         let ids = self.hold_workload(name, &spec.namespace, &spec.service_account);
         if let Some(before) = &before {
-            self.drop_workload(name, &before.workload.service_account);
+            self.drop_account(name, &before.service_account);
         }
         match ids {
             Ok(ids) => {
@@ -68,34 +90,33 @@ impl Compiler {
                 } else {
                     Ruled::default()
                 };
-                let mut held = self.build(name, ids, ruled, &spec, before.as_ref(), &mut problems);
-                self.exchange(before.as_ref(), &held, work);
+                let mut new = Arc::new(self.build(name, ids, ruled, &spec, before.as_deref(), &mut problems));
+                self.exchange(before.as_deref(), &new, work);
                 match self.next.workloads.get(&ids.workload) {
-                    Some(old) if *old == held.workload => held.workload = Arc::clone(old),
-                    _ => {
-                        self.next.workloads.insert(ids.workload, Arc::clone(&held.workload));
-                        work.dirty.workloads.insert(ids.workload);
+                    Some(old) if *old == new => new = Arc::clone(old),
+                    old => {
+                        if old.is_none_or(|old| entries(old) != entries(&new)) {
+                            work.dirty.workloads.insert(ids.workload);
+                        }
+                        self.next.workloads.insert(ids.workload, Arc::clone(&new));
                     }
                 }
-                self.workloads.insert(Name::clone(name), held);
+                self.workloads.insert(Named(new));
             }
             Err(full) => {
                 problems.push(full.to_string());
                 if let Some(before) = before {
-                    self.end_members(&before.members, &[], work);
-                    self.next.workloads.remove(&before.workload.id);
-                    work.dirty.workloads.insert(before.workload.id);
+                    self.remove_workload(&before, work);
                 }
             }
         }
         self.problems.set(Kind::Workload, name, 0, problems);
     }
 
-    fn remove_workload(&mut self, name: &Name, before: &Held, work: &mut Work) {
-        self.end_members(&before.members, &[], work);
-        self.drop_workload(name, &before.workload.service_account);
-        self.next.workloads.remove(&before.workload.id);
-        work.dirty.workloads.insert(before.workload.id);
+    fn remove_workload(&mut self, before: &Workload, work: &mut Work) {
+        self.end_members(before, &[], work);
+        self.next.workloads.remove(&before.id);
+        work.dirty.workloads.insert(before.id);
     }
 
     fn build(
@@ -104,42 +125,20 @@ impl Compiler {
         ids: super::WorkloadIds,
         ruled: Ruled,
         spec: &v1::Workload,
-        before: Option<&Held>,
+        before: Option<&Workload>,
         problems: &mut Vec<String>,
-    ) -> Held {
-        let (mut addresses, mut virtual_addresses): (Vec<IpAddr>, Vec<IpAddr>) = Default::default();
-        for text in &spec.addresses {
-            match address("spec.addresses", text) {
-                Ok(ip) if addresses.contains(&ip) || virtual_addresses.contains(&ip) => {}
-                Ok(ip) => match self.foreign_vip(ip, spec) {
-                    Some(service) => {
-                        problems.push(format!(
-                            "spec.addresses: {ip} is a virtual address of service {service}, and left out: give \
-                             the workload's own address"
-                        ));
-                        virtual_addresses.push(ip);
-                    }
-                    None => addresses.push(ip),
-                },
-                Err(why) => problems.push(why),
+    ) -> Workload {
+        let addresses = self.addresses(name, spec, problems);
+        let mut ports = Vec::with_capacity(spec.services.len());
+        for (i, membership) in spec.services.iter().enumerate() {
+            match self.port(ids.workload, membership, before) {
+                Ok(new) if ports.iter().any(|p: &WorkloadPort| p.endpoint == new.endpoint) => {}
+                Ok(new) => ports.push(new),
+                Err(why) => problems.push(format!("spec.services[{i}]: {why}")),
             }
         }
-        let members = self.members(spec, before, problems);
-        let ports = members.iter().filter_map(|m| {
-            let service = self.next.services.get(&m.service)?;
-            Some(WorkloadPort {
-                port: m.port,
-                service: m.service,
-                endpoint: m.endpoint,
-                proxy: service.why.is_some(),
-                on_proxy_loss: service.on_proxy_loss,
-                inbound_proxy: service.inbound_proxy,
-                protocol: service.protocol,
-            })
-        });
-        let mut ports: Vec<WorkloadPort> = ports.collect();
         ports.sort_unstable_by_key(|p| (p.port, p.service));
-        let workload = Workload {
+        Workload {
             id: ids.workload,
             full_name: Name::clone(name),
             service_account: self.interned.get(&spec.service_account),
@@ -153,71 +152,105 @@ impl Compiler {
             policy_set: ruled.policy_set,
             transport: ruled.transport,
             ports: ports.into(),
-            addresses: addresses.into(),
-        };
-        Held {
-            workload: Arc::new(workload),
-            members: members.into(),
-            virtual_addresses: virtual_addresses.into(),
+            addresses,
         }
     }
 
-    /// The memberships that lead somewhere; names the others.
-    fn members(
-        &mut self,
-        spec: &v1::Workload,
-        before: Option<&Held>,
-        problems: &mut Vec<String>,
-    ) -> Vec<Member> {
-        let mut members: Vec<Member> = Vec::with_capacity(spec.services.len());
-        for (i, membership) in spec.services.iter().enumerate() {
-            match self.member(spec, membership, before) {
-                Ok(new) if members.iter().any(|m| m.endpoint == new.endpoint) => {}
-                Ok(new) => members.push(new),
-                Err(why) => problems.push(format!("spec.services[{i}]: {why}")),
+    /// The workload's own addresses. Virtual ones are left out, and noted.
+    fn addresses(&mut self, name: &Name, spec: &v1::Workload, problems: &mut Vec<String>) -> Box<[IpAddr]> {
+        let mut addresses = Vec::with_capacity(spec.addresses.len());
+        let mut left_out = Vec::new();
+        for text in &spec.addresses {
+            match address("spec.addresses", text) {
+                Ok(ip) if addresses.contains(&ip) || left_out.contains(&ip) => {}
+                Ok(ip) => match self.foreign_vip(ip, spec) {
+                    Some(service) => {
+                        problems.push(format!(
+                            "spec.addresses: {ip} is a virtual address of service {service}, and left out: give \
+                             the workload's own address"
+                        ));
+                        left_out.push(ip);
+                    }
+                    None => addresses.push(ip),
+                },
+                Err(why) => problems.push(why),
             }
         }
-        members
+        if !left_out.is_empty() {
+            self.virtual_addresses.insert(Name::clone(name), left_out.into());
+        }
+        addresses.into()
     }
 
-    fn member(
+    /// What a membership comes to, or why it leads nowhere.
+    fn port(
         &mut self,
-        spec: &v1::Workload,
+        workload: WorkloadId,
         membership: &v1::WorkloadService,
-        before: Option<&Held>,
-    ) -> Result<Member, String> {
-        let service_name = join(&membership.namespace, &membership.service);
+        before: Option<&Workload>,
+    ) -> Result<WorkloadPort, String> {
+        let service_name = [&*membership.namespace, "/", &membership.service].concat();
         let service = self.port_id(&service_name, membership.service_port, membership.udp)?;
         let port = super::port(membership.target_port)?;
-        let weight = membership.weight;
-        if weight > 65_535 {
-            return Err(format!("weight {weight} is not in 0..=65535"));
-        }
-        let healthy = membership.health() == Health::Healthy;
-        let known = before.and_then(|b| b.members.iter().find(|m| m.service == service && m.port == port));
-        if let Some(known) = known {
-            return Ok(Member { weight, healthy, ..known.clone() });
-        }
-        let service_port = port_name(&service_name, membership.service_port, membership.udp);
-        let name = format!("{service_port}@{}/{}:{port}", spec.namespace, spec.name).into();
-        let endpoint = self.ids.assign(IdKind::Endpoint, &name).map_err(|full| full.to_string())?;
-        Ok(Member { service, endpoint, port, weight, healthy, name })
+        let weight = u16::try_from(membership.weight)
+            .map_err(|_| format!("weight {} is not in 0..=65535", membership.weight))?;
+        let known = before.filter(|before| before.id == workload).and_then(|before| {
+            before.ports.iter().find(|p| p.service == service && p.port == port).map(|p| p.endpoint)
+        });
+        let assigned =
+            known.map_or_else(|| self.ids.assign_endpoint(EndpointKey { service, workload, port }), Ok);
+        let endpoint = assigned.map_err(|full| full.to_string())?;
+        let of: Option<&Service> = self.next.services.get(&service).map(|service| &**service);
+        Ok(WorkloadPort {
+            port,
+            service,
+            endpoint,
+            weight,
+            healthy: membership.health() == Health::Healthy,
+            proxy: of.is_some_and(|s| s.why.is_some()),
+            on_proxy_loss: of.map(|s| s.on_proxy_loss).unwrap_or_default(),
+            inbound_proxy: of.is_some_and(|s| s.inbound_proxy),
+            protocol: of.map(|s| s.protocol).unwrap_or_default(),
+        })
     }
 
     /// Ends the endpoints that are gone and notes whose endpoints change.
-    fn exchange(&mut self, before: Option<&Held>, after: &Held, work: &mut Work) {
-        let members = before.map_or(&[][..], |b| &b.members);
-        self.end_members(members, &after.members, work);
+    fn exchange(&mut self, before: Option<&Workload>, after: &Workload, work: &mut Work) {
+        if let Some(before) = before {
+            self.end_members(before, &after.ports, work);
+        }
         let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local, w.policy_set, w.nearness, w.priority);
-        let moved = before.is_none_or(|before| dialled(&before.workload) != dialled(&after.workload));
-        let changed = after.members.iter().filter(|m| moved || !members.contains(m));
-        work.endpoints.extend(changed.map(|m| m.service));
+        let moved = before.is_none_or(|before| dialled(before) != dialled(after));
+        let chosen = |p: &WorkloadPort| (p.endpoint, p.weight, p.healthy);
+        let same = |p: &WorkloadPort| {
+            before.is_some_and(|before| before.ports.iter().any(|b| chosen(b) == chosen(p)))
+        };
+        for port in after.ports.iter().filter(|port| moved || !same(port)) {
+            work.changed(port.service, after.id);
+        }
     }
 
-    fn end_members(&mut self, before: &[Member], after: &[Member], work: &mut Work) {
-        for member in before.iter().filter(|m| after.iter().all(|a| a.name != m.name)) {
-            self.ids.end(IdKind::Endpoint, &member.name);
-            work.endpoints.insert(member.service);
+    fn end_members(&mut self, before: &Workload, after: &[WorkloadPort], work: &mut Work) {
+        for port in before.ports.iter().filter(|p| after.iter().all(|a| a.endpoint != p.endpoint)) {
+            self.ids.end_endpoint(before.key(port));
+            work.changed(port.service, before.id);
+        }
+    }
+}
+
+/// What its own entries are made of: they say nothing of weights.
+fn entries(workload: &Workload) -> Workload {
+    let mut workload = workload.clone();
+    workload.ports.iter_mut().for_each(|port| (port.weight, port.healthy) = (0, true));
+    workload
+}
+
+impl Work {
+    /// A workload's endpoints of a service port have come, changed or gone.
+    fn changed(&mut self, service: u32, workload: WorkloadId) {
+        let changed = self.endpoints.entry(service).or_insert_with(|| Changed::Workloads(Vec::new()));
+        if let Changed::Workloads(all) = changed {
+            all.push(workload);
         }
     }
 }

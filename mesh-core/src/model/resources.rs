@@ -1,7 +1,6 @@
 //! All resources held, by kind and name. Cloned in O(1), for the disk.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use imbl::OrdMap;
 
@@ -10,11 +9,11 @@ use super::{Kind, Name};
 
 /// Resources as received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources(BTreeMap<Kind, OrdMap<Name, Arc<Raw>>>);
+pub struct Resources(BTreeMap<Kind, OrdMap<Name, Raw>>);
 
 impl Resources {
     /// Inserts, replaces or (`None`) removes; what was there before.
-    pub(super) fn set(&mut self, kind: Kind, name: &Name, new: Option<Arc<Raw>>) -> Option<Arc<Raw>> {
+    pub(super) fn set(&mut self, kind: Kind, name: &Name, new: Option<Raw>) -> Option<Raw> {
         let of_kind = self.0.entry(kind).or_default();
         match new {
             Some(new) => of_kind.insert(Name::clone(name), new),
@@ -28,19 +27,19 @@ impl Resources {
     }
 
     /// One as received.
-    pub(super) fn raw(&self, kind: Kind, name: &str) -> Option<&Arc<Raw>> {
+    pub(super) fn raw(&self, kind: Kind, name: &str) -> Option<&Raw> {
         self.0.get(&kind)?.get(name)
     }
 
     /// One.
     pub fn get(&self, kind: Kind, name: &str) -> Option<Resource> {
         let (name, raw) = self.0.get(&kind)?.get_key_value(name)?;
-        Some(Resource { kind, name: Name::clone(name), raw: Arc::clone(raw) })
+        Some(Resource { kind, name: Name::clone(name), raw: raw.clone() })
     }
 
     /// All, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Raw)> {
-        self.0.iter().flat_map(|(kind, held)| held.iter().map(|(name, raw)| (*kind, &**name, &**raw)))
+        self.0.iter().flat_map(|(kind, held)| held.iter().map(|(name, raw)| (*kind, &**name, raw)))
     }
 
     /// How many.

@@ -24,7 +24,7 @@ pub(super) fn plan(
     ops: &mut Ops,
 ) {
     // Every waiting key is tried again; what still does not fit comes back.
-    let mut touched: BTreeSet<ServiceKey> = std::mem::take(&mut view.waiting_services).into_keys().collect();
+    let mut touched: Vec<ServiceKey> = std::mem::take(&mut view.waiting_services).into_keys().collect();
     let mut ids = dirty.clone();
     if scope.sweep {
         ids.extend(view.service_claims.ids());
@@ -35,11 +35,13 @@ pub(super) fn plan(
         view.service_claims.set(id, snapshot.services.get(&id), &mut touched);
         view.ramps.set(id, snapshot.services.get(&id).map(|service| &**service), now);
     }
+    touched.sort_unstable();
+    touched.dedup();
     let (wanted, unwanted): (Vec<_>, Vec<_>) =
-        touched.into_iter().partition(|key| view.service_claims.owner(*key).is_some());
+        touched.into_iter().partition(|key| view.service_claims.of(*key).0.is_some());
     for key in wanted {
         let mut troubles = Vec::new();
-        if let Some(service) = view.service_claims.owner(key).and_then(|id| snapshot.services.get(&id)) {
+        if let Some(service) = view.service_claims.of(key).0.and_then(|id| snapshot.services.get(&id)) {
             put(view, snapshot, key, service, scope, now, ops, &mut troubles);
         }
         note(&mut view.service_troubles, key, troubles);
@@ -55,6 +57,8 @@ pub(super) fn plan(
 
 impl Claimant for Service {
     type Key = ServiceKey;
+    /// The view knows more of its entries.
+    type Held = ();
 
     /// One a virtual address.
     fn keys(&self) -> Vec<ServiceKey> {

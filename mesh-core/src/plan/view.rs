@@ -62,6 +62,11 @@ pub struct Adopted {
 /// Stands for what was written: to see whether it has to be written anew, nobody needs all of it.
 pub(super) type Print = u64;
 
+/// The print of an entry of `WORKLOADS`, in words: it stands beside its key, a hundred thousand times. All zero: there
+/// is no entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Written([u32; 2]);
+
 /// An entry of `SERVICES` with the slots that it owns.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -77,8 +82,8 @@ pub(super) struct Held {
 pub struct View {
     pub(super) capacities: Capacities,
     pub(super) services: HashMap<record::ServiceKey, Held>,
-    pub(super) workloads: HashMap<record::WorkloadKey, Print>,
     pub(super) service_claims: Claims<Service>,
+    /// And the entries of `WORKLOADS`.
     pub(super) workload_claims: Claims<Workload>,
     /// For prints. Its keys are random, so that no configuration can be made whose prints are the same.
     hasher: RandomState,
@@ -115,7 +120,6 @@ impl View {
         Self {
             capacities,
             services: HashMap::new(),
-            workloads: HashMap::new(),
             service_claims: Claims::default(),
             workload_claims: Claims::default(),
             hasher: RandomState::new(),
@@ -163,13 +167,22 @@ impl View {
             }
             view.services.insert(key, Held { value, tables: None, ranges });
         }
-        view.workloads = workloads.into_iter().map(|(key, value)| (key, view.print(value))).collect();
+        for (key, value) in workloads {
+            let written = view.written(value);
+            view.workload_claims.hold(key, written);
+        }
         view
     }
 
     /// The print of what is written.
     pub(super) fn print(&self, written: impl Hash) -> Print {
         self.hasher.hash_one(written)
+    }
+
+    /// The print of an entry of `WORKLOADS`; never that of none.
+    pub(super) fn written(&self, value: record::Workload) -> Written {
+        let print = self.print(value) | 1;
+        Written([print as u32, (print >> 32) as u32])
     }
 
     /// What does not fit or collides, as of now.
@@ -194,7 +207,7 @@ impl View {
         let for_entries = self.waiting_services.values().any(|full| *full == Full::Services)
             && self.services.len() < self.capacities.services as usize;
         let for_workloads =
-            !self.waiting_workloads.is_empty() && self.workloads.len() < self.capacities.workloads as usize;
+            !self.waiting_workloads.is_empty() && self.workloads_len() < self.capacities.workloads as usize;
         let for_policies = self.policy_room && !self.closed.is_empty();
         if for_entries || for_workloads || for_policies {
             Some(now)
@@ -212,7 +225,7 @@ impl View {
 
     /// Entries of `WORKLOADS`.
     pub fn workloads_len(&self) -> usize {
-        self.workloads.len()
+        self.workload_claims.held()
     }
 
     /// Makes the entry say `content`: where its tables differ, in new slots with a new generation.

@@ -9,6 +9,7 @@ use mesh_common::record::{self, PROTO_UDP, WorkloadKey, flags, listener};
 
 use super::claims::Claimant;
 use super::table::{proto, protocol};
+use super::view::Written;
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
 use crate::snapshot::{OnProxyLoss, PolicySetId, Snapshot, Workload, WorkloadId, WorkloadPort};
@@ -21,32 +22,48 @@ pub(super) fn plan(
     scope: Scope,
     ops: &mut Ops,
 ) {
-    let mut touched = std::mem::take(&mut view.waiting_workloads);
-    let mut ids = dirty.clone();
+    let mut touched: Vec<WorkloadKey> = std::mem::take(&mut view.waiting_workloads).into_iter().collect();
+    let mut ids: Vec<WorkloadId> = dirty.iter().copied().collect();
     if scope.sweep {
         ids.extend(view.workload_claims.ids());
         ids.extend(snapshot.workloads.keys());
-        touched.extend(view.workloads.keys());
+        ids.sort_unstable();
+        ids.dedup();
+        touched.extend(view.workload_claims.held_keys());
+    }
+    let several = |id| snapshot.workloads.get(id).map_or(0, |w| w.addresses.len() * (1 + w.ports.len()));
+    let keys = ids.iter().map(several).sum();
+    touched.reserve(keys);
+    if scope.sweep {
+        // At once: to grow by and by would be to move them several times.
+        view.workload_claims.reserve(keys.saturating_sub(view.workload_claims.held()));
+        ops.workloads.reserve_exact(keys);
     }
     for id in ids {
         view.workload_claims.set(id, snapshot.workloads.get(&id), &mut touched);
     }
-    let (wanted, unwanted): (Vec<_>, Vec<_>) =
-        touched.into_iter().partition(|key| view.workload_claims.owner(*key).is_some());
-    for key in wanted {
+    touched.sort_unstable();
+    touched.dedup();
+    let mut unwanted = Vec::new();
+    for key in touched {
+        let (owner, held) = view.workload_claims.of(key);
+        let Some(owner) = owner else {
+            unwanted.push(key);
+            continue;
+        };
         let mut troubles = Vec::new();
-        if let Some(workload) = view.workload_claims.owner(key).and_then(|id| snapshot.workloads.get(&id)) {
+        if let Some(workload) = snapshot.workloads.get(&owner) {
             name_rivals(view, snapshot, key, workload, &mut troubles);
             let set = view.asked(workload.policy_set);
             let value = value(workload, key, set, locals.get(&workload.id).copied());
-            put(view, key, value, workload, ops, &mut troubles);
+            put(view, key, held, value, workload, ops, &mut troubles);
         }
         note(&mut view.workload_troubles, key, troubles);
     }
     // Last, as in the map: an entry has its room until it is deleted.
     for key in unwanted {
         view.workload_troubles.remove(&key);
-        if scope.full && view.workloads.remove(&key).is_some() {
+        if scope.full && view.workload_claims.hold(key, Written::default()) != Written::default() {
             ops.deletions.push(MapOp::DelWorkload { key });
         }
     }
@@ -54,6 +71,7 @@ pub(super) fn plan(
 
 impl Claimant for Workload {
     type Key = WorkloadKey;
+    type Held = Written;
 
     fn keys(&self) -> Vec<WorkloadKey> {
         // The other ports of a host's address are the host's.
@@ -125,17 +143,17 @@ fn value(
 fn put(
     view: &mut View,
     key: WorkloadKey,
+    held: Written,
     value: record::Workload,
     workload: &Workload,
     ops: &mut Ops,
     troubles: &mut Vec<Condition>,
 ) {
-    let held = view.workloads.get(&key);
-    let print = view.print(value);
-    if held == Some(&print) {
+    let written = view.written(value);
+    if held == written {
         return;
     }
-    if held.is_none() && view.workloads.len() >= view.capacities.workloads as usize {
+    if held == Written::default() && view.workloads_len() >= view.capacities.workloads as usize {
         view.waiting_workloads.insert(key);
         troubles.push(of(
             workload,
@@ -147,7 +165,7 @@ fn put(
         ));
         return;
     }
-    view.workloads.insert(key, print);
+    view.workload_claims.hold(key, written);
     ops.workloads.push(MapOp::PutWorkload { key, value });
 }
 

@@ -103,7 +103,7 @@ fn what_is_not_one_question_about_the_mesh_is_left_alone() {
 #[test]
 fn an_answer_is_no_larger_than_the_client_takes() {
     let mut snapshot = snapshot();
-    let mut log = mesh_core::snapshot::Service::clone(&snapshot.services[&2]);
+    let mut log = mesh_core::snapshot::Service::clone(snapshot.services.get(&2).unwrap());
     let endpoints = (0..200u8).map(|i| mesh_core::snapshot::Endpoint {
         v4: Some([10, 0, 1, i].into()),
         ..log.endpoints[0].clone()

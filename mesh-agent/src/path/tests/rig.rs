@@ -384,6 +384,8 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         port: at.port(),
         service: 1,
         endpoint: 1,
+        weight: 1,
+        healthy: true,
         proxy: false,
         on_proxy_loss: OnProxyLoss::Bypass,
         inbound_proxy: true,

@@ -3,7 +3,7 @@
 use mesh_api::proto::v1::{self, Protocol};
 
 use super::{apply, compiler, named, names, of, problems, service, tcp_route, udp_route, workload};
-use crate::ids::IdKind;
+use crate::ids::{EndpointKey, IdKind};
 use crate::model::{Batch, Kind, Resource};
 use crate::snapshot::Revision;
 
@@ -20,7 +20,8 @@ fn udp_and_tcp_ports_of_one_number_are_told_apart() {
     assert_eq!((of_port(true).serving()[0].port, of_port(true).why), (8080, None));
     assert_eq!((of_port(false).serving()[0].port, of_port(false).serving()[0].weight), (8081, 2));
     assert_eq!(c.ids().get(IdKind::Service, "d/dns:53/udp"), Some(of_port(true).id));
-    assert!(c.ids().get(IdKind::Endpoint, "d/dns:53/udp@d/w:8080").is_some());
+    let key = EndpointKey { service: of_port(true).id, workload: 1, port: 8080 };
+    assert!(c.ids().endpoint(key).is_some());
 
     // What serves the one does not serve the other.
     let mut c = compiler();
