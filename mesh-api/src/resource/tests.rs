@@ -1,13 +1,13 @@
 //! Refusals name the exact place; what is accepted is read back as it was written.
 
 mod locality;
+mod schemas;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::error::Reason;
 use crate::proto::v1;
-use crate::schema::schema;
 use crate::wire::{Wire, wire};
 
 fn object(kind: &str, spec: &Value) -> Value {
@@ -450,52 +450,4 @@ fn objects_become_wire_messages() {
     );
     let Wire::Mesh(mesh) = wire(&parse(6), vec![]) else { panic!("the mesh") };
     assert_eq!((mesh.trust_domain.as_str(), mesh.http()), ("mesh.local", v1::HttpMode::Proxy));
-}
-
-/// Every field of an example, and of what it is written as, stands in the schema; and the parser takes no
-/// field that the schema lacks.
-#[test]
-fn schemas_and_parsers_agree() {
-    for example in examples() {
-        let resource = Resource::parse(&example).unwrap();
-        let schema = schema(resource.kind());
-        for value in [example, resource.to_json()] {
-            conforms(&value["spec"], &schema["properties"]["spec"], "spec");
-        }
-        covers(&schema["properties"]["spec"], "spec", &mut |pointer| {
-            let mut spec = json!({});
-            spec[pointer] = json!({"no": ["such", "value"]});
-            let error = Resource::parse(&object(resource.kind().name(), &spec)).expect_err("refused");
-            let unknown = error.reason == Reason::UnknownField && error.path == format!("spec.{pointer}");
-            assert!(!unknown, "{}: the schema knows {pointer}, the parser does not", resource.kind());
-        });
-    }
-}
-
-fn conforms(value: &Value, schema: &Value, at: &str) {
-    match value {
-        Value::Object(map) => {
-            assert_eq!(schema["type"], "object", "{at}: {schema}");
-            for (field, value) in map {
-                let inner = &schema["properties"][field];
-                let inner = if inner.is_null() { &schema["additionalProperties"] } else { inner };
-                assert!(inner.is_object(), "{at}.{field} is not in the schema");
-                conforms(value, inner, &format!("{at}.{field}"));
-            }
-        }
-        Value::Array(list) => list.iter().for_each(|value| conforms(value, &schema["items"], at)),
-        Value::String(text) => {
-            assert_eq!(schema["type"], "string", "{at}");
-            let words = schema["enum"].as_array();
-            assert!(words.is_none_or(|words| words.contains(value)), "{at}: {text} is not of {words:?}");
-        }
-        Value::Number(_) => assert_eq!(schema["type"], "integer", "{at}"),
-        Value::Bool(_) => assert_eq!(schema["type"], "boolean", "{at}"),
-        Value::Null => {}
-    }
-}
-
-fn covers(schema: &Value, at: &str, check: &mut dyn FnMut(&str)) {
-    let fields = schema["properties"].as_object().unwrap_or_else(|| panic!("{at} has fields"));
-    fields.keys().for_each(|field| check(field));
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::words::{settled, web};
 
 /// The trial takes some tenths of a second; where a kernel stalls, seconds.
-const TRIED: Duration = Duration::from_secs(60);
+const TRIED: Duration = Duration::from_mins(1);
 
 fn status(node: &Node) -> Value {
     serde_json::from_str(&node.meshctl(&["status", "--kernel", "-o", "json"]).unwrap()).unwrap()
@@ -75,6 +75,7 @@ fn who_asks_is_served_and_told_what_the_kernel_can_do() {
     // An agent that ends in the middle of that leaves nothing that the next one minds.
     node.kill_agent();
     node.start_agent();
+    node.wait_ready();
     let state = until(
         TRIED,
         "it was tried",
