@@ -220,8 +220,9 @@ pub fn link_netns(link: BorrowedFd<'_>) -> io::Result<u32> {
     link_target(link).map(|target| target as u32)
 }
 
+/// One entry of a map, for the kernel.
 #[repr(C)]
-struct Element {
+pub(super) struct Element {
     map: u32,
     pad: u32,
     key: u64,
@@ -229,18 +230,42 @@ struct Element {
     flags: u64,
 }
 
+impl Element {
+    /// `key`, `value`: their addresses.
+    pub(super) fn new(map: BorrowedFd<'_>, key: u64, value: u64) -> Self {
+        Self { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 }
+    }
+}
+
+/// Many entries of a map, for the kernel.
+#[repr(C)]
+pub(super) struct Batch {
+    /// Where to go on, and where it ended: of look-ups.
+    pub(super) from: u64,
+    pub(super) to: u64,
+    keys: u64,
+    values: u64,
+    /// Entries; afterwards, how many it were.
+    pub(super) count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+impl Batch {
+    /// `keys`, `values`: their addresses.
+    pub(super) fn new(map: BorrowedFd<'_>, keys: u64, values: u64, count: usize) -> Self {
+        let (map, count) = (map.as_raw_fd() as u32, count as u32);
+        Self { from: 0, to: 0, keys, values, count, map, element_flags: 0, flags: 0 }
+    }
+}
+
 /// The record that a socket storage map holds for `socket`. `V` has the map's value size: the caller's map
 /// and type come from one `mesh_common::maps` entry.
 pub fn storage_get<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<Option<V>> {
     let key = socket.as_raw_fd();
     let mut value = std::mem::MaybeUninit::<V>::uninit();
-    let mut attr = Element {
-        map: map.as_raw_fd() as u32,
-        pad: 0,
-        key: std::ptr::from_ref(&key) as u64,
-        value: value.as_mut_ptr() as u64,
-        flags: 0,
-    };
+    let mut attr = Element::new(map, std::ptr::from_ref(&key) as u64, value.as_mut_ptr() as u64);
     match bpf(MAP_LOOKUP_ELEM, &mut attr) {
         // SAFETY: the kernel has filled it, and any bits are a `V`.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
@@ -252,27 +277,8 @@ pub fn storage_get<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::R
 /// Puts a record on `socket`, over an older one.
 pub fn storage_put<V: Pod>(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, value: &V) -> io::Result<()> {
     let key = socket.as_raw_fd();
-    let mut attr = Element {
-        map: map.as_raw_fd() as u32,
-        pad: 0,
-        key: std::ptr::from_ref(&key) as u64,
-        value: std::ptr::from_ref(value) as u64,
-        flags: 0,
-    };
+    let mut attr = Element::new(map, std::ptr::from_ref(&key) as u64, std::ptr::from_ref(value) as u64);
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
-}
-
-#[repr(C)]
-struct Batch {
-    /// Where to go on, and where it ended: of look-ups.
-    from: u64,
-    to: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
 }
 
 /// Inserts or replaces the entries of a hash, in their order, with one call. `K` and `V` have the map's sizes, as for
@@ -282,15 +288,6 @@ struct Batch {
 /// Some of the first entries may have been written.
 pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
     let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-    let mut attr = Batch {
-        from: 0,
-        to: 0,
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: entries.len() as u32,
-        map: map.as_raw_fd() as u32,
-        element_flags: 0,
-        flags: 0,
-    };
+    let mut attr = Batch::new(map, keys.as_ptr() as u64, values.as_ptr() as u64, entries.len());
     bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::bpf::{AttachType, bpf, descriptor, info};
+use super::bpf::{AttachType, Batch, Element, bpf, descriptor, info};
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
@@ -126,31 +126,6 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(MapInfo { kind: words[0], key: words[2], value: words[3], capacity: words[4] })
 }
 
-#[repr(C)]
-struct Element {
-    map: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-fn element(map: BorrowedFd<'_>, key: u64, value: u64) -> Element {
-    Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 }
-}
-
-#[repr(C)]
-struct Batch {
-    from: u64,
-    to: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
 /// Entries that one call looks at.
 const BATCH: usize = 512;
 
@@ -166,16 +141,9 @@ pub fn entries(map: BorrowedFd<'_>, of: MapInfo, values: usize) -> io::Result<u6
     let (mut from, mut to) = ([0u8; KEY_MAX], [0u8; KEY_MAX]);
     let mut count = 0;
     loop {
-        let mut attr = Batch {
-            from: if count == 0 { 0 } else { from.as_ptr() as u64 },
-            to: to.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: all.as_mut_ptr() as u64,
-            count: BATCH as u32,
-            map: map.as_raw_fd() as u32,
-            element_flags: 0,
-            flags: 0,
-        };
+        let mut attr = Batch::new(map, keys.as_mut_ptr() as u64, all.as_mut_ptr() as u64, BATCH);
+        attr.from = if count == 0 { 0 } else { from.as_ptr() as u64 };
+        attr.to = to.as_mut_ptr() as u64;
         // The buffers hold a batch of this map's keys and values; a place is a number or a key.
         let more = match bpf(MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => true,
@@ -200,7 +168,7 @@ pub fn taken(map: BorrowedFd<'_>, of: MapInfo) -> io::Result<u64> {
     for slot in 0..of.capacity {
         let mut value = 0u64;
         let (key, out) = (std::ptr::from_ref(&slot) as u64, std::ptr::from_mut(&mut value) as u64);
-        match bpf(MAP_LOOKUP_ELEM, &mut element(map, key, out)) {
+        match bpf(MAP_LOOKUP_ELEM, &mut Element::new(map, key, out)) {
             Ok(_) => count += u64::from(value != 0),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),

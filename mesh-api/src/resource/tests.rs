@@ -17,7 +17,7 @@ fn object(kind: &str, spec: &Value) -> Value {
 }
 
 fn examples() -> Vec<Value> {
-    vec![
+    let mut all = vec![
         object("Service", &json!({"ports": [{"port": 80}]})),
         object(
             "Service",
@@ -81,6 +81,13 @@ fn examples() -> Vec<Value> {
                 ],
             }),
         ),
+    ];
+    all.extend(policies_and_routes_below_http());
+    all
+}
+
+fn policies_and_routes_below_http() -> Vec<Value> {
+    vec![
         object("AuthorizationPolicy", &json!({})),
         object(
             "Service",
