@@ -140,6 +140,7 @@ fn workload() -> Value {
             "node": subdomain(),
             "serviceAccount": subdomain(),
             "hostNetwork": { "type": "boolean" },
+            "hbone": { "type": "boolean" },
             "locality": object(&json!([]), &json!({ "region": label_value(), "zone": label_value() })),
             "priority": integer(0, PRIORITY_MAX.into()),
             "weight": weight,
@@ -287,7 +288,7 @@ fn transport_policy() -> Value {
         &json!({
             "scope": words(&["namespace", "mesh"]),
             "selector": selector(),
-            "mtls": object(&json!(["mode"]), &json!({ "mode": words(&["off"]) })),
+            "mtls": mtls(),
             "udp": words(&["allow", "deny"]),
             "exclude": object(&json!([]), &json!({ "outbound": exclusions, "inbound": exclusions })),
             "budget": object(
@@ -299,6 +300,18 @@ fn transport_policy() -> Value {
     )
 }
 
+/// Either field will do; none won't.
+fn mtls() -> Value {
+    let one = object(&json!(["port", "mode"]), &json!({ "port": port(), "mode": mtls_mode() }));
+    let mut both = object(&json!([]), &json!({ "mode": mtls_mode(), "ports": list(&one, 0, 64) }));
+    both["minProperties"] = json!(1);
+    both
+}
+
+fn mtls_mode() -> Value {
+    words(&["off", "permissive", "strict"])
+}
+
 fn mesh() -> Value {
     let network = json!({ "type": "string", "pattern": "/[0-9]+$" });
     object(
@@ -307,6 +320,7 @@ fn mesh() -> Value {
             "trustDomain": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[a-z0-9._-]+$" },
             "vipPool": object(&json!([]), &json!({ "v4": network, "v6": network })),
             "http": words(&["proxy", "kernel"]),
+            "mtls": object(&json!(["mode"]), &json!({ "mode": mtls_mode() })),
         }),
     )
 }

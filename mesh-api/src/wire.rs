@@ -7,9 +7,9 @@
 use crate::proto::v1;
 use crate::resource::{
     Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode,
-    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, OnProxyLoss,
-    ParentRef, PathMatch, PolicyScope, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec,
-    TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
+    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode,
+    OnProxyLoss, ParentRef, PathMatch, PolicyScope, PortMtls, Protocol, Resource, Scope, ServicePort,
+    ServiceSpec, Spec, TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -126,6 +126,7 @@ fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::Workl
         labels: resource.metadata.labels.clone().into_iter().collect(),
         services: memberships,
         host_network: spec.host_network,
+        hbone: spec.hbone,
         locality: spec
             .locality
             .as_ref()
@@ -308,11 +309,29 @@ fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::Tran
         budget_pending: spec.budget.pending.map_or(0, u32::from),
         created_ms: resource.metadata.created_ms,
         splice: splice.into(),
+        mtls: spec.mtls.as_ref().and_then(|mtls| mtls.mode).map_or(v1::MtlsMode::Unset, mtls_mode).into(),
+        mtls_ports: spec.mtls.iter().flat_map(|mtls| &mtls.ports).copied().map(port_mtls).collect(),
     }
 }
 
 fn mesh(spec: &MeshSpec) -> v1::Mesh {
-    v1::Mesh { trust_domain: spec.trust_domain.clone(), http: http_mode(spec.http).into() }
+    v1::Mesh {
+        trust_domain: spec.trust_domain.clone(),
+        http: http_mode(spec.http).into(),
+        mtls: mtls_mode(spec.mtls.mode).into(),
+    }
+}
+
+fn mtls_mode(mode: MtlsMode) -> v1::MtlsMode {
+    match mode {
+        MtlsMode::Off => v1::MtlsMode::Off,
+        MtlsMode::Permissive => v1::MtlsMode::Permissive,
+        MtlsMode::Strict => v1::MtlsMode::Strict,
+    }
+}
+
+fn port_mtls(one: PortMtls) -> v1::PortMtls {
+    v1::PortMtls { port: one.port.into(), mode: mtls_mode(one.mode).into() }
 }
 
 fn http_mode(mode: HttpMode) -> v1::HttpMode {

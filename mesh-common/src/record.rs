@@ -16,6 +16,8 @@ pub use traffic::{Affinity, AffinityKey, Load, MAGLEV_ROW, MaglevRow, Rules};
 
 /// `proto` of a key: TCP (`IPPROTO_TCP`).
 pub const PROTO_TCP: u8 = 6;
+/// Where tunnels to a workload arrive, at its own addresses: HBONE's port.
+pub const HBONE_PORT: u16 = 15008;
 /// `proto` of a key: UDP (`IPPROTO_UDP`).
 pub const PROTO_UDP: u8 = 17;
 
@@ -134,6 +136,11 @@ pub mod flags {
     pub const ASKS: u32 = 16;
     /// The workload lives on this node, and some of what comes to it is left alone: `EXCLUDE`.
     pub const EXCLUDES: u32 = 32;
+    /// The workload lives on another node, whose agent takes tunnels for it: connections need the proxy, unless the
+    /// caller's are plain ([`crate::transport::enrolled::PLAIN`]).
+    pub const TUNNEL: u32 = 256;
+    /// The workload lives on this node, and who connects without a tunnel must be proved.
+    pub const STRICT: u32 = 512;
     /// Of two draws the endpoint with fewer connections for its weight.
     pub const LEAST: u32 = 1 << 16;
     /// By the client, over the rows of a Maglev table that follow the slots.
@@ -283,7 +290,7 @@ pub struct Capture {
     pub workload: u32,
     /// Service id; 0: a workload's own address.
     pub service: u32,
-    /// Endpoint that the kernel chose; 0: none.
+    /// Endpoint that the kernel chose, or see [`captured::WORKLOAD`]; 0: none.
     pub endpoint: u32,
     /// What this record is: [`role`].
     pub role: u32,
@@ -302,6 +309,8 @@ pub mod captured {
     pub const LOCAL: u16 = 1;
     /// The connection's two ends are to be spliced: see [`crate::splice`].
     pub const SPLICE: u16 = 2;
+    /// `endpoint` is the number of a workload: no service is served where it goes.
+    pub const WORKLOAD: u16 = 4;
 }
 
 /// Word of `BUDGET` that no workload has: how many records of dials wait on this node.

@@ -20,6 +20,8 @@ pub mod enrolled {
     pub const NO_UDP: u16 = 2;
     /// Its captured connections are spliced: see [`crate::splice`].
     pub const SPLICE: u16 = 4;
+    /// What it opens is not encrypted.
+    pub const PLAIN: u16 = 16;
 }
 
 /// Key of `EXCLUDE`: a port or an interface.

@@ -60,11 +60,13 @@ pub enum Verdict {
     UdpDenied = 23,
     /// No room in `SPLICE` or `SPLICE_ENDS`: the connection goes through TCP, as others do.
     SpliceFull = 24,
+    /// Inbound: plaintext from nobody that is proved, and mTLS is strict: dropped.
+    PlaintextDenied = 25,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 25;
+    pub const COUNT: u32 = 26;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -93,6 +95,7 @@ impl Verdict {
         Self::InboundExcluded,
         Self::UdpDenied,
         Self::SpliceFull,
+        Self::PlaintextDenied,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -123,6 +126,7 @@ impl Verdict {
             Self::InboundExcluded => "inbound_excluded",
             Self::UdpDenied => "udp_denied",
             Self::SpliceFull => "splice_full",
+            Self::PlaintextDenied => "plaintext_denied",
         }
     }
 

@@ -29,6 +29,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::proto::v1;
+
 use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
 use crate::model::{Batch, Interned, Model, Name, Touched, join, l4_parents, parents};
@@ -129,6 +131,8 @@ pub struct Compiler {
     locals: BTreeSet<Name>,
     authorizations: BTreeMap<Name, Authorization>,
     transports: BTreeMap<Name, TransportHeld>,
+    /// What the mesh says of encryption.
+    mtls: v1::MtlsMode,
     sets: HashMap<Arc<PolicySet>, PolicySetId>,
     /// The number of the next set.
     next_set: PolicySetId,
@@ -174,6 +178,7 @@ impl Compiler {
             locals: BTreeSet::new(),
             authorizations: BTreeMap::new(),
             transports: BTreeMap::new(),
+            mtls: v1::MtlsMode::Unset,
             sets: HashMap::new(),
             next_set: mesh_common::policy::FIRST_SET,
             senders: HashMap::new(),
@@ -201,6 +206,10 @@ impl Compiler {
         let renamed = *self.next.trust_domain != *domain;
         if renamed {
             self.next.trust_domain = domain.into();
+        }
+        let mode = mesh.mtls();
+        if std::mem::replace(&mut self.mtls, mode) != mode {
+            work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
         }
         self.compile(touched, &mut work);
         self.conclude(work, renamed, revision)

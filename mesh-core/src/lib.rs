@@ -16,6 +16,7 @@ pub mod ids;
 pub mod locality;
 pub mod maglev;
 pub mod model;
+pub mod mtls;
 pub mod plan;
 pub mod route;
 pub mod snapshot;

@@ -18,6 +18,7 @@ use crate::authorise::{Network, PolicySet};
 use crate::by_id::ById;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
+use crate::mtls::{MtlsMode, MtlsRules};
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -208,6 +209,10 @@ pub struct Endpoint {
     pub local: bool,
     /// Its workload's, where that lives on this node.
     pub policy_set: PolicySetId,
+    /// How connections to it are encrypted; `Off` for datagrams.
+    pub mtls: MtlsMode,
+    /// Connections from this node go through a tunnel, unless the caller's own mode is off.
+    pub tunnel: bool,
 }
 
 impl Endpoint {
@@ -235,6 +240,10 @@ pub struct Workload {
     pub local: bool,
     /// It shares its addresses with its host: only the ports that it serves are its own.
     pub host_network: bool,
+    /// Its node's agent takes tunnels for it.
+    pub hbone: bool,
+    /// How its connections are encrypted.
+    pub mtls: MtlsRules,
     /// How near it is to this node.
     pub nearness: Nearness,
     /// Its endpoints are sent to when those of lower numbers are too weak; 0 the first.
@@ -271,6 +280,8 @@ pub struct Transport {
     pub pending: Option<u16>,
     /// Its captured connections go past TCP, where the kernel can do it.
     pub splice: bool,
+    /// What it opens is not encrypted.
+    pub plain: bool,
 }
 
 /// What is left alone in one direction: whatever one of these names.
@@ -300,6 +311,16 @@ impl Workload {
     /// Name within the namespace.
     pub fn name(&self) -> &str {
         self.full_name.split_once('/').map_or(&*self.full_name, |(_, name)| name)
+    }
+
+    /// Do connections from this node to a port of it go through a tunnel, unless the caller's own mode is off?
+    pub fn tunnels(&self, port: u16) -> bool {
+        !self.local && self.hbone && !self.host_network && self.mtls.at(port) != MtlsMode::Off
+    }
+
+    /// Does a listener for tunnels to it belong on this node?
+    pub fn takes_tunnels(&self) -> bool {
+        self.local && self.hbone && !self.host_network && !self.mtls.all_off()
     }
 
     /// Its first IPv4 address.

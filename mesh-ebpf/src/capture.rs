@@ -31,7 +31,9 @@ pub fn capture(call: &Call, me: &Enrolled, flow: &mut Flow) -> Verdict {
             return Verdict::BudgetPending;
         }
     }
-    let followed = follow(call, me, flow.service, flow.endpoint);
+    // Where no service is served the workload itself is what the agent has to know.
+    let chosen = if flow.service == 0 { flow.peer_workload } else { flow.endpoint };
+    let followed = follow(call, me, flow.service, chosen);
     if followed == UNFOLLOWED {
         return Verdict::RecordFull;
     }
@@ -74,7 +76,8 @@ fn follow(call: &Call, me: &Enrolled, service: u32, endpoint: u32) -> u32 {
         role: role::CLIENT,
         identity: me.identity,
         port_be: call.port_be,
-        flags: if me.flags & enrolled::SPLICE != 0 { captured::SPLICE } else { 0 },
+        flags: if me.flags & enrolled::SPLICE != 0 { captured::SPLICE } else { 0 }
+            | if service == 0 { captured::WORKLOAD } else { 0 },
     };
     // SAFETY: the context is valid and `sk` was checked by the caller.
     let sk = unsafe { (*call.ctx).__bindgen_anon_1.sk };

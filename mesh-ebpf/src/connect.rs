@@ -229,11 +229,22 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut S
         return Verdict::Outside;
     }
     let Asks { flags, set } = asks;
+    let flags = needs(me, flags);
     match decide::way_direct(flags, alive(call, me, flags)) {
         Way::Kernel => asked(me, flow, flags, set, call.port_be).unwrap_or(Verdict::Direct),
         Way::Bypass => asked(me, flow, flags, set, call.port_be).unwrap_or(Verdict::Bypassed),
         Way::Capture => capture(call, me, flow),
         Way::Refuse(verdict) => verdict,
+    }
+}
+
+/// The flags of a destination, as they are for this caller: what goes through a tunnel needs the proxy.
+#[inline(always)]
+fn needs(me: &Enrolled, entry_flags: u32) -> u32 {
+    if entry_flags & flags::TUNNEL != 0 && me.flags & enrolled::PLAIN == 0 {
+        entry_flags | flags::PROXY
+    } else {
+        entry_flags
     }
 }
 
@@ -314,12 +325,24 @@ pub fn find_served(call: &Call, to: &mut Workload) -> bool {
 
 /// Picks an endpoint and goes there.
 #[inline(always)]
-fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, fallback: bool) -> Verdict {
+fn balance(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &Service, mut fallback: bool) -> Verdict {
     let chosen = match pick(entry, fallback, me, flow.start_ns) {
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
     let (asks, set, port_be) = chosen.asks();
+    let asks = needs(me, asks);
+    if asks & flags::PROXY != 0 {
+        aim(flow, chosen.endpoint);
+        if !chosen.still() {
+            return Verdict::TableChanged;
+        }
+        match decide::way_direct(asks, alive(call, me, asks)) {
+            Way::Capture => return capture(call, me, flow),
+            Way::Refuse(verdict) => return verdict,
+            Way::Kernel | Way::Bypass => fallback = true,
+        }
+    }
     let verdict = lead(call, flow, &chosen);
     flow.flags |= chosen.followed;
     if let Some(refused) = asked(me, flow, asks, set, port_be) {

@@ -160,7 +160,7 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
         }
         return PASS;
     };
-    if entry.flags & flags::INBOUND_PROXY == 0 && entry.policy_set == 0 {
+    if entry.flags & (flags::INBOUND_PROXY | flags::STRICT) == 0 && entry.policy_set == 0 {
         return PASS;
     }
     let flow = FlowKey { src: remote, dst: local, src_port_be: field!(c, remote_port), dst_port_be: port_be };
@@ -175,6 +175,14 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
         && let Some(verdict) = refused(&entry, source, &remote, port_be)
     {
         count(verdict);
+        return DROP;
+    }
+    // Without a tunnel an address is all that there is, and that proves nobody.
+    if entry.flags & flags::STRICT != 0
+        && source.is_none()
+        && !left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex))
+    {
+        count(Verdict::PlaintextDenied);
         return DROP;
     }
     if entry.flags & flags::INBOUND_PROXY == 0 {

@@ -82,7 +82,10 @@ fn read_all(from: impl Read, name: &str) -> Result<String> {
 }
 
 fn parse(name: &str, text: &str) -> Result<Vec<Object>> {
-    let documents: Vec<Spanned<Value>> = serde_saphyr::from_multiple(text).map_err(|error| {
+    // `mode: off` is a word: of YAML 1.2 `true` and `false` alone are not.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let read = serde_saphyr::from_multiple_with_options(text, options);
+    let documents: Vec<Spanned<Value>> = read.map_err(|error| {
         let line = error.location().map_or(String::new(), |at| format!(":{}", at.line()));
         anyhow!("{name}{line}: not valid YAML: {}", first_line(&error.without_snippet().to_string()))
     })?;
@@ -128,6 +131,13 @@ mod tests {
         let places: Vec<_> = objects.iter().map(|object| object.place.as_str()).collect();
         assert_eq!(places, ["shop.yaml:2", "shop.yaml:8"]);
         assert_eq!(objects[1].key, Key::new(Kind::Service, "default", "web"));
+    }
+
+    #[test]
+    fn off_is_a_word() {
+        let off =
+            "apiVersion: nodemesh.io/v1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {mtls: {mode: off}}\n";
+        assert_eq!(parse("mesh.yaml", off).unwrap()[0].json["spec"]["mtls"]["mode"], "off");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::time::Duration;
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED};
 use mesh_common::record::FlowKey;
+use mesh_core::mtls::MtlsMode;
 use mesh_core::snapshot::{PolicySetId, Snapshot, WorkloadId};
 
 use super::diag::{Diag, MOST, Socket};
@@ -58,7 +59,11 @@ pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, en
             .map(|(id, _)| *id)
             .collect();
         known = now;
-        set_policed(&kernel, &known, &mut policed);
+        let strict = |id: &WorkloadId| {
+            snapshot.workloads.get(id).is_some_and(|workload| workload.mtls.any(MtlsMode::Strict))
+        };
+        let closed = known.iter().map(|(id, set)| (*id, *set != 0 || strict(id))).collect();
+        set_policed(&kernel, &closed, &mut policed);
         if !changed.is_empty() {
             look(&kernel, &config, &places, &changed, &ended).await;
             tokio::time::sleep(AGAIN).await;
@@ -71,15 +76,11 @@ pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, en
     }
 }
 
-/// Tells the kernel which workloads have policies, where that is news.
-fn set_policed(
-    kernel: &Kernel,
-    known: &HashMap<WorkloadId, PolicySetId>,
-    told: &mut HashMap<WorkloadId, bool>,
-) {
+/// Tells the kernel which workloads have policies or are strict, where that is news.
+fn set_policed(kernel: &Kernel, known: &HashMap<WorkloadId, bool>, told: &mut HashMap<WorkloadId, bool>) {
     told.retain(|workload, _| known.contains_key(workload));
-    for (workload, set) in known {
-        let policed = *set != 0;
+    for (workload, policed) in known {
+        let policed = *policed;
         if told.get(workload) == Some(&policed) {
             continue;
         }

@@ -54,6 +54,9 @@ impl Wanted {
         if transport.no_udp {
             wanted.flags |= enrolled::NO_UDP;
         }
+        if transport.plain {
+            wanted.flags |= enrolled::PLAIN;
+        }
         if told.splicing == Splicing::On {
             wanted.flags |= enrolled::SPLICE;
         }

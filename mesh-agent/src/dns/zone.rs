@@ -177,6 +177,8 @@ pub mod tests {
     fn workload(id: u32, full_name: &str) -> Workload {
         Workload {
             host_network: false,
+            hbone: false,
+            mtls: mesh_core::mtls::MtlsRules::default(),
             nearness: Nearness::Elsewhere,
             priority: 0,
             transport: None,

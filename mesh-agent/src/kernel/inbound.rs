@@ -89,7 +89,8 @@ pub(super) struct Inbound {
 }
 
 fn asks(value: &Workload) -> bool {
-    value.flags & flags::LOCAL != 0 && (value.flags & flags::INBOUND_PROXY != 0 || value.policy_set != 0)
+    let wants = flags::INBOUND_PROXY | flags::STRICT;
+    value.flags & flags::LOCAL != 0 && (value.flags & wants != 0 || value.policy_set != 0)
 }
 
 impl Inbound {

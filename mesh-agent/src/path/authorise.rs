@@ -82,7 +82,15 @@ mod tests {
     #[test]
     fn a_hop_to_a_workload_with_policies_asks_them() {
         let member = Member::for_tests();
-        let hop = |policed| Hop { service: 1, endpoint: 1, local: true, address: A, show: None, policed };
+        let hop = |policed| Hop {
+            service: 1,
+            endpoint: 1,
+            local: true,
+            address: A,
+            show: None,
+            policed,
+            tunnel: 0,
+        };
         let ours = Caller { identity: member.identity.max(1), namespace: 1 };
         let denied = Err(ProxyError::DeniedByPolicy);
         // The member of tests has identity 0, which is nobody's.

@@ -20,7 +20,7 @@ use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
 use mesh_common::record::{Capture, captured, role};
 use mesh_core::balance::pick_other;
-use mesh_core::snapshot::{Endpoint, Service, Snapshot};
+use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
 use super::authorise::authorise;
@@ -48,6 +48,8 @@ pub struct Hop {
     pub show: Option<SocketAddr>,
     /// Its workload, where that lives here and has policies that are to be asked; 0: nobody is asked.
     pub policed: u32,
+    /// The workload of another node to which the way is a tunnel; 0: the way is plain.
+    pub tunnel: u32,
 }
 
 impl Hop {
@@ -55,7 +57,29 @@ impl Hop {
     pub fn to(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
         let address = endpoint.address(prefer_v6)?;
         let policed = if endpoint.policy_set == 0 { 0 } else { endpoint.workload };
-        Some(Self { service, endpoint: endpoint.id, local: endpoint.local, address, show: None, policed })
+        let tunnel = if endpoint.tunnel { endpoint.workload } else { 0 };
+        Some(Self {
+            service,
+            endpoint: endpoint.id,
+            local: endpoint.local,
+            address,
+            show: None,
+            policed,
+            tunnel,
+        })
+    }
+
+    /// The way to an address of a workload where it serves no service; `None`: it has another address by now.
+    fn to_workload(workload: &Workload, address: SocketAddr) -> Option<Self> {
+        workload.addresses.contains(&address.ip()).then(|| Self {
+            service: 0,
+            endpoint: 0,
+            local: workload.local,
+            address,
+            show: None,
+            policed: if workload.policy_set == 0 { 0 } else { workload.id },
+            tunnel: if workload.tunnels(address.port()) { workload.id } else { 0 },
+        })
     }
 
     /// As a target of `source`.
@@ -241,6 +265,11 @@ fn outbound(worker: &Worker, record: &Capture) -> Found {
 fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> Option<Way> {
     let wanted = SocketAddr::new(addr::to_ip(&record.addr), u16::from_be(record.port_be));
     let prefer_v6 = wanted.is_ipv6();
+    if record.flags & captured::WORKLOAD != 0 {
+        let workload = snapshot.workloads.get(&record.endpoint)?;
+        let hop = Hop::to_workload(workload, wanted)?;
+        return Some(Way { to: To::Hop(hop), spoken: Spoken::Tcp, prefer_v6 });
+    }
     let chosen = |service: &Service| {
         service
             .endpoints
@@ -297,6 +326,7 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
             show: Some(client),
             // The kernel has asked before it handed the connection over.
             policed: 0,
+            tunnel: 0,
         }),
         spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
         prefer_v6: wanted.is_ipv6(),
@@ -324,23 +354,32 @@ mod tests {
         for s in [service(1, Protocol::Http, &[A, B]), service(2, Protocol::Tcp, &[A, B])] {
             snapshot.services.insert(s.id, Arc::new(s));
         }
-        let record = Capture {
-            addr: addr::from_ip(wanted.0),
-            epoch: 1,
-            workload: 7,
-            service: service_id,
-            endpoint,
-            role: role::ACCEPTED,
-            port_be: wanted.1.to_be(),
-            identity: 0,
-            flags: 0,
-        };
+        let (addr, port_be) = (addr::from_ip(wanted.0), wanted.1.to_be());
+        let record = Capture { addr, service: service_id, endpoint, port_be, ..nobodys() };
         let way = way_out(&snapshot, &record, || 0);
         assert_eq!(way.map(|w| (w.to, w.spoken)), want, "{wanted:?} {service_id} {endpoint}");
     }
 
+    fn nobodys() -> Capture {
+        Capture {
+            addr: addr::UNSPECIFIED,
+            epoch: 1,
+            workload: 7,
+            service: 0,
+            endpoint: 0,
+            role: role::ACCEPTED,
+            port_be: 0,
+            identity: 0,
+            flags: 0,
+        }
+    }
+
+    fn direct(address: SocketAddr) -> Hop {
+        Hop { service: 0, endpoint: 0, local: true, address, show: None, policed: 0, tunnel: 0 }
+    }
+
     fn hop(service: u32, endpoint: u32, address: SocketAddr) -> To {
-        To::Hop(Hop { service, endpoint, local: true, address, show: None, policed: 0 })
+        To::Hop(Hop { service, endpoint, ..direct(address) })
     }
 
     #[test]
@@ -360,6 +399,22 @@ mod tests {
         check(vip, 99, 200, Some((hop(2, 200, A), Spoken::Tcp)));
         check(vip, 99, 999, None);
         check((IpAddr::V4(Ipv4Addr::new(1, 2, 3, 4)), 80), 1, 0, None);
+    }
+
+    #[test]
+    fn where_no_service_is_served_the_way_is_to_the_workload_that_the_kernel_names() {
+        let mut snapshot = Snapshot::default();
+        snapshot.workloads.insert(7, Arc::new(workload(7, A, Protocol::Tcp)));
+        let way = |endpoint, ip: IpAddr| {
+            let flags = captured::WORKLOAD;
+            let record =
+                Capture { endpoint, flags, addr: addr::from_ip(ip), port_be: 99_u16.to_be(), ..nobodys() };
+            way_out(&snapshot, &record, || 0).map(|way| way.to)
+        };
+        let want = Hop { endpoint: 0, service: 0, ..direct(SocketAddr::new(A.ip(), 99)) };
+        assert_eq!(way(7, A.ip()), Some(To::Hop(want)));
+        assert_eq!(way(7, VIP.into()), None, "it is not there any more");
+        assert_eq!(way(8, A.ip()), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+use super::mtls::MtlsMode;
 use crate::error::ApiError;
 use crate::name::TRUST_DOMAIN;
 use crate::walk::At;
@@ -20,6 +21,15 @@ pub struct MeshSpec {
     pub vip_pool: VipPool,
     /// Which path HTTP takes where no policy says.
     pub http: HttpMode,
+    /// How connections are encrypted where no policy says.
+    pub mtls: MeshMtls,
+}
+
+/// How connections are encrypted where no policy says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MeshMtls {
+    /// Which way.
+    pub mode: MtlsMode,
 }
 
 /// Where virtual addresses come from.
@@ -61,6 +71,7 @@ impl Default for MeshSpec {
             trust_domain: "mesh.local".to_owned(),
             vip_pool: VipPool::default(),
             http: HttpMode::default(),
+            mtls: MeshMtls::default(),
         }
     }
 }
@@ -68,8 +79,8 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http"],
-            &["mtls", "dns", "dnsDomains", "egress", "jwtProviders", "extAuthz", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls"],
+            &["dns", "dnsDomains", "egress", "jwtProviders", "extAuthz", "udp"],
         )?;
         let default = Self::default();
         Ok(Self {
@@ -78,7 +89,15 @@ impl MeshSpec {
                 .unwrap_or(default.trust_domain),
             vip_pool: fields.read("vipPool", |at| VipPool::read(&at))?.unwrap_or(default.vip_pool),
             http: fields.read("http", |at| HttpMode::read(&at))?.unwrap_or(default.http),
+            mtls: fields.read("mtls", |at| MeshMtls::read(&at))?.unwrap_or_default(),
         })
+    }
+}
+
+impl MeshMtls {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["mode"], &[])?;
+        Ok(Self { mode: MtlsMode::read(&fields.need("mode", "off, permissive or strict")?)? })
     }
 }
 

@@ -14,6 +14,7 @@ mod kind;
 mod l4_route;
 mod locality;
 mod mesh;
+mod mtls;
 mod service;
 mod traffic_policy;
 mod transport_policy;
@@ -27,15 +28,15 @@ pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
 pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
-pub use mesh::{HttpMode, MeshSpec, VipPool};
+pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
+pub use mtls::{Mtls, MtlsMode, PortMtls};
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use traffic_policy::{
     Affinity, Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
     TrafficPolicySpec,
 };
 pub use transport_policy::{
-    Exclude, Exclusions, Mtls, MtlsMode, PolicyScope, ROOT_NAMESPACE, TransportPolicySpec, UdpMode,
-    WorkloadBudget,
+    Exclude, Exclusions, PolicyScope, ROOT_NAMESPACE, TransportPolicySpec, UdpMode, WorkloadBudget,
 };
 pub use workload::{Membership, WorkloadSpec};
 

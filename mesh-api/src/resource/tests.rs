@@ -35,7 +35,7 @@ fn examples() -> Vec<Value> {
             "Workload",
             &json!({
                 "addresses": ["10.1.0.2", "fd00::2"], "node": "n1", "serviceAccount": "web", "weight": 7,
-                "hostNetwork": true, "locality": {"region": "eu", "zone": "eu-1"}, "priority": 1,
+                "hostNetwork": true, "hbone": true, "locality": {"region": "eu", "zone": "eu-1"}, "priority": 1,
                 "services": [{"service": "web", "portName": "http", "targetPort": 8080, "weight": 3}, {"service": "db"}],
             }),
         ),
@@ -125,7 +125,7 @@ fn policies_and_routes_below_http() -> Vec<Value> {
         object(
             "TransportPolicy",
             &json!({
-                "selector": {"matchLabels": {"app": "db"}}, "mtls": {"mode": "off"}, "udp": "deny",
+                "selector": {"matchLabels": {"app": "db"}}, "mtls": {"mode": "off", "ports": [{"port": 80, "mode": "strict"}]}, "udp": "deny",
                 "exclude": {
                     "outbound": {"ports": [9100], "cidrs": ["10.0.0.0/8", "fd00::/8"], "interfaces": ["net1"]},
                     "inbound": {},
@@ -326,7 +326,8 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     refuses(&changed(13, "/spec/connectTimeout", json!("100ms")), OutOfRange, "spec.connectTimeout");
     refuses(&changed(13, "/spec/slowStart", json!({})), MissingField, "spec.slowStart.window");
     refuses(&changed(5, "/spec/targetRefs/0/kind", json!("Pod")), BadFormat, "spec.targetRefs[0].kind");
-    refuses(&changed(7, "/spec/mtls", json!("strict")), NotBuiltYet, "spec.mtls");
+    refuses(&changed(7, "/spec/mtls", json!("strict")), WrongType, "spec.mtls");
+    refuses(&changed(7, "/spec/mtls", json!({"mode": "on"})), BadFormat, "spec.mtls.mode");
     for bad in ["10.96.0.1/12", "10.0.0.0", "10.0.0.0/31", "127.0.0.0/8", "10.0.0.0/7", "x/8"] {
         refuses(&changed(7, "/spec/vipPool/v4", json!(bad)), BadFormat, "spec.vipPool.v4");
     }
@@ -371,11 +372,12 @@ fn a_transport_policy_is_refused_where_it_is_wrong() {
     use Reason::*;
     let out = |field: &str, to: Value| changed(14, &format!("/spec/exclude/outbound/{field}"), to);
     let at = |field: &str| format!("spec.exclude.outbound.{field}");
-    for mode in ["strict", "permissive"] {
-        refuses(&changed(14, "/spec/mtls/mode", json!(mode)), NotBuiltYet, "spec.mtls.mode");
-    }
     refuses(&changed(14, "/spec/mtls/mode", json!("maybe")), BadFormat, "spec.mtls.mode");
-    refuses(&changed(14, "/spec/mtls/ports", json!([])), NotBuiltYet, "spec.mtls.ports");
+    refuses(&changed(14, "/spec/mtls", json!({})), MissingField, "spec.mtls.mode");
+    refuses(&changed(14, "/spec/mtls/ports/0/port", json!(0)), OutOfRange, "spec.mtls.ports[0].port");
+    refuses(&changed(14, "/spec/mtls/ports/0/mode", json!("mutual")), BadFormat, "spec.mtls.ports[0].mode");
+    let twice = json!([{"port": 80, "mode": "off"}, {"port": 80, "mode": "strict"}]);
+    refuses(&changed(14, "/spec/mtls/ports", twice), Conflict, "spec.mtls.ports[1].port");
     for splice in [json!("yes"), json!(1), json!({"ports": [80]})] {
         refuses(&changed(14, "/spec/splice", splice), WrongType, "spec.splice");
     }

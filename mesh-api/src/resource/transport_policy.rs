@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use super::authorization_policy::{Cidr, Selector};
+use super::mtls::Mtls;
 use crate::error::{ApiError, Reason};
 use crate::name::Form;
 use crate::walk::{At, distinct};
@@ -37,7 +38,7 @@ pub struct TransportPolicySpec {
     /// Workloads of its namespace that it is for; empty: all.
     #[serde(skip_serializing_if = "Selector::is_empty")]
     pub selector: Selector,
-    /// How connections are encrypted; nothing but `off` is built.
+    /// How connections are encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
     /// What becomes of datagrams that nobody asked for; `None`: another policy says, else they are let in.
@@ -64,21 +65,6 @@ pub enum PolicyScope {
     Namespace,
     /// Every workload of the mesh.
     Mesh,
-}
-
-/// How connections are encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Mtls {
-    /// Which way.
-    pub mode: MtlsMode,
-}
-
-/// Ways of encryption.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum MtlsMode {
-    /// None.
-    Off,
 }
 
 /// What becomes of datagrams that nobody asked for.
@@ -171,15 +157,6 @@ fn read_scope(at: &At<'_>, namespace: &str) -> Result<PolicyScope, ApiError> {
         return Err(at.refuse(Reason::OutOfRange, accepted));
     }
     Ok(scope)
-}
-
-impl Mtls {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["mode"], &["ports"])?;
-        let mode =
-            fields.need("mode", "off")?.one_of(&[("off", MtlsMode::Off)], &["strict", "permissive"])?;
-        Ok(Self { mode })
-    }
 }
 
 impl Exclude {

@@ -33,6 +33,9 @@ pub struct WorkloadSpec {
     /// It shares its addresses with its host and other workloads: only the ports that it serves are its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,
+    /// It is behind an agent that takes HBONE tunnels for it, at port 15008 of its addresses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hbone: bool,
     /// Where it runs; `None`: where its node does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
@@ -75,6 +78,7 @@ impl Default for WorkloadSpec {
             node: String::new(),
             service_account: "default".to_owned(),
             host_network: false,
+            hbone: false,
             locality: None,
             priority: 0,
             weight: 1,
@@ -91,6 +95,7 @@ impl WorkloadSpec {
                 "node",
                 "serviceAccount",
                 "hostNetwork",
+                "hbone",
                 "locality",
                 "priority",
                 "weight",
@@ -122,6 +127,7 @@ impl WorkloadSpec {
                 .read("serviceAccount", |at| at.checked(&SUBDOMAIN))?
                 .unwrap_or(default.service_account),
             host_network: fields.read("hostNetwork", |at| at.boolean())?.unwrap_or_default(),
+            hbone: fields.read("hbone", |at| at.boolean())?.unwrap_or_default(),
             locality: fields.read("locality", |at| Locality::read(&at))?,
             priority: fields
                 .read("priority", |at| at.integer(0..=PRIORITY_MAX.into()))?

@@ -47,6 +47,7 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
             "node": who.node,
             "serviceAccount": account,
             "hostNetwork": workload.host_network,
+            "hbone": workload.hbone,
             "priority": workload.priority,
             "services": services,
         },

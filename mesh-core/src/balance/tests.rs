@@ -1,6 +1,7 @@
 //! Shares, and what becomes of them when the endpoints change.
 
 use super::*;
+use crate::mtls::MtlsMode;
 use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic};
 use mesh_api::proto::v1::Protocol;
 use mesh_common::pick;
@@ -18,6 +19,8 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         weight,
         local: false,
         policy_set: 0,
+        mtls: MtlsMode::Off,
+        tunnel: false,
     };
     Service {
         id: 1,

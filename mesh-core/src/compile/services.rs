@@ -11,6 +11,7 @@ use super::workloads::Changed;
 use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
+use crate::mtls::MtlsMode;
 use crate::snapshot::{Endpoint, Service, ServiceId, Workload, WorkloadId, WorkloadPort};
 
 /// A port that has an id.
@@ -48,6 +49,8 @@ fn endpoint(workload: &Workload, port: &WorkloadPort) -> Endpoint {
         weight: u32::from(port.weight),
         local: workload.local,
         policy_set: workload.policy_set,
+        mtls: if port.udp() { MtlsMode::Off } else { workload.mtls.at(port.port) },
+        tunnel: !port.udp() && workload.tunnels(port.port),
     }
 }
 

@@ -16,6 +16,7 @@ use mesh_api::resource::Cidr;
 use super::{Compiler, Work, port};
 use crate::authorise::Network;
 use crate::model::{Kind, Name};
+use crate::mtls::{MtlsMode, MtlsRules, PortModes};
 use crate::snapshot::{Exclusions, Transport};
 
 /// A policy as it is held.
@@ -33,6 +34,9 @@ pub(super) struct TransportHeld {
     connections: Option<u32>,
     pending: Option<u16>,
     splice: Option<bool>,
+    mtls: Option<MtlsMode>,
+    /// By port, in order.
+    mtls_ports: Vec<(u16, MtlsMode)>,
 }
 
 /// How near a policy is to a workload: the nearest comes first.
@@ -49,19 +53,26 @@ struct Field {
     said: fn(&TransportHeld) -> bool,
 }
 
-const FIELDS: [Field; 6] = [
+const FIELDS: [Field; 8] = [
     Field { name: "spec.udp", said: |p| p.no_udp.is_some() },
     Field { name: "spec.exclude.outbound", said: |p| p.outbound.is_some() },
     Field { name: "spec.exclude.inbound", said: |p| p.inbound.is_some() },
     Field { name: "spec.budget.connections", said: |p| p.connections.is_some() },
     Field { name: "spec.budget.pending", said: |p| p.pending.is_some() },
     Field { name: "spec.splice", said: |p| p.splice.is_some() },
+    Field { name: "spec.mtls.mode", said: |p| p.mtls.is_some() },
+    Field { name: "spec.mtls.ports", said: |p| !p.mtls_ports.is_empty() },
 ];
 
 /// Group of the problems between policies, beside those of a policy itself.
 const BETWEEN: u32 = 1;
 
 impl TransportHeld {
+    /// Does it say anything of encryption?
+    fn encrypts(&self) -> bool {
+        self.mtls.is_some() || !self.mtls_ports.is_empty()
+    }
+
     fn is_for(&self, spec: &v1::Workload) -> bool {
         match self.level {
             Level::Mesh => true,
@@ -86,6 +97,11 @@ impl Compiler {
             let concerned =
                 self.locals.range(Name::from(&*first)..).take_while(|name| name.starts_with(&first));
             work.workloads.extend(concerned.map(Arc::clone));
+            if policy.encrypts() {
+                // Wherever they live: who calls them has to know.
+                let all = self.workloads.iter().map(|held| &held.0.full_name);
+                work.workloads.extend(all.filter(|name| name.starts_with(&first)).map(Arc::clone));
+            }
         }
         if let Some(after) = after {
             self.transports.insert(Name::clone(name), after);
@@ -100,10 +116,29 @@ impl Compiler {
         all
     }
 
-    /// What holds for a workload of this node; `None`: no policy is for it.
-    pub(super) fn transport(&self, spec: &v1::Workload) -> Option<Arc<Transport>> {
+    /// How the connections of a workload are encrypted: by port, else as its nearest policy says, else as the mesh.
+    pub(super) fn mtls(&self, spec: &v1::Workload) -> MtlsRules {
+        let mesh = self.model.mesh().mtls();
+        let default = MtlsRules { mode: mode(mesh).unwrap_or_default(), ports: None };
+        if self.transports.values().all(|policy| !policy.encrypts()) {
+            return default;
+        }
         let all = self.transports_of(spec);
-        if all.is_empty() {
+        let mut ports: BTreeMap<u16, MtlsMode> = BTreeMap::new();
+        for (port, mode) in all.iter().flat_map(|(_, policy)| &policy.mtls_ports) {
+            ports.entry(*port).or_insert(*mode);
+        }
+        let ports: Box<[_]> = ports.into_iter().collect();
+        MtlsRules {
+            mode: all.iter().find_map(|(_, policy)| policy.mtls).unwrap_or(default.mode),
+            ports: (!ports.is_empty()).then(|| Arc::new(PortModes(ports))),
+        }
+    }
+
+    /// What holds for a workload of this node whose own mode is `mtls`; `None`: nothing but what holds everywhere.
+    pub(super) fn transport(&self, spec: &v1::Workload, mtls: MtlsMode) -> Option<Arc<Transport>> {
+        let all = self.transports_of(spec);
+        if all.is_empty() && mtls == MtlsMode::Permissive {
             return None;
         }
         let policies = || all.iter().map(|(_, policy)| *policy);
@@ -111,12 +146,14 @@ impl Compiler {
         names.sort_unstable();
         Some(Arc::new(Transport {
             policies: names.into(),
-            no_udp: policies().find_map(|p| p.no_udp).unwrap_or(false),
+            // Datagrams are not encrypted: who says strict says no to them, too, until he says otherwise.
+            no_udp: policies().find_map(|p| p.no_udp).unwrap_or(mtls == MtlsMode::Strict),
             outbound: policies().find_map(|p| p.outbound.clone()).unwrap_or_default(),
             inbound: policies().find_map(|p| p.inbound.clone()).unwrap_or_default(),
             connections: policies().find_map(|p| p.connections),
             pending: policies().find_map(|p| p.pending),
             splice: policies().find_map(|p| p.splice).unwrap_or(false),
+            plain: mtls == MtlsMode::Off,
         }))
     }
 
@@ -176,6 +213,23 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
             Some(false)
         }
     };
+    let mut read_mode = |field: &str, said: i32| {
+        if let Ok(said) = v1::MtlsMode::try_from(said) {
+            return mode(said);
+        }
+        problems.push(format!("spec.mtls.{field}: mode {said} is not known here: strict holds"));
+        Some(MtlsMode::Strict)
+    };
+    let mtls = read_mode("mode", spec.mtls);
+    let mut mtls_ports = Vec::with_capacity(spec.mtls_ports.len());
+    for (i, one) in spec.mtls_ports.iter().enumerate() {
+        let said = read_mode(&format!("ports[{i}].mode"), one.mode).unwrap_or_default();
+        match u16::try_from(one.port) {
+            Ok(port) if port > 0 => mtls_ports.push((port, said)),
+            _ => {}
+        }
+    }
+    mtls_ports.sort_unstable_by_key(|(port, _)| *port);
     let mut exclusions = |field: &str, said: Option<v1::Exclusions>| {
         said.map(|said| {
             read_exclusions(&said).unwrap_or_else(|why| {
@@ -199,6 +253,18 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
         connections: (spec.budget_connections > 0).then_some(spec.budget_connections),
         pending: (spec.budget_pending > 0).then(|| u16::try_from(spec.budget_pending).unwrap_or(u16::MAX)),
         splice,
+        mtls,
+        mtls_ports,
+    }
+}
+
+/// A mode as it is held; `None`: nothing is said.
+fn mode(said: v1::MtlsMode) -> Option<MtlsMode> {
+    match said {
+        v1::MtlsMode::Unset => None,
+        v1::MtlsMode::Off => Some(MtlsMode::Off),
+        v1::MtlsMode::Permissive => Some(MtlsMode::Permissive),
+        v1::MtlsMode::Strict => Some(MtlsMode::Strict),
     }
 }
 

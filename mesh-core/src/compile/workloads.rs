@@ -11,6 +11,7 @@ use super::{Compiler, Work, address};
 use crate::ids::EndpointKey;
 use crate::locality::PRIORITIES;
 use crate::model::{Kind, Name};
+use crate::mtls::MtlsRules;
 use crate::snapshot::{PolicySetId, Service, Transport, Workload, WorkloadId, WorkloadPort};
 
 /// A workload of the snapshot, by its name.
@@ -47,9 +48,10 @@ pub(super) enum Changed {
     Workloads(Vec<WorkloadId>),
 }
 
-/// What policies say of a workload of this node.
+/// What policies say of a workload; all but `mtls` of those of this node alone.
 #[derive(Default)]
 struct Ruled {
+    mtls: MtlsRules,
     policy_set: PolicySetId,
     transport: Option<Arc<Transport>>,
 }
@@ -84,12 +86,13 @@ impl Compiler {
         match ids {
             Ok(ids) => {
                 let local = !spec.node.is_empty() && *spec.node == *self.node;
-                let ruled = if local {
+                let mtls = self.mtls(&spec);
+                let mut ruled = Ruled { mtls, ..Ruled::default() };
+                if local {
                     work.locals |= self.locals.insert(Name::clone(name));
-                    Ruled { policy_set: self.policy_set(&spec, work), transport: self.transport(&spec) }
-                } else {
-                    Ruled::default()
-                };
+                    ruled.policy_set = self.policy_set(&spec, work);
+                    ruled.transport = self.transport(&spec, ruled.mtls.mode);
+                }
                 let mut new = Arc::new(self.build(name, ids, ruled, &spec, before.as_deref(), &mut problems));
                 self.exchange(before.as_deref(), &new, work);
                 match self.next.workloads.get(&ids.workload) {
@@ -145,6 +148,8 @@ impl Compiler {
             node: self.interned.get(&spec.node),
             local: !spec.node.is_empty() && *spec.node == *self.node,
             host_network: spec.host_network,
+            hbone: spec.hbone,
+            mtls: ruled.mtls,
             nearness: self.nearness(spec),
             priority: u8::try_from(spec.priority).unwrap_or(u8::MAX).min(PRIORITIES - 1),
             identity: ids.identity,
@@ -219,7 +224,10 @@ impl Compiler {
         if let Some(before) = before {
             self.end_members(before, &after.ports, work);
         }
-        let dialled = |w: &Workload| (w.id, w.v4(), w.v6(), w.local, w.policy_set, w.nearness, w.priority);
+        let dialled = |w: &Workload| {
+            let at = (w.id, w.v4(), w.v6(), w.local, w.nearness, w.priority);
+            (at, w.policy_set, w.hbone, w.mtls.clone())
+        };
         let moved = before.is_none_or(|before| dialled(before) != dialled(after));
         let chosen = |p: &WorkloadPort| (p.endpoint, p.weight, p.healthy);
         let same = |p: &WorkloadPort| {

@@ -17,6 +17,7 @@ use mesh_common::record::{self, MAGLEV_ROW, PROTO_TCP, PROTO_UDP, app, flags};
 use super::view::View;
 use crate::alias;
 use crate::maglev;
+use crate::mtls::MtlsMode;
 use crate::snapshot::{
     Endpoint, EndpointId, OnProxyLoss, PolicySetId, Service, ServiceId, Snapshot, WorkloadId,
 };
@@ -91,10 +92,9 @@ impl Content {
         // Nothing that a connection could be let go to, but the proxy may have something: another rule of
         // the route, or the other family. The slots say so; without BYPASS nobody is sent to them.
         let reachable = service.backends.iter().filter_map(|id| snapshot.services.get(id));
-        let any =
-            reachable.flat_map(|s| s.serving().iter().map(|e| (e, s.inbound_proxy))).find_map(|(e, asks)| {
-                choice(e, e.weight, v6, asks, view).or_else(|| choice(e, e.weight, !v6, asks, view))
-            });
+        let any = reachable.flat_map(|s| s.serving().iter().map(move |e| (e, s))).find_map(|(e, s)| {
+            choice(e, s, e.weight, v6, view).or_else(|| choice(e, s, e.weight, !v6, view))
+        });
         content.fallback = Fallback::Own(any.into_iter().collect());
         content
     }
@@ -199,12 +199,17 @@ pub(super) fn first_len(table_len: u32, entry_flags: u32) -> u32 {
     if entry_flags & flags::MAGLEV == 0 { table_len } else { table_len + pick::maglev_rows(table_len) }
 }
 
-/// `asks`: its port wants to know who is calling.
-fn choice(e: &Endpoint, weight: u32, v6: bool, asks: bool, view: &View) -> Option<Choice> {
-    let flags = match (e.local, asks || e.policy_set != 0) {
-        (true, true) => flags::LOCAL | flags::ASKS,
-        (true, false) => flags::LOCAL,
-        (false, _) => 0,
+/// An endpoint of `service` with so much weight.
+fn choice(e: &Endpoint, service: &Service, weight: u32, v6: bool, view: &View) -> Option<Choice> {
+    // Its port wants to know who is calling.
+    let asks = service.inbound_proxy || e.policy_set != 0 || e.mtls == MtlsMode::Strict;
+    let plain_if_lost = service.on_proxy_loss == OnProxyLoss::Bypass && e.mtls == MtlsMode::Permissive;
+    let flags = match (e.local, e.tunnel) {
+        (true, _) if asks => flags::LOCAL | flags::ASKS,
+        (true, _) => flags::LOCAL,
+        (false, true) if plain_if_lost => flags::TUNNEL | flags::BYPASS,
+        (false, true) => flags::TUNNEL,
+        (false, false) => 0,
     };
     address(e, v6).map(|ip| Choice {
         addr: addr::from_ip(ip),
@@ -226,7 +231,7 @@ fn choices(service: &Service, v6: bool, snapshot: &Snapshot, view: &View, steps:
     let parts = parts(service, v6, snapshot);
     let all = service.serving().iter().enumerate().filter_map(|(i, e)| {
         let weight = parts.as_ref().map_or(e.weight, |parts| parts.get(i).copied().unwrap_or(0));
-        choice(e, weight, v6, service.inbound_proxy, view)
+        choice(e, service, weight, v6, view)
     });
     all.map(|c| Choice { weight: c.weight * steps(service.id, c.endpoint).unwrap_or(1), ..c }).collect()
 }

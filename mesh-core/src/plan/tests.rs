@@ -3,6 +3,7 @@
 mod golden;
 mod limits;
 mod locality;
+mod mtls;
 mod policies;
 mod property;
 mod restart;

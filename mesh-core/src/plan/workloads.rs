@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 
 use mesh_common::addr;
-use mesh_common::record::{self, PROTO_UDP, WorkloadKey, flags, listener};
+use mesh_common::record::{self, HBONE_PORT, PROTO_TCP, PROTO_UDP, WorkloadKey, flags, listener};
 
 use super::claims::Claimant;
 use super::table::{proto, protocol};
 use super::view::Written;
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
+use crate::mtls::MtlsMode;
 use crate::snapshot::{OnProxyLoss, PolicySetId, Snapshot, Workload, WorkloadId, WorkloadPort};
 
 pub(super) fn plan(
@@ -76,7 +77,10 @@ impl Claimant for Workload {
     fn keys(&self) -> Vec<WorkloadKey> {
         // The other ports of a host's address are the host's.
         let any = (!self.host_network).then_some((0, false));
-        let ports = || any.into_iter().chain(self.ports.iter().map(|p| (p.port, p.udp())));
+        let tunnels = self.takes_tunnels().then_some((HBONE_PORT, false));
+        let ruled = || self.mtls.ports().iter().map(|(port, _)| (*port, false)).filter(|_| any.is_some());
+        let served = || self.ports.iter().map(|p| (p.port, p.udp()));
+        let ports = || any.into_iter().chain(tunnels).chain(ruled()).chain(served());
         let key = |ip, (port, udp): (u16, bool)| WorkloadKey {
             addr: addr::from_ip(ip),
             port_be: port.to_be(),
@@ -114,8 +118,22 @@ fn value(
         heartbeat_slot: 0,
         protocol: record::app::TCP,
     };
+    let port = u16::from_be(key.port_be);
+    if slots.is_some() && workload.takes_tunnels() && port == HBONE_PORT && key.proto == PROTO_TCP {
+        // Whoever comes there is asked by the proxy, which knows who it is.
+        value.policy_set = 0;
+        value.flags |= flags::INBOUND_PROXY;
+        return value;
+    }
+    let mode = if key.proto == PROTO_UDP { MtlsMode::Off } else { workload.mtls.at(port) };
     if set != 0 {
         value.flags |= flags::ASKS;
+    }
+    if slots.is_some() && mode == MtlsMode::Strict {
+        value.flags |= flags::STRICT | flags::ASKS;
+    }
+    if mode != MtlsMode::Off && workload.tunnels(port) {
+        value.flags |= flags::TUNNEL;
     }
     if workload.transport.as_ref().is_some_and(|transport| !transport.inbound.is_empty()) {
         value.flags |= flags::EXCLUDES;
@@ -124,14 +142,22 @@ fn value(
         value.inbound_slot = slots.listener_slot + listener::IN;
         value.heartbeat_slot = slots.heartbeat_slot;
     }
-    let Some(served) = served(workload, key) else { return value };
+    let Some(served) = served(workload, key) else {
+        if value.flags & flags::TUNNEL != 0 && mode == MtlsMode::Permissive {
+            value.flags |= flags::BYPASS;
+        }
+        return value;
+    };
     value.endpoint = served.endpoint;
     value.service = served.service;
     value.protocol = protocol(served.protocol);
     if served.proxy {
         value.flags |= flags::PROXY;
     }
-    if served.on_proxy_loss == OnProxyLoss::Bypass && (served.proxy || served.inbound_proxy) {
+    let proxied = served.proxy || served.inbound_proxy || value.flags & flags::TUNNEL != 0;
+    // Plaintext that a strict workload would only drop helps nobody.
+    let refuses = value.flags & flags::TUNNEL != 0 && mode == MtlsMode::Strict;
+    if served.on_proxy_loss == OnProxyLoss::Bypass && proxied && !refuses {
         value.flags |= flags::BYPASS;
     }
     if slots.is_some() && served.inbound_proxy {

@@ -23,6 +23,7 @@ mod kills;
 mod limits;
 mod locality;
 mod long;
+mod mtls;
 mod odd_input;
 mod policy;
 mod splice;

@@ -12,6 +12,7 @@ use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
 use mesh_common::record::{Capture, Load, role};
 use mesh_core::locality::Nearness;
+use mesh_core::mtls::{MtlsMode, MtlsRules};
 use mesh_core::route::RouteTable;
 use mesh_core::snapshot::{Endpoint, OnProxyLoss, Service, Snapshot, Traffic, Why, Workload, WorkloadPort};
 use parking_lot::Mutex;
@@ -194,6 +195,8 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
             weight: 1,
             local: true,
             policy_set: 0,
+            mtls: MtlsMode::Off,
+            tunnel: false,
         })
         .collect();
     Service {
@@ -402,6 +405,8 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         node: "here".into(),
         local: true,
         host_network: false,
+        hbone: false,
+        mtls: MtlsRules::default(),
         nearness: Nearness::Node,
         priority: 0,
         addresses: [at.ip()].into(),

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use mesh_api::proto::v1::{self, SpliceMode, UdpMode};
+use mesh_api::proto::v1::{self, Protocol, SpliceMode, UdpMode};
 
-use super::{Outcome, apply, compiler, of, problems, workload};
+use super::{Outcome, apply, compiler, of, problems, service, workload};
 use crate::model::Kind;
+use crate::mtls::{MtlsMode, MtlsRules};
 use crate::snapshot::Transport;
 
 fn policy(name: &str, created_ms: u64) -> v1::TransportPolicy {
@@ -101,19 +102,73 @@ fn what_cannot_be_understood_excludes_nothing_and_lets_nothing_in() {
     bad.inbound = Some(v1::Exclusions { cidrs: vec!["10.0.0.1/8".into()], ..Default::default() });
     bad.budget_connections = 5;
     bad.splice = 9;
+    bad.mtls = 8;
     let out = apply(&mut c, vec![of(labelled("w", "x")), of(bad)], &[]);
     let w = transport(&out, "d/w").unwrap();
     assert!(w.no_udp && w.outbound.is_empty() && w.inbound.is_empty() && !w.splice);
     assert_eq!(w.connections, Some(5), "the rest holds");
+    assert_eq!(mtls(&out, "d/w").mode, MtlsMode::Strict);
     assert_eq!(
         problems(&out),
         [
             "TransportPolicy d/bad: spec.udp: mode 77 is not known here: datagrams are dropped",
             "TransportPolicy d/bad: spec.splice: mode 9 is not known here: nothing is spliced",
+            "TransportPolicy d/bad: spec.mtls.mode: mode 8 is not known here: strict holds",
             "TransportPolicy d/bad: spec.exclude.outbound.ports: port 65536 is not in 1..=65535: nothing is \
              excluded by it",
             "TransportPolicy d/bad: spec.exclude.inbound.cidrs: \"10.0.0.1/8\" is not a network: nothing is \
              excluded by it",
         ]
     );
+}
+
+fn mtls(outcome: &Outcome, name: &str) -> MtlsRules {
+    let all = &outcome.snapshot.workloads;
+    all.values().find(|w| *w.full_name == *name).map(|w| w.mtls.clone()).unwrap()
+}
+
+#[test]
+fn encryption_goes_by_port_then_policy_then_mesh_for_workloads_of_every_node() {
+    let mut c = compiler();
+    let mut away = labelled("away", "db");
+    (away.node, away.hbone) = ("n2".into(), true);
+    away.services = workload("", &[], &[("s", 80, 1)]).services;
+    let out = apply(
+        &mut c,
+        vec![of(service("s", &[], 80, Protocol::Tcp)), of(labelled("w", "web")), of(away)],
+        &[],
+    );
+    assert_eq!(mtls(&out, "d/away"), MtlsRules::default());
+    let tunnel = |out: &Outcome| out.snapshot.services.values().next().unwrap().endpoints[0].tunnel;
+    assert!(tunnel(&out), "permissive is what holds where nobody says");
+    assert_eq!(transport(&out, "d/w"), None);
+
+    let out = apply(&mut c, vec![of(mesh(v1::MtlsMode::Off))], &[]);
+    assert_eq!((mtls(&out, "d/w").mode, mtls(&out, "d/away").mode), (MtlsMode::Off, MtlsMode::Off));
+    assert!(!tunnel(&out) && transport(&out, "d/w").unwrap().plain);
+
+    let mut whole = policy("whole", 1);
+    whole.set_mtls(v1::MtlsMode::Strict);
+    let mut db = policy("db", 2);
+    db.selector.insert("app".into(), "db".into());
+    db.mtls_ports.push(v1::PortMtls { port: 8080, mode: v1::MtlsMode::Off.into() });
+    let out = apply(&mut c, vec![of(whole), of(db)], &[]);
+    assert_eq!(
+        (mtls(&out, "d/away").at(8080), mtls(&out, "d/away").at(1)),
+        (MtlsMode::Off, MtlsMode::Strict)
+    );
+    assert!(!tunnel(&out), "its port is plain");
+    let w = transport(&out, "d/w").unwrap();
+    assert!(w.no_udp && !w.plain, "datagrams are not encrypted");
+
+    let out = apply(&mut c, vec![], &[(Kind::TransportPolicy, "d/db")]);
+    assert!(tunnel(&out));
+    let out = apply(&mut c, vec![], &[(Kind::TransportPolicy, "d/whole")]);
+    assert!(!tunnel(&out));
+    let out = apply(&mut c, vec![of(mesh(v1::MtlsMode::Strict))], &[]);
+    assert!(tunnel(&out) && transport(&out, "d/w").unwrap().no_udp);
+}
+
+fn mesh(mode: v1::MtlsMode) -> v1::Mesh {
+    v1::Mesh { mtls: mode.into(), ..Default::default() }
 }

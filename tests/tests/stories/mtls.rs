@@ -1,0 +1,131 @@
+//! What strict mTLS refuses: an address proves nobody, on whatever node; who is proved by the kernel passes.
+
+use std::net::SocketAddr;
+
+use mesh_common::verdict::Verdict;
+use mesh_tests::{
+    Mesh, Pod, eventually,
+    process::Process,
+    programs::{connect_lines, line_server},
+    resources::{Service, at, transport, vip4, vip6},
+};
+
+const REFUSED: &str = "ConnectionRefusedError";
+
+/// A pod labelled `app: db` with line servers on 7000 (served) and 7001, behind the service `db` (number 1).
+fn db(mesh: &Mesh) -> (Pod, [Process; 2]) {
+    mesh.apply(&Service::vip("db", 1).tcp("one", 7000).yaml());
+    let mut pod = mesh.pod(1, "db-0").label("app", "db").serves("db", "one", 7000).outside().up();
+    let servers = [line_server(&pod, 7000), line_server(&pod, 7001)];
+    pod.enrol();
+    (pod, servers)
+}
+
+fn ways(db: &Pod) -> [SocketAddr; 5] {
+    let own = [at(db.ip(), 7000), at(db.ip6(), 7000), at(db.ip(), 7001)];
+    [at(vip4(1), 7000), at(vip6(1), 7000), own[0], own[1], own[2]]
+}
+
+#[track_caller]
+fn answered(pod: &Pod, to: SocketAddr) {
+    eventually(&format!("{to} answers {}", pod.name()), || connect_lines(pod, to, 1).errors.is_empty());
+}
+
+#[track_caller]
+fn refused(pod: &Pod, to: SocketAddr) {
+    let refused =
+        |count| connect_lines(pod, to, count).errors.get(REFUSED).copied() == Some(u64::from(count));
+    eventually(&format!("{to} refuses {}", pod.name()), || refused(1));
+    assert!(refused(5), "{to} from {}", pod.name());
+}
+
+/// Connects from a source address, once.
+fn connect_from(pod: &Pod, source: &str, to: SocketAddr) -> String {
+    let script = "import socket, sys\n\
+        try:\n  \
+          s = socket.socket(socket.AF_INET6 if ':' in sys.argv[2] else socket.AF_INET)\n  \
+          s.setsockopt(0, 15, 1)\n  \
+          s.settimeout(2)\n  \
+          s.bind((sys.argv[1], 0))\n  \
+          s.connect((sys.argv[2], int(sys.argv[3])))\n  \
+          print('answered', s.makefile().readline())\n\
+        except OSError as error:\n  print(type(error).__name__)\n";
+    let (address, port) = (to.ip().to_string(), to.port().to_string());
+    pod.run("/usr/bin/python3", &["-c", script, source, &address, &port]).unwrap()
+}
+
+#[test]
+fn strict_takes_plaintext_from_proved_workloads_of_its_node_alone() {
+    let mesh = Mesh::builder().nodes(2).up();
+    let (db, _servers) = db(&mesh);
+    let near = mesh.pod(1, "near").up();
+    let far = mesh.pod(2, "far").outside().up();
+    let stranger = mesh.pod(1, "stranger").outside().up();
+    let own = &ways(&db)[2..];
+    for to in own {
+        answered(&far, *to);
+        answered(&stranger, *to);
+    }
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", "mtls: {mode: strict}"]));
+    for to in own {
+        refused(&far, *to);
+        refused(&stranger, *to);
+    }
+    for to in ways(&db) {
+        answered(&near, to);
+    }
+    let node = mesh.node(1);
+    let before = node.verdict(Verdict::PlaintextDenied);
+    assert_eq!(connect_lines(&far, own[0], 10).errors[REFUSED], 10);
+    assert_eq!(node.verdict(Verdict::PlaintextDenied), before + 10);
+    // An address is not an identity, whoever has it.
+    let spoofed = connect_from(&stranger, &near.ip().to_string(), own[0]);
+    assert!(!spoofed.contains("answered"), "{spoofed}");
+    // It does not take an agent.
+    node.kill_agent();
+    assert_eq!(connect_lines(&far, own[0], 5).errors[REFUSED], 5);
+    assert_eq!(connect_lines(&near, own[0], 5).servers["db-0"], 5);
+    node.start_agent();
+    node.wait_ready();
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", "mtls: {mode: permissive}"]));
+    for to in own {
+        answered(&far, *to);
+    }
+}
+
+#[test]
+fn a_port_has_a_mode_of_its_own_and_what_is_excluded_is_not_asked() {
+    let mesh = Mesh::builder().nodes(2).up();
+    let (db, _servers) = db(&mesh);
+    let far = mesh.pod(2, "far").outside().up();
+    let (served, other) = (at(db.ip(), 7000), at(db.ip6(), 7001));
+    let strict = "mtls: {mode: strict, ports: [{port: 7001, mode: permissive}]}";
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", strict]));
+    refused(&far, served);
+    answered(&far, other);
+    let turned = "mtls: {mode: permissive, ports: [{port: 7001, mode: strict}]}";
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", turned]));
+    refused(&far, other);
+    answered(&far, served);
+    let excluded = ["mtls: {mode: strict}", "exclude: {inbound: {ports: [7001]}}"];
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", excluded[0], excluded[1]]));
+    refused(&far, served);
+    answered(&far, other);
+}
+
+#[test]
+fn the_mesh_says_what_holds_where_no_policy_does() {
+    let mesh = Mesh::builder().nodes(2).up();
+    let (db, _servers) = db(&mesh);
+    let far = mesh.pod(2, "far").outside().up();
+    let to = at(db.ip(), 7000);
+    let whole = |mode: &str| {
+        format!(
+            "apiVersion: nodemesh.io/v1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+        )
+    };
+    mesh.apply(&whole("strict"));
+    refused(&far, to);
+    mesh.apply(&whole("off"));
+    answered(&far, to);
+}
