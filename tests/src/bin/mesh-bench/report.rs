@@ -39,6 +39,8 @@ pub struct Case<'a> {
 /// The cases of one run.
 pub struct Report {
     bench: &'static str,
+    /// `on` or `off`.
+    mtls: &'static str,
     cases: Vec<Value>,
     missed: usize,
 }
@@ -48,8 +50,8 @@ pub type Proof = BTreeMap<String, u64>;
 
 impl Report {
     /// An empty one.
-    pub fn new(bench: &'static str) -> Self {
-        Self { bench, cases: Vec::new(), missed: 0 }
+    pub fn new(bench: &'static str, mtls: &'static str) -> Self {
+        Self { bench, mtls, cases: Vec::new(), missed: 0 }
     }
 
     /// How many goals were not met.
@@ -123,7 +125,7 @@ impl Report {
     pub fn write(&self, path: &Path) -> Result<()> {
         let commit = shell::run(Command::new("git").args(["rev-parse", "HEAD"]), "").unwrap_or_default();
         let report = json!({
-            "bench": self.bench, "commit": commit.trim(), "machine": machine(), "cases": self.cases,
+            "bench": self.bench, "commit": commit.trim(), "machine": machine(self.mtls), "cases": self.cases,
         });
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
@@ -142,14 +144,14 @@ fn one(name: &str, value: Value) -> Value {
     Value::Object(Map::from_iter([(name.to_owned(), value)]))
 }
 
-fn machine() -> Value {
+fn machine(mtls: &str) -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let model = read("/proc/cpuinfo");
     let model = model.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     json!({
         "kernel": read("/proc/sys/kernel/osrelease"), "cpus": cpus,
-        "cpu": model.trim_start_matches(['\t', ' ', ':']), "congestion": "reno", "mtls": "off",
+        "cpu": model.trim_start_matches(['\t', ' ', ':']), "congestion": "reno", "mtls": mtls,
         "profile": if cfg!(debug_assertions) { "dev (opt-level 1)" } else { "release" },
     })
 }
