@@ -178,6 +178,19 @@ impl PolicySet {
         (!allowed).then_some(Refusal::NotAllowed { set: self })
     }
 
+    /// The first rule that lets in whom [`PolicySet::refuses_where`] lets in; `None`: nothing has to.
+    pub fn allows_where(
+        &self,
+        caller: Caller,
+        addresses: Option<&Network>,
+        port: Option<u16>,
+    ) -> Option<(&Policy, usize)> {
+        self.policies.iter().filter(|policy| !policy.deny).find_map(|policy| {
+            let rule = policy.rules.iter().position(|rule| rule.matches(false, caller, addresses, port))?;
+            Some((&**policy, rule))
+        })
+    }
+
     /// All terms on sources.
     pub fn terms(&self) -> impl Iterator<Item = &Terms> {
         self.policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.from)

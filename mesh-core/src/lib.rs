@@ -8,6 +8,7 @@ pub mod alias;
 pub mod authorise;
 pub mod balance;
 pub mod by_id;
+pub mod check;
 pub mod compile;
 pub mod error;
 pub mod head;

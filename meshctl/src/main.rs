@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`token`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`] and
+//! [`get`], [`status`], [`authz`], [`token`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`] and
 //! `status --kernel` ([`kernel`]) talk to the agent of this node instead: [`agent`].
 //!
 //! Exit status: 0 done; 1 refused or failed, with one sentence that names cause and remedy; 2 wrong usage.
@@ -10,6 +10,7 @@
 
 mod agent;
 mod apply;
+mod authz;
 mod client;
 mod enrol;
 mod flows;
@@ -48,6 +49,9 @@ enum Command {
     Delete(get::Delete),
     /// Shows the nodes, and how far each is.
     Status(status::Status),
+    /// Says what policies come to.
+    #[command(subcommand)]
+    Authz(authz::Authz),
     /// Shows the connections of this node's workloads.
     Flows(flows::Flows),
     /// Starts a program as a workload of this node.
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
         Command::Status(status) if status.of_kernel() => status.show_kernel(),
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
+        Command::Authz(authz) => cli.connection.open().and_then(|client| authz.run(&client)),
         Command::Flows(flows) => flows.run(),
         Command::Run(run) => run.run(),
         Command::Enrol(enrol) => enrol.run(),

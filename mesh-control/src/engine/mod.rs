@@ -11,6 +11,7 @@
 //!
 //! Not here: HTTP, gRPC.
 
+mod authz;
 mod pump;
 pub mod reads;
 pub mod tokens;

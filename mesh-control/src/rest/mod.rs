@@ -6,6 +6,7 @@
 //! Invariants: nothing but `/healthz` and `/readyz` answers without a token; a connection that sends nothing
 //! ends after [`HEAD_TIME`]; a stop lets requests under way finish for at most [`DRAIN_TIME`].
 
+mod authz;
 mod body;
 mod caller;
 mod error;
@@ -76,6 +77,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/apply", post(objects::apply))
+        .route("/v1/authz/check", get(authz::check))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .route("/v1/mesh", get(objects::get_mesh).put(objects::put_mesh))

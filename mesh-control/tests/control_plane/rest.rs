@@ -142,3 +142,50 @@ async fn metrics_show_what_was_done() {
     }
     assert!(page.contains("mesh_control_fsync_seconds{quantile=\"0.99\"}"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_policies_come_to_can_be_asked() {
+    let control = Control::up().await;
+    let admin = control.admin();
+    let workload = |name: &str, account: &str, address: &str| {
+        json!({
+            "apiVersion": "nodemesh.io/v1", "kind": "Workload", "metadata": {"name": name},
+            "spec": {"addresses": [address], "node": "n1", "serviceAccount": account, "services": [{"service": "db"}]},
+        })
+    };
+    admin
+        .apply(&json!({
+            "apiVersion": "nodemesh.io/v1", "kind": "Service", "metadata": {"name": "db"},
+            "spec": {"ports": [{"port": 80, "targetPort": 8080}]},
+        }))
+        .await;
+    admin.apply(&workload("db-0", "db", "10.0.0.1")).await;
+    admin.apply(&workload("cart", "cart", "10.0.0.2")).await;
+    admin
+        .apply(&json!({
+            "apiVersion": "nodemesh.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"},
+            "spec": {"action": "allow", "rules": [{"from": [{"serviceAccounts": ["cart"]}]}]},
+        }))
+        .await;
+    let path = |source: &str| format!("/v1/authz/check?source={source}&destination=default/db");
+    let answer =
+        admin.eventually(&path("cart"), |status, body| status == 200 && body["items"][1].is_object()).await;
+    let db =
+        answer["items"].as_array().unwrap().iter().find(|item| item["workload"] == "default/db-0").unwrap();
+    assert_eq!(
+        (&db["allowed"], &db["port"], &db["policies"]),
+        (&json!(true), &json!(8080), &json!(["default/p"]))
+    );
+    let (status, refused) = admin.get(&path("10.9.9.9")).await;
+    assert_eq!((status, &refused["items"][0]["allowed"]), (200, &json!(false)));
+    for (path, field) in [
+        (path("nobody"), "source"),
+        (path("spiffe://x"), "source"),
+        ("/v1/authz/check?source=cart&destination=none".to_owned(), "destination"),
+    ] {
+        let (status, body) = admin.get(&path).await;
+        assert_eq!((status, &body["error"]["path"]), (404, &json!(field)), "{path}: {body}");
+    }
+    let (status, _) = admin.get("/v1/authz/check?source=cart").await;
+    assert_eq!(status, 400);
+}

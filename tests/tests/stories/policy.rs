@@ -56,6 +56,26 @@ fn refused(pod: &Pod, to: SocketAddr) {
     assert!(refused(5), "{to} from {}", pod.name());
 }
 
+/// What `meshctl authz check` says is what has just been seen.
+fn said_of_them(mesh: &Mesh, thief: &Pod, cart: &Pod) {
+    let check = |who: &str| mesh.meshctl(&["authz", "check", who, "db", "-p", "7000"], "");
+    let (thief, cart) = (check(thief.name()), check(cart.name()));
+    assert!(
+        thief.contains("refused") && thief.contains("no rule of AuthorizationPolicy default/db"),
+        "{thief}"
+    );
+    assert!(
+        cart.contains("allowed") && cart.contains("rules[0] of AuthorizationPolicy default/db"),
+        "{cart}"
+    );
+    assert!(cart.contains("default/db-0") && cart.contains("the kernel of their node"), "{cart}");
+    let other =
+        mesh.meshctl(&["authz", "check", "spiffe://mesh.local/ns/default/sa/cart", "db-0", "-p", "1"], "");
+    assert!(other.contains("allowed"), "{other}");
+    let error = mesh.try_meshctl(&["authz", "check", "cart", "nobody"], "").expect_err("nobody is there");
+    assert!(format!("{error:#}").contains("there is no workload nobody"), "{error:#}");
+}
+
 #[test]
 fn an_allowed_account_connects_and_others_are_refused_counted_and_named() {
     let mesh = Mesh::builder().up();
@@ -69,6 +89,7 @@ fn an_allowed_account_connects_and_others_are_refused_counted_and_named() {
         refused(&thief, to);
         answered(&cart, to);
     }
+    said_of_them(&mesh, &thief, &cart);
     let node = mesh.node(1);
     let before = node.verdict(Verdict::DeniedByPolicy);
     for to in ways(&db, 7001) {
