@@ -33,7 +33,7 @@ use crate::{
     pod::PodBuilder,
     process::{self, Process, own_program},
     reaper::{self, Place, Reaper},
-    shell,
+    resources, shell,
 };
 
 /// The control plane's address on the fabric.
@@ -58,6 +58,7 @@ pub struct MeshBuilder {
     places: Vec<(String, String)>,
     control_args: Vec<String>,
     volatile: bool,
+    mtls: bool,
     agent_cgroup: Option<PathBuf>,
 }
 
@@ -92,6 +93,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Connections between nodes go through tunnels, as they do where nobody says otherwise. Without it the mesh
+    /// says `off`: most stories are about the kernel path.
+    pub fn mtls(mut self) -> Self {
+        self.mtls = true;
+        self
+    }
+
     /// A cgroup of another hierarchy that agents join as well.
     pub fn agent_cgroup(mut self, path: &Path) -> Self {
         self.agent_cgroup = Some(path.to_owned());
@@ -119,6 +127,7 @@ pub struct Mesh {
     fabric: Fabric,
     place: Place,
     next_pod: Mutex<BTreeMap<u8, u8>>,
+    mtls: bool,
     // Last: it runs when all else is dropped.
     reaper: Reaper,
 }
@@ -164,13 +173,16 @@ impl Mesh {
         let nodes = (1..=spec.nodes)
             .map(|number| Ok(Arc::new(Node::new(&place, &fabric, number, &agent(number))?)))
             .collect::<Result<_>>()?;
-        Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), reaper })
+        Ok(Self { nodes, fabric, place, next_pod: Mutex::default(), mtls: spec.mtls, reaper })
     }
 
     /// Control plane and agents, until every agent is ready.
     #[track_caller]
     pub fn start(&self) {
         self.start_control();
+        if !self.mtls {
+            self.apply(&resources::mesh_mtls("off"));
+        }
         for node in &self.nodes {
             self.issue_token(node);
             node.start_agent();

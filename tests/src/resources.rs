@@ -127,6 +127,13 @@ pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
+/// The mesh, with this mode of encryption where no policy says.
+pub fn mesh_mtls(mode: &str) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
 /// An `AuthorizationPolicy` for workloads labelled `app: <app>` (empty: all of the namespace); `rules` is a flow
 /// list as in `[{from: [{serviceAccounts: [a]}]}]`.
 pub fn authorization(name: &str, app: &str, action: &str, rules: &str) -> String {

@@ -7,7 +7,7 @@ use mesh_tests::{
     Mesh, Pod, eventually,
     process::Process,
     programs::{connect_lines, line_server},
-    resources::{Service, at, transport, vip4, vip6},
+    resources::{Service, at, authorization, mesh_mtls, transport, vip4, vip6},
 };
 
 const REFUSED: &str = "ConnectionRefusedError";
@@ -119,13 +119,29 @@ fn the_mesh_says_what_holds_where_no_policy_does() {
     let (db, _servers) = db(&mesh);
     let far = mesh.pod(2, "far").outside().up();
     let to = at(db.ip(), 7000);
-    let whole = |mode: &str| {
-        format!(
-            "apiVersion: nodemesh.io/v1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
-        )
-    };
-    mesh.apply(&whole("strict"));
+    mesh.apply(&mesh_mtls("strict"));
     refused(&far, to);
-    mesh.apply(&whole("off"));
+    mesh.apply(&mesh_mtls("off"));
     answered(&far, to);
+}
+
+#[test]
+fn a_unit_of_the_host_may_probe_a_strict_workload_and_the_rest_of_the_host_may_not() {
+    let mesh = Mesh::builder().up();
+    let (db, _servers) = db(&mesh);
+    let kubelet = mesh.pod(1, "kubelet").account("kubelet").on_host().up();
+    let host = mesh.pod(1, "sshd").on_host().outside().up();
+    mesh.apply(&transport("strict", &["selector: {matchLabels: {app: db}}", "mtls: {mode: strict}"]));
+    for to in [at(db.ip(), 7000), at(db.ip6(), 7000)] {
+        refused(&host, to);
+        answered(&kubelet, to);
+    }
+    // To the port that is to be probed, and to no other.
+    let rule = "[{from: [{serviceAccounts: [kubelet]}], to: [{ports: [7000]}]}]";
+    mesh.apply(&authorization("probes", "db", "allow", rule));
+    refused(&kubelet, at(db.ip(), 7001));
+    for to in [at(db.ip(), 7000), at(db.ip6(), 7000)] {
+        answered(&kubelet, to);
+        refused(&host, to);
+    }
 }

@@ -154,7 +154,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Result<Self> {
-        let mesh = Mesh::builder().nodes(2).agent_args(&["--workers", "1"]).up();
+        let mesh = Mesh::builder().nodes(2).mtls().agent_args(&["--workers", "1"]).up();
         mesh.apply(&Service::vip("web", 1).http("http", 80).tcp("tcp", 81).yaml());
         let pod = mesh.pod(2, "web-0").serves("web", "http", 8080).serves("web", "tcp", 8080).outside();
         let mut server = pod.up();
