@@ -11,6 +11,7 @@
 //!
 //! Not here: HTTP, gRPC.
 
+pub mod members;
 mod pump;
 pub mod reads;
 pub mod tokens;
@@ -25,6 +26,7 @@ use mesh_registry::store::{Store, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::auth::members::Members;
 use crate::auth::table::Tokens;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -49,8 +51,10 @@ pub struct Engine {
     held: Mutex<Option<mesh_registry::lease::Held>>,
     /// What agents should have.
     pub hub: Arc<Hub>,
-    /// Who is valid.
+    /// Which tokens are valid.
     pub tokens: Arc<Tokens>,
+    /// Which nodes have joined.
+    pub members: Arc<Members>,
     /// What status shows of nodes.
     pub nodes: Arc<Nodes>,
     /// Counters.
@@ -68,14 +72,21 @@ impl Engine {
             applied: watch::Sender::new(0),
             held: Mutex::default(),
             tokens: Arc::default(),
+            members: Arc::default(),
             nodes: Arc::default(),
             metrics: Arc::default(),
             times,
             store,
         });
         engine.load_tokens()?;
+        engine.load_members()?;
         pump::start(&engine)?;
         Ok(engine)
+    }
+
+    /// The store, for what is neither object nor registration.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Random id of the store.
