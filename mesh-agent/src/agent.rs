@@ -25,10 +25,13 @@ use crate::admin::socket::Listener;
 use crate::admin::{self, Admin};
 use crate::args::{CleanupArgs, RunArgs};
 use crate::carriage::Carriage;
-use crate::config::connect::{ControlPlane, JoinToken};
+use crate::config::connect::ControlPlane;
 use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
 use crate::handover::{self, Leaving, Predecessor};
+use crate::identity::Identities;
+use crate::identity::member::Member;
+use crate::identity::renew::Renewal;
 use crate::kernel::{self, Kernel, LoadOptions};
 use crate::path::{Budget, Limits, Proxy};
 use crate::telemetry::{self, ended::Ended, open::Open};
@@ -68,14 +71,15 @@ pub fn run(args: RunArgs, log: LogFilter) -> anyhow::Result<()> {
 struct Prepared {
     predecessor: Option<Predecessor>,
     control: ControlPlane,
+    member: Arc<Member>,
     metrics: TcpListener,
     socket: Listener,
     cgroup_root: PathBuf,
 }
 
 async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
-    let token = JoinToken::read(&args.join_token_file)?;
-    let control = ControlPlane::new(&args.control, &token)?;
+    let member = Member::open(&args.node, &args.join_token_file, &args.state_dir)?;
+    let control = ControlPlane::new(&args.control, member.clone())?;
     let cgroup_root = match &args.cgroup_root {
         Some(path) => path.clone(),
         None => cgroups::mount_point()?,
@@ -99,12 +103,12 @@ async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         format!("{}: cannot listen for /metrics: free the port or give --metrics another", args.metrics)
     })?;
     metrics.set_nonblocking(true)?;
-    Ok(Prepared { predecessor, control, metrics, socket, cgroup_root })
+    Ok(Prepared { predecessor, control, member, metrics, socket, cgroup_root })
 }
 
 /// Serves until a signal, or until another agent wants to take over: then what is left to do.
 async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>> {
-    let Prepared { predecessor, control, metrics, socket, cgroup_root } = prepare(&args).await?;
+    let Prepared { predecessor, control, member, metrics, socket, cgroup_root } = prepare(&args).await?;
     // Asked for before anything is attached, so that no signal is missed.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
@@ -137,6 +141,16 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let (restored, is_restored) = tokio::sync::oneshot::channel();
     tokio::spawn(session.run(is_restored));
     let xds = Arc::new(xds::XdsStats::default());
+    let identities = Identities::new(member);
+    let renewal = Renewal {
+        control: control.clone(),
+        node: args.node.clone(),
+        identities: identities.clone(),
+        trust: config.trust(),
+        accounts: enrolments.accounts(),
+        conditions: config.shared_conditions(),
+    };
+    tokio::spawn(renewal.run());
     let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
     tokio::spawn(client.run());
     first_configuration(&config).await;
@@ -147,7 +161,8 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(enrolments.clone().follow(verdicts));
     tokio::spawn(carriage.follow());
     let (successors, mut successor) = mpsc::channel(1);
-    let running = Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments };
+    let running =
+        Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments, identities };
     let passed_on = metrics.try_clone()?;
     let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
@@ -204,6 +219,7 @@ struct Running {
     config: config::Handle,
     xds: Arc<xds::XdsStats>,
     enrolments: Enrolments,
+    identities: Identities,
 }
 
 impl Running {
@@ -216,13 +232,14 @@ impl Running {
         socket: Listener,
         metrics: TcpListener,
     ) -> anyhow::Result<telemetry::Readiness> {
-        let Self { kernel, proxy, config, xds, enrolments } = self;
+        let Self { kernel, proxy, config, xds, enrolments, identities } = self;
         let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
         let open = Arc::new(Open::new(kernel.clone(), config.clone()));
         let admin = Admin {
             successors,
             node: node.to_owned(),
             enrolments: enrolments.clone(),
+            identities: identities.clone(),
             config: config.clone(),
             xds: xds.clone(),
             log,
@@ -241,6 +258,7 @@ impl Running {
             config: config.clone(),
             xds: xds.clone(),
             revoked,
+            identities: identities.clone(),
         };
         telemetry::start(sources, metrics).context("telemetry")
     }

@@ -6,6 +6,7 @@
 //! - [`config`]: control plane → snapshot → maps. [`session`]: this node's workloads → control plane.
 //! - [`handover`]: one agent takes over from another.
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
+//! - [`identity`]: certificates of this node and its workloads.
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`dns`]: names of the mesh, for workloads that ask their resolvers.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
@@ -24,6 +25,7 @@ pub mod config;
 pub mod dns;
 pub mod enrol;
 pub mod handover;
+pub mod identity;
 pub mod kernel;
 pub mod path;
 pub mod session;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::ca::authority::{Given, Lives};
 use crate::engine::Times;
 
 /// The control plane of a mesh.
@@ -45,6 +46,21 @@ pub struct Serve {
     /// How long a node's workloads stay without a heartbeat
     #[arg(long, default_value = "30s", value_parser = seconds)]
     pub lease: Duration,
+    /// How long the certificates of workloads are good for; agents renew them at half of it
+    #[arg(long, default_value = "1h", value_parser = seconds)]
+    pub svid_ttl: Duration,
+    /// How long the certificates of nodes are good for: an agent that is away for longer joins again with its token
+    #[arg(long, default_value = "24h", value_parser = seconds)]
+    pub node_ttl: Duration,
+    /// Intermediate that signs, PEM, instead of the mesh's own root; with --ca-key and --ca-bundle
+    #[arg(long, value_name = "FILE", requires = "ca_key", requires = "ca_bundle")]
+    pub ca_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+    /// The roots above it, PEM; the first is the one that join tokens name
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_bundle: Option<PathBuf>,
     /// Acknowledge writes before they are on disk: for measuring the rest only, loses data
     #[arg(long, hide = true)]
     pub no_fsync: bool,
@@ -63,6 +79,23 @@ impl Serve {
             ));
         }
         Ok(Times { heartbeat: self.heartbeat, lease: self.lease })
+    }
+
+    /// How long certificates are good for.
+    pub fn lives(&self) -> Result<Lives, String> {
+        let shortest = Duration::from_secs(2);
+        for (flag, life) in [("--svid-ttl", self.svid_ttl), ("--node-ttl", self.node_ttl)] {
+            if life < shortest {
+                return Err(format!("{flag} {life:?} is too short to be renewed; accepted: 2s..=24h"));
+            }
+        }
+        Ok(Lives { svid: self.svid_ttl.as_secs(), node: self.node_ttl.as_secs() })
+    }
+
+    /// The intermediate that was given.
+    pub fn given(&self) -> Option<Given> {
+        let (cert, key) = (self.ca_cert.clone()?, self.ca_key.clone()?);
+        Some(Given { cert, key, bundle: self.ca_bundle.clone()? })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control plane: registry, configuration and API of a mesh.
 //!
 //! Reading path: [`server`] (what is put together) → [`engine`] (where state changes) → [`store`] (what is
-//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes) → [`auth`] and [`tls`] (who is who).
+//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes) → [`auth`], [`ca`] and [`tls`] (who is who).
 //!
 //! Invariant: traffic never waits for anything in here.
 
@@ -9,6 +9,7 @@
 
 pub mod agents;
 pub mod auth;
+pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod engine;

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use mesh_api::proto::v1::SigningRefusal;
+
 /// Upper bounds of the commit histogram, in microseconds.
 const COMMIT_BOUNDS_US: [u64; 10] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000];
@@ -31,6 +33,12 @@ pub struct Metrics {
     pub nacks: Counter,
     /// Workloads that agents asked for in vain.
     pub registrations_refused: Counter,
+    /// Nodes that may not join.
+    pub joins_refused: Counter,
+    /// Certificates handed out.
+    pub certificates_issued: Counter,
+    /// Certificates that were asked for in vain.
+    pub certificates_refused: Refusals,
     /// Time from write to durable, fsync included.
     pub commit: Histogram,
 }
@@ -53,6 +61,28 @@ impl Counter {
     /// How many.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// Counts by reason.
+#[derive(Default)]
+pub struct Refusals([Counter; 6]);
+
+impl Refusals {
+    /// One more.
+    pub fn inc(&self, why: SigningRefusal) {
+        self.0[(why as usize).min(self.0.len() - 1)].inc();
+    }
+
+    fn write(&self, out: &mut String) {
+        let name = "mesh_control_certificates_refused_total";
+        let _ =
+            writeln!(out, "# HELP {name} Certificates that nodes asked for in vain.\n# TYPE {name} counter");
+        for (number, counter) in self.0.iter().enumerate().skip(1) {
+            let why = SigningRefusal::try_from(number as i32).unwrap_or_default();
+            let why = why.as_str_name().to_ascii_lowercase();
+            let _ = writeln!(out, "{name}{{reason=\"{why}\"}} {}", counter.get());
+        }
     }
 }
 
@@ -129,9 +159,16 @@ impl Metrics {
                 "Workloads that an agent may not or cannot register.",
                 &self.registrations_refused,
             ),
+            (
+                "mesh_control_joins_refused_total",
+                "Nodes that came with a token and may not join.",
+                &self.joins_refused,
+            ),
+            ("mesh_control_certificates_issued_total", "Certificates handed out.", &self.certificates_issued),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", counter.get());
         }
+        self.certificates_refused.write(&mut out);
         for (name, help, value) in [
             (
                 "mesh_control_nodes_connected",

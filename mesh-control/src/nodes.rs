@@ -11,7 +11,7 @@ use mesh_api::proto::v1;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use mesh_api::resource::Kind;
+use crate::xds::Type;
 
 /// How many nodes are remembered.
 const NODES_MAX: usize = 4096;
@@ -90,22 +90,22 @@ impl Nodes {
     }
 
     /// A response was sent.
-    pub fn sent(&self, name: &str, kind: Kind, revision: u64) {
-        self.with(name, |node| node.types.entry(kind.name()).or_default().sent = revision);
+    pub fn sent(&self, name: &str, kind: impl Into<Type>, revision: u64) {
+        self.with(name, |node| node.types.entry(kind.into().name()).or_default().sent = revision);
     }
 
     /// A response was taken.
-    pub fn acked(&self, name: &str, kind: Kind, revision: u64) {
+    pub fn acked(&self, name: &str, kind: impl Into<Type>, revision: u64) {
         self.with(name, |node| {
-            let status = node.types.entry(kind.name()).or_default();
+            let status = node.types.entry(kind.into().name()).or_default();
             status.acked = revision;
             status.nack = None;
         });
     }
 
     /// A response was refused.
-    pub fn nacked(&self, name: &str, kind: Kind, cause: String) {
-        self.with(name, |node| node.types.entry(kind.name()).or_default().nack = Some(cause));
+    pub fn nacked(&self, name: &str, kind: impl Into<Type>, cause: String) {
+        self.with(name, |node| node.types.entry(kind.into().name()).or_default().nack = Some(cause));
     }
 
     /// A session begins and takes over from an earlier one; its number is for [`Nodes::is_current`]. `None`:
@@ -143,6 +143,17 @@ impl Nodes {
         self.0.lock().clone()
     }
 
+    /// Whether every node that has a configuration stream has taken what it was sent of a type at `revision` or
+    /// later.
+    pub fn all_have(&self, kind: Type, revision: u64) -> bool {
+        let nodes = self.0.lock();
+        nodes.values().filter(|node| node.connected).all(|node| {
+            node.types
+                .get(kind.name())
+                .is_some_and(|status| status.acked >= revision && status.nack.is_none())
+        })
+    }
+
     /// How many have a configuration stream.
     pub fn connected_count(&self) -> usize {
         self.0.lock().values().filter(|node| node.connected).count()
@@ -155,6 +166,8 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::resource::Kind;
+
     use super::*;
 
     #[test]

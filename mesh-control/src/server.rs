@@ -1,6 +1,6 @@
 //! Puts the control plane together, and takes it down again.
 //!
-//! data directory → authority → store → engine → admin token → ports. Nothing listens before the store has
+//! data directory → authority → store → engine → office → admin token → ports. Nothing listens before the store has
 //! been read, so no agent sees less than what was there before a restart.
 //!
 //! Invariant: whatever fails at start is one [`StartError`] that ends in a remedy.
@@ -21,18 +21,22 @@ use tokio::task::JoinHandle;
 
 use crate::auth::Role;
 use crate::auth::token::{Minted, TokenRecord};
-use crate::clock::unix_ms;
+use crate::ca::CaError;
+use crate::ca::authority::Authority;
+use crate::ca::names::server_names;
+use crate::ca::office::{Office, OfficeError};
+use crate::ca::verify::Clients;
+use crate::clock::{unix_ms, unix_s};
 use crate::config::Serve;
 use crate::engine::Engine;
 use crate::rest::Site;
 use crate::stop::stopped;
 use crate::store::{Options, RedbStore, Timings};
-use crate::tls::ca::{Ca, CaError, server_names};
 use crate::tls::{self, ServerCert};
 use crate::{agents, rest};
 
-/// How often the server's certificate is made anew: long before it ends.
-const RENEW: Duration = Duration::from_hours(24);
+/// How often the authority looks whether something is due.
+const TICK: Duration = Duration::from_secs(1);
 /// How long a stop may take.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
@@ -53,6 +57,9 @@ pub enum StartError {
     /// The authority.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The authority's beginning.
+    #[error(transparent)]
+    Office(#[from] OfficeError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,26 +123,29 @@ pub async fn start_with(
     timings: Box<dyn Fn() -> Timings + Send + Sync>,
 ) -> Result<Running, StartError> {
     let times = config.times().map_err(StartError::Flags)?;
-    let ca = Ca::open(&config.data)?;
+    let lives = config.lives().map_err(StartError::Flags)?;
+    let authority = Authority::open(&config.data, config.given().as_ref(), lives, unix_s())?;
     let names = server_names(&known_as(config), hostname())?;
-    let cert = ServerCert::new(ca.server_certificate(&names)?);
-    let rest_tls = tls::acceptor(cert.clone(), &[b"http/1.1"])?;
-    let agents_tls = tls::acceptor(cert.clone(), &[b"h2"])?;
+    let cert = ServerCert::new(authority.live().server_certificate(&names, unix_s())?);
+    let clients = Clients::new(&authority.live().roots, Vec::new())?;
+    let rest_tls = tls::acceptor(cert.clone(), None, &[b"http/1.1"])?;
+    let agents_tls = tls::acceptor(cert.clone(), Some(clients.clone()), &[b"h2"])?;
 
     let engine = Engine::start(store, times)?;
     engine.ensure_mesh().await?;
     ensure_admin(&engine, &config.data).await?;
+    let office = Office::open(engine.clone(), authority, names, (cert, clients), unix_s())?;
 
     let (rest_port, api) = listen("--api", config.api).await?;
     let (agents_port, agents) = listen("--agents", config.agents).await?;
     let (stop, stopped) = watch::channel(false);
-    let site = Arc::new(Site { engine: engine.clone(), ca_fingerprint: ca.fingerprint(), timings });
+    let site = Arc::new(Site { engine: engine.clone(), office: office.clone(), timings });
     let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
     let agent_connections = tls::accept(agents_port, agents_tls, stopped.clone());
     let agents_task = {
-        let (engine, stopped) = (engine.clone(), stopped.clone());
+        let (engine, office, stopped) = (engine.clone(), office.clone(), stopped.clone());
         async move {
-            if let Err(error) = agents::serve(engine, agent_connections, stopped).await {
+            if let Err(error) = agents::serve(engine, office, agent_connections, stopped).await {
                 tracing::error!(%error, "the agents' port failed");
             }
         }
@@ -143,7 +153,7 @@ pub async fn start_with(
     let tasks = vec![
         tokio::spawn(rest::serve(site, rest_connections, stopped.clone())),
         tokio::spawn(agents_task),
-        tokio::spawn(renew(ca, names, cert, stopped)),
+        tokio::spawn(keep(office, stopped)),
     ];
     tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
     Ok(Running { api, agents, engine, stop, tasks })
@@ -172,15 +182,24 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<(TcpListener,
     Ok((listener, bound))
 }
 
-async fn renew(ca: Ca, names: Vec<String>, cert: Arc<ServerCert>, mut stop: watch::Receiver<bool>) {
+/// Has the office do what is due.
+async fn keep(office: Arc<Office>, mut stop: watch::Receiver<bool>) {
+    let mut failed = false;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RENEW) => {}
+            () = tokio::time::sleep(TICK) => {}
             () = stopped(&mut stop) => return,
         }
-        match ca.server_certificate(&names) {
-            Ok(fresh) => cert.replace(fresh),
-            Err(error) => tracing::error!(%error, "cannot renew the server's certificate"),
+        let office = office.clone();
+        let done = tokio::task::spawn_blocking(move || office.tick(unix_s())).await;
+        match done.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| error.to_string()))
+        {
+            Ok(()) => failed = false,
+            Err(error) if !failed => {
+                tracing::error!(error, "the authority cannot do what is due; trying again each second");
+                failed = true;
+            }
+            Err(_) => {}
         }
     }
 }
@@ -224,6 +243,8 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
         grants: Vec::new(),
         created_ms: unix_ms(),
         expires_ms: None,
+        single_use: false,
+        used_ms: None,
     };
     engine.add_token(record).await?;
     tracing::info!(path = %path.display(), "admin token made");

@@ -48,11 +48,13 @@ pub enum Kind {
     TransportPolicy,
     /// The mesh.
     Mesh,
+    /// Whom to believe.
+    TrustBundle,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
@@ -62,6 +64,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::TransportPolicy,
         Self::Mesh,
+        Self::TrustBundle,
     ];
 }
 
@@ -77,6 +80,7 @@ impl fmt::Display for Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TransportPolicy => "TransportPolicy",
             Self::Mesh => "Mesh",
+            Self::TrustBundle => "TrustBundle",
         })
     }
 }
@@ -188,6 +192,8 @@ impl Model {
             Kind::AuthorizationPolicy => drop(touched.authorizations.insert(name)),
             Kind::TransportPolicy => drop(touched.transports.insert(name)),
             Kind::Mesh => touched.mesh = true,
+            // Nothing is compiled of it: the agent shows it to who opens tunnels.
+            Kind::TrustBundle => {}
         }
     }
 
@@ -238,6 +244,11 @@ impl Model {
     /// The mesh; all defaults until it was told.
     pub fn mesh(&self) -> v1::Mesh {
         self.get("mesh").unwrap_or_default()
+    }
+
+    /// Whom to believe; `None` until it was told.
+    pub fn trust_bundle(&self) -> Option<v1::TrustBundle> {
+        self.get("mesh")
     }
 
     pub(crate) fn members(&self, service: &str) -> impl Iterator<Item = &Name> {

@@ -13,7 +13,7 @@ use clap::Args;
 use mesh_api::error::ApiError;
 use serde::Deserialize;
 use serde_json::Value;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// A list of some hundred thousand objects.
@@ -47,17 +47,23 @@ impl Connection {
                 self.ca.display()
             )
         })?;
-        let ca = Certificate::from_pem(&pem).map_err(|e| {
-            anyhow!(
-                "{} holds no PEM certificate ({e}); name the control plane's ca.pem with --ca",
+        // More than one while the mesh's root is rotated.
+        let items = parse_pem(&pem).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        });
+        let roots: Vec<Certificate<'static>> = items.collect();
+        if roots.is_empty() {
+            bail!(
+                "{} holds no PEM certificate; name the control plane's ca.pem with --ca",
                 self.ca.display()
-            )
-        })?;
+            );
+        }
         let token = std::fs::read_to_string(&self.token_file).with_context(|| {
             format!("cannot read the API token {}; name one with --token-file", self.token_file.display())
         })?;
         let tls = TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&[ca]))
+            .root_certs(RootCerts::new_with_certs(&roots))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .build();
         let agent = ureq::Agent::config_builder()

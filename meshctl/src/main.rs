@@ -1,8 +1,9 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`authz`], [`token`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`] and
-//! `status --kernel` ([`kernel`]) talk to the agent of this node instead: [`agent`].
+//! [`get`], [`status`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`]
+//! and `status --kernel` ([`kernel`]) or `--identities` ([`identities`]) talk to the agent of this node instead:
+//! [`agent`].
 //!
 //! Exit status: 0 done; 1 refused or failed, with one sentence that names cause and remedy; 2 wrong usage.
 
@@ -11,10 +12,12 @@
 mod agent;
 mod apply;
 mod authz;
+mod ca;
 mod client;
 mod enrol;
 mod flows;
 mod get;
+mod identities;
 mod kernel;
 mod manifest;
 mod run;
@@ -63,6 +66,12 @@ enum Command {
     /// Makes, lists and revokes tokens.
     #[command(subcommand)]
     Token(token::Token),
+    /// Lists the nodes that have joined, and ends memberships.
+    #[command(subcommand)]
+    Node(ca::Node),
+    /// Looks at the certificate authority, and rotates its keys.
+    #[command(subcommand)]
+    Ca(ca::Ca),
 }
 
 fn main() -> ExitCode {
@@ -71,13 +80,15 @@ fn main() -> ExitCode {
         Command::Apply(apply) => cli.connection.open().and_then(|client| apply.run(&client)),
         Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
-        Command::Status(status) if status.of_kernel() => status.show_kernel(),
+        Command::Status(status) if status.of_node() => status.show_node(),
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
         Command::Authz(authz) => cli.connection.open().and_then(|client| authz.run(&client)),
         Command::Flows(flows) => flows.run(),
         Command::Run(run) => run.run(),
         Command::Enrol(enrol) => enrol.run(),
         Command::Leave(leave) => leave.run(),
+        Command::Node(node) => cli.connection.open().and_then(|client| node.run(&client)),
+        Command::Ca(ca) => cli.connection.open().and_then(|client| ca.run(&client)),
         Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
     };
     match done {

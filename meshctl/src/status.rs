@@ -1,4 +1,5 @@
-//! `meshctl status`: the nodes, how far each is, and what it refused; `--kernel`: see [`crate::kernel`].
+//! `meshctl status`: the nodes, how far each is, and what it refused; `--kernel`: see [`crate::kernel`],
+//! `--identities`: [`crate::identities`].
 
 use anyhow::Result;
 use clap::Args;
@@ -6,6 +7,7 @@ use serde_json::Value;
 
 use crate::agent::RunDir;
 use crate::client::Client;
+use crate::identities;
 use crate::kernel;
 use crate::table::{self, or_dash};
 
@@ -21,17 +23,23 @@ pub struct Status {
     /// Count for a second what the programs cost
     #[arg(long, requires = "kernel")]
     measure: bool,
+    /// The certificates of this node and its workloads instead
+    #[arg(long, conflicts_with = "kernel")]
+    identities: bool,
     #[command(flatten)]
     agent: RunDir,
 }
 
 impl Status {
     /// Is it this node's agent that is to be asked?
-    pub fn of_kernel(&self) -> bool {
-        self.kernel
+    pub fn of_node(&self) -> bool {
+        self.kernel || self.identities
     }
 
-    pub fn show_kernel(&self) -> Result<()> {
+    pub fn show_node(&self) -> Result<()> {
+        if self.identities {
+            return identities::show(&self.agent, self.output == "json");
+        }
         kernel::show(&self.agent, self.measure, self.output == "json")
     }
 

@@ -14,7 +14,7 @@ pub enum Token {
     Create(Create),
     /// Lists the tokens, without their secrets
     List,
-    /// Ends a token
+    /// Ends a token, and the membership of the node that joined by it
     Revoke {
         /// As `list` shows it
         id: String,
@@ -35,9 +35,12 @@ pub struct Create {
     /// API token of this role
     #[arg(long, value_parser = ["admin", "editor", "viewer"])]
     role: Option<String>,
-    /// Life of the token, such as 24h; without, it ends when it is revoked
+    /// Life of the token, such as 24h; without, it ends when it is revoked. A node that has joined stays
     #[arg(long)]
     ttl: Option<String>,
+    /// Good for one join: whoever comes with it again is refused
+    #[arg(long, requires = "node")]
+    single_use: bool,
 }
 
 impl Token {
@@ -50,7 +53,7 @@ impl Token {
             Token::List => {
                 let answer = client.get("/v1/tokens")?;
                 let rows: Vec<_> = answer["items"].as_array().into_iter().flatten().map(row).collect();
-                table::print(&["ID", "ROLE", "NODE", "ALLOW", "EXPIRES"], &rows);
+                table::print(&["ID", "ROLE", "NODE", "ALLOW", "EXPIRES", "USES"], &rows);
             }
             Token::Revoke { id } => {
                 client.delete(&format!("/v1/tokens/{id}"))?;
@@ -67,6 +70,9 @@ impl Create {
             Some(node) => json!({ "role": "node", "node": node, "allow": self.allow }),
             None => json!({ "role": self.role }),
         };
+        if self.single_use {
+            request["singleUse"] = json!(true);
+        }
         if let Some(ttl) = &self.ttl {
             request["ttl"] = json!(ttl);
         }
@@ -80,10 +86,16 @@ fn row(token: &Value) -> Vec<String> {
     let expires = token["expiresInSeconds"].as_i64().map_or("never".to_owned(), |left| {
         if left <= 0 { "expired".to_owned() } else { format!("in {}", human(left)) }
     });
-    vec![text("id"), text("role"), or_dash(text("node")), or_dash(allow.join(",")), expires]
+    let uses = match (token["singleUse"] == true, token["used"] == true) {
+        (false, _) => "any",
+        (true, false) => "one",
+        (true, true) => "used",
+    };
+    let node = or_dash(text("node"));
+    vec![text("id"), text("role"), node, or_dash(allow.join(",")), expires, uses.to_owned()]
 }
 
-fn human(seconds: i64) -> String {
+pub fn human(seconds: i64) -> String {
     match seconds {
         s if s >= 2 * 86_400 => format!("{}d", s / 86_400),
         s if s >= 2 * 3_600 => format!("{}h", s / 3_600),

@@ -267,6 +267,13 @@ impl Node {
         agent_socket::request(&self.socket(), &request, descriptors)
     }
 
+    /// The certificates that the agent holds, and whom it believes, as it shows them.
+    #[track_caller]
+    pub fn identities(&self) -> Value {
+        agent_socket::request_file(&self.socket(), &json!({"v": 1, "op": "identities"}))
+            .unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
+    }
+
     fn meshctl_command(&self, args: &[&str]) -> Command {
         let mut command = process::command(&self.agent_cgroup, own_program("meshctl"));
         command.args(args).arg("--run-dir").arg(self.work.join("run"));

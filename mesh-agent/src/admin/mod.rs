@@ -1,6 +1,6 @@
 //! The server of `agent.sock`: reads a request, has it done, answers.
 //!
-//! peers (root only) ──▶ [`socket`] ──▶ **admin** ──▶ { enrol, snapshot, status, kernel, flows, log filter }
+//! peers (root only) ──▶ [`socket`] ──▶ **admin** ──▶ { enrol, snapshot, identities, status, kernel, flows, log filter }
 //!
 //! Invariants: nobody but uid 0 is answered with anything but a refusal; connections are bounded, each waits
 //! for its next request for a bounded time; what a request may carry is bounded by a packet.
@@ -27,6 +27,7 @@ use crate::config::resource::show_revision;
 use crate::config::xds::XdsStats;
 use crate::enrol::{Enrolled, Enrolments, Wanted};
 use crate::handover::HAND_OVER;
+use crate::identity::Identities;
 use crate::kernel::Kernel;
 use crate::telemetry::{ended::Ended, open::Open};
 use log::LogFilter;
@@ -46,6 +47,8 @@ pub struct Admin {
     pub node: String,
     /// Enrolment.
     pub enrolments: Enrolments,
+    /// Certificates.
+    pub identities: Identities,
     /// Snapshot and conditions.
     pub config: Config,
     /// In step with the control plane?
@@ -143,10 +146,8 @@ impl Admin {
             return Answer::refused(text).into();
         }
         match request.op.as_str() {
-            "snapshot" => match self.snapshot() {
-                Ok(file) => Reply::Answer(Box::new(Answer::ok()), Some(file)),
-                Err(error) => Answer::refused(format!("the snapshot cannot be shown: {error}")).into(),
-            },
+            "snapshot" => in_a_file("snapshot", &dump::snapshot(&self.config.snapshot())),
+            "identities" => in_a_file("identities", &self.identities.dump()),
             "flows" => Reply::Flows(request.flows),
             _ => self.plain(peer, request, fds).await.unwrap_or_else(Answer::refused).into(),
         }
@@ -184,13 +185,14 @@ impl Admin {
                 Ok(Answer::ok())
             }
             other => Err(format!(
-                "op: {other:?} is not enrol, run, leave, status, kernel, flows, snapshot, log or handOver"
+                "op: {other:?} is not enrol, run, leave, status, kernel, flows, snapshot, identities, log or handOver"
             )),
         }
     }
 
     async fn status(&self) -> NodeStatus {
         let snapshot = self.config.snapshot();
+        let (identities, more_identities) = self.identities.status();
         NodeStatus {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -201,6 +203,8 @@ impl Admin {
             workloads: snapshot.workloads.len(),
             enrolled: self.enrolments.list().await,
             conditions: self.config.conditions().list(),
+            identities,
+            more_identities,
         }
     }
 
@@ -214,14 +218,21 @@ impl Admin {
         let status = tokio::task::spawn_blocking(viewed).await.map_err(|e| e.to_string())?;
         Ok(Answer { kernel: Some(status.map_err(|e| e.to_string())?), ..Answer::ok() })
     }
+}
 
-    fn snapshot(&self) -> io::Result<OwnedFd> {
-        let json = serde_json::to_vec_pretty(&dump::snapshot(&self.config.snapshot()))?;
-        let file = rustix::fs::memfd_create("snapshot", rustix::fs::MemfdFlags::CLOEXEC)?;
+/// An answer that no packet holds.
+fn in_a_file(name: &str, value: &serde_json::Value) -> Reply {
+    let write = || -> io::Result<OwnedFd> {
+        let json = serde_json::to_vec_pretty(value)?;
+        let file = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut file = std::fs::File::from(file);
         file.write_all(&json)?;
         io::Seek::rewind(&mut file)?;
         Ok(file.into())
+    };
+    match write() {
+        Ok(file) => Reply::Answer(Box::new(Answer::ok()), Some(file)),
+        Err(error) => Answer::refused(format!("{name} cannot be shown: {error}")).into(),
     }
 }
 

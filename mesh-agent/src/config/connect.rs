@@ -1,11 +1,10 @@
-//! The connection to the control plane: TLS against the one CA that the join token names, HTTP/2 with
-//! keep-alive, the token on every call.
+//! The connection to the control plane: mutual TLS with the node's certificate, HTTP/2 with keep-alive.
 //!
-//! join token ──▶ **connect** ──Channel──▶ { xds, session }
+//! membership (identity) ──▶ **connect** ──Channel──▶ { xds, session, identity }
 //!
-//! Invariant: no certificate of the machine's own store is trusted; the root is the certificate in the
-//! presented chain whose SHA-256 equals the token's, and the chain is verified against it, server name and
-//! validity included. Not here: when to connect again (xds, session).
+//! Invariant: no certificate of the machine's own store is trusted; the roots are those of the mesh's bundle, and the
+//! certificate in the presented chain whose SHA-256 equals the join token's; the chain is verified against them,
+//! server name and validity included. Not here: joining (identity), when to connect again (xds, session).
 
 use std::fmt;
 use std::future::Future;
@@ -26,9 +25,11 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::identity::Credentials;
+use crate::identity::make::MakeError;
+use crate::identity::member::Member;
 
 /// How long TCP and TLS together may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -46,8 +47,7 @@ pub struct JoinToken {
 // The secret must not reach a log.
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.text.split('.').nth(1).unwrap_or_default();
-        write!(f, "JoinToken({id})")
+        write!(f, "JoinToken({})", self.id())
     }
 }
 
@@ -70,6 +70,12 @@ pub enum ConnectError {
     /// The control plane's address is not usable.
     #[error("--control {0:?} is not of the form https://HOST:PORT")]
     Address(String),
+    /// The node is no member, and cannot become one.
+    #[error("this node cannot join: {0}")]
+    Join(String),
+    /// The certificate that came is not usable.
+    #[error(transparent)]
+    Certificate(#[from] MakeError),
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] TlsError),
@@ -113,10 +119,19 @@ impl JoinToken {
         Self::parse(&text)
     }
 
-    fn bearer(&self) -> Result<MetadataValue<Ascii>, ConnectError> {
-        format!("Bearer {}", self.text)
-            .parse()
-            .map_err(|_| ConnectError::Token("it holds characters that are not printable ASCII"))
+    /// As it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its public name.
+    pub fn id(&self) -> &str {
+        self.text.split('.').nth(1).unwrap_or_default()
+    }
+
+    /// SHA-256 of the root that it names.
+    pub fn pin(&self) -> [u8; 32] {
+        self.pin
     }
 }
 
@@ -131,10 +146,10 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(out)
 }
 
-/// Trusts exactly one root: the certificate with this hash, which the server shows in its chain.
+/// Trusts the roots of the mesh, and the certificate with the pinned hash, which the server shows in its chain.
 #[derive(Debug)]
 struct Pinned {
-    pin: [u8; 32],
+    credentials: Arc<Credentials>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -147,12 +162,18 @@ impl ServerCertVerifier for Pinned {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let root = std::iter::once(leaf)
-            .chain(rest)
-            .find(|cert| Sha256::digest(cert.as_ref()).as_slice() == self.pin)
-            .ok_or(TlsError::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        let (pin, believed) = self.credentials.believed();
+        let is_pinned = |cert: &&CertificateDer<'_>| {
+            pin.is_some_and(|pin| Sha256::digest(cert.as_ref()).as_slice() == pin)
+        };
+        let pinned = std::iter::once(leaf).chain(rest).find(is_pinned).map(|cert| cert.clone().into_owned());
         let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
+        for root in believed.into_iter().chain(pinned) {
+            roots.add(root)?;
+        }
+        if roots.is_empty() {
+            return Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
+        }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| TlsError::General(error.to_string()))?;
@@ -189,13 +210,21 @@ impl ServerCertVerifier for Pinned {
 pub struct ControlPlane {
     host: Arc<str>,
     port: u16,
-    bearer: MetadataValue<Ascii>,
-    tls: Arc<rustls::ClientConfig>,
+    /// Shows the node's certificate.
+    mutual: Arc<rustls::ClientConfig>,
+    /// Shows none: to join.
+    plain: Arc<rustls::ClientConfig>,
+    member: Option<Arc<Member>>,
 }
 
 impl ControlPlane {
-    /// From `https://HOST:PORT` and a join token.
-    pub fn new(address: &str, token: &JoinToken) -> Result<Self, ConnectError> {
+    /// From `https://HOST:PORT`, for a node.
+    pub fn new(address: &str, member: Arc<Member>) -> Result<Self, ConnectError> {
+        let this = Self::to(address, member.credentials())?;
+        Ok(Self { member: Some(member), ..this })
+    }
+
+    fn to(address: &str, credentials: &Arc<Credentials>) -> Result<Self, ConnectError> {
         let bad = || ConnectError::Address(address.to_owned());
         let uri: Uri = address.parse().map_err(|_| bad())?;
         if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
@@ -205,19 +234,40 @@ impl ControlPlane {
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         ServerName::try_from(host.to_string()).map_err(|_| bad())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let pinned = Pinned { pin: token.pin, provider: provider.clone() };
+        let pinned = Pinned { credentials: credentials.clone(), provider: provider.clone() };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(pinned))
-            .with_no_client_auth();
+            .with_client_cert_resolver(credentials.clone());
         tls.alpn_protocols = vec![b"h2".to_vec()];
+        // A session that was begun with the certificate of before shows that one.
+        tls.resumption = rustls::client::Resumption::disabled();
+        let mut plain = tls.clone();
+        plain.client_auth_cert_resolver = Arc::new(Credentials::default());
         let port = uri.port_u16().unwrap_or(15012);
-        Ok(Self { host, port, bearer: token.bearer()?, tls: Arc::new(tls) })
+        Ok(Self { host, port, mutual: Arc::new(tls), plain: Arc::new(plain), member: None })
     }
 
-    /// A new connection.
+    /// A new connection as a member: joins first where the node is none.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
+        if let Some(member) = &self.member {
+            member.ensure(self).await?;
+        }
+        self.channel(true).await
+    }
+
+    /// Notes what a call ended with: a certificate that is not taken is doubted.
+    pub fn heard(&self, status: &tonic::Status) {
+        let refused = status.code() == tonic::Code::Unauthenticated
+            || std::error::Error::source(status).is_some_and(|cause| chain(cause).contains("fatal alert"));
+        if let Some(member) = self.member.as_ref().filter(|_| refused) {
+            member.doubt();
+        }
+    }
+
+    /// A new connection, with the node's certificate or (to join) without one.
+    pub async fn channel(&self, mutual: bool) -> Result<Channel, ConnectError> {
         let authority =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.to_string() };
         let at = format!("{authority}:{}", self.port);
@@ -236,21 +286,18 @@ impl ControlPlane {
             // A full sync is one large message; small windows would cost it a round trip per 64 KiB.
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20);
-        endpoint.connect_with_connector(self.clone()).await.map_err(|e| unreachable(&e))
+        let dialler = Dialler { control: self.clone(), mutual };
+        endpoint.connect_with_connector(dialler).await.map_err(|e| unreachable(&e))
     }
 
-    /// Puts the token on every call.
-    pub fn authorize(&self) -> Authorize {
-        Authorize { bearer: self.bearer.clone() }
-    }
-
-    async fn dial(self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    async fn dial(self, mutual: bool) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let stream = tokio::time::timeout(CONNECT, TcpStream::connect((&*self.host, self.port)))
             .await
             .map_err(|_| timed_out("no answer to TCP"))??;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(self.host.to_string()).map_err(io::Error::other)?;
-        let tls = tokio::time::timeout(CONNECT, TlsConnector::from(self.tls).connect(name, stream))
+        let config = if mutual { self.mutual } else { self.plain };
+        let tls = tokio::time::timeout(CONNECT, TlsConnector::from(config).connect(name, stream))
             .await
             .map_err(|_| timed_out("no answer to the TLS handshake"))??;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
@@ -278,7 +325,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl tower::Service<Uri> for ControlPlane {
+/// Opens connections of one kind.
+struct Dialler {
+    control: ControlPlane,
+    mutual: bool,
+}
+
+impl tower::Service<Uri> for Dialler {
     type Response = TokioIo<TlsStream<TcpStream>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
@@ -288,20 +341,7 @@ impl tower::Service<Uri> for ControlPlane {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        Box::pin(self.clone().dial())
-    }
-}
-
-/// Adds `authorization: Bearer …`.
-#[derive(Clone)]
-pub struct Authorize {
-    bearer: MetadataValue<Ascii>,
-}
-
-impl Interceptor for Authorize {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-        request.metadata_mut().insert("authorization", self.bearer.clone());
-        Ok(request)
+        Box::pin(self.control.clone().dial(self.mutual))
     }
 }
 

@@ -23,6 +23,7 @@ pub mod resource;
 pub mod sync;
 #[cfg(test)]
 mod tests;
+mod trust;
 pub mod xds;
 
 use std::collections::BTreeMap;
@@ -103,6 +104,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     epoch: watch::Receiver<u64>,
+    trust: watch::Receiver<Arc<v1::TrustBundle>>,
 }
 
 struct Shared {
@@ -133,9 +135,10 @@ pub fn start(options: Options, maps: Arc<dyn Maps>, snapshot: Arc<ArcSwap<Snapsh
         enrolled: AtomicUsize::new(0),
     });
     let (epochs, epoch) = watch::channel(0);
-    let owner = owner::Owner::new(options, maps, shared.clone(), epochs);
+    let (sender, trust) = trust::Trust::new();
+    let owner = owner::Owner::new(options, maps, shared.clone(), (epochs, sender));
     tokio::spawn(owner.run(queue));
-    Handle { commands, shared, epoch }
+    Handle { commands, shared, epoch, trust }
 }
 
 impl Handle {
@@ -200,6 +203,16 @@ impl Handle {
     /// What is wrong.
     pub fn conditions(&self) -> &Conditions {
         &self.shared.conditions
+    }
+
+    /// The same, for who outlives this handle.
+    pub fn shared_conditions(&self) -> Arc<Conditions> {
+        self.shared.conditions.clone()
+    }
+
+    /// Whom to believe; empty until somebody has said.
+    pub fn trust(&self) -> watch::Receiver<Arc<v1::TrustBundle>> {
+        self.trust.clone()
     }
 
     /// Wakes at each epoch.

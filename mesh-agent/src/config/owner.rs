@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::conditions::Lines;
 use super::resource::{Key, Kind, Rejected, Update};
+use super::trust::Trust;
 use super::{Command, Known, Maps, Options, Shared, disk};
 use crate::kernel::ApplyError;
 
@@ -41,6 +42,7 @@ pub(super) struct Owner {
     pub(super) maps: Arc<dyn Maps>,
     shared: Arc<Shared>,
     epochs: watch::Sender<u64>,
+    trust: Trust,
     pub(super) compiler: Compiler,
     view: View,
     /// Where the control plane's history stands; empty: nothing was received yet.
@@ -100,7 +102,7 @@ impl Owner {
         options: Options,
         maps: Arc<dyn Maps>,
         shared: Arc<Shared>,
-        epochs: watch::Sender<u64>,
+        (epochs, trust): (watch::Sender<u64>, Trust),
     ) -> Self {
         let saved = disk::load(&options.state_dir).unwrap_or_default();
         let capacities = maps.capacities();
@@ -131,6 +133,7 @@ impl Owner {
             maps,
             shared,
             epochs,
+            trust,
             compiler,
             revision: Revision::default(),
             locals: HashMap::new(),
@@ -306,6 +309,7 @@ impl Owner {
         self.decoded += upserts;
         let outcome = self.compiler.apply(batch, self.revision.clone());
         self.publish(outcome, began);
+        self.trust.follow(self.compiler.model());
         self.save_soon();
         let epoch = self.compiler.snapshot().epoch;
         tracing::debug!(epoch, upserts, removes, took = ?began.elapsed(), "update in force");

@@ -31,7 +31,7 @@ use super::{Handle, Known};
 const MAX_RESPONSE: usize = 64 << 20;
 /// From connecting to the barrier, at most.
 const FIRST_SYNC: Duration = Duration::from_secs(15);
-/// Answers on their way, at most: six types, each with a response or two in flight.
+/// Answers on their way, at most: ten types, few with more than one response in flight.
 const ANSWERS: usize = 16;
 /// `INVALID_ARGUMENT` of gRPC: the code of a NACK.
 const INVALID: i32 = 3;
@@ -108,19 +108,18 @@ impl Client {
             Ok(channel) => channel,
             Err(error) => return End::Failed(error.to_string()),
         };
-        let mut client =
-            AggregatedDiscoveryServiceClient::with_interceptor(channel, self.control.authorize())
-                .max_decoding_message_size(MAX_RESPONSE)
-                .max_encoding_message_size(MAX_RESPONSE);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(MAX_RESPONSE)
+            .max_encoding_message_size(MAX_RESPONSE);
         let (answers, requests) = mpsc::channel(ANSWERS);
         for request in self.subscriptions(known, full) {
-            // There is room for five.
+            // There is room for all types.
             let _ = answers.try_send(request);
         }
         let call = client.delta_aggregated_resources(ReceiverStream::new(requests));
         let mut responses = match timeout_at(deadline, call).await {
             Err(_) => return End::Failed(format!("no answer within {FIRST_SYNC:?}")),
-            Ok(Err(status)) => return End::Failed(explain(&status)),
+            Ok(Err(status)) => return self.refused(&status),
             Ok(Ok(response)) => response.into_inner(),
         };
         loop {
@@ -137,7 +136,7 @@ impl Client {
             let response = match message {
                 Ok(Some(response)) => response,
                 Ok(None) => return End::Failed("it ended the stream".into()),
-                Err(status) => return End::Failed(explain(&status)),
+                Err(status) => return self.refused(&status),
             };
             match sync.on_response(response) {
                 Step::Wait => {}
@@ -162,6 +161,11 @@ impl Client {
                 }
             }
         }
+    }
+
+    fn refused(&self, status: &tonic::Status) -> End {
+        self.control.heard(status);
+        End::Failed(explain(status))
     }
 
     /// Hands the update to the config task and answers for it.
@@ -237,10 +241,7 @@ fn nack_reason(kind: Kind, rejected: &[Rejected]) -> Option<String> {
 pub fn explain(status: &tonic::Status) -> String {
     match status.code() {
         tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
-            format!(
-                "it refused the join token ({}): make one with `meshctl token create --node`",
-                status.message()
-            )
+            format!("it refused this node: {}", status.message())
         }
         code => {
             let said =

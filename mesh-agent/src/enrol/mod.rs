@@ -32,9 +32,10 @@ use std::time::Duration;
 use mesh_api::local::LocalWorkload;
 use mesh_core::locality::Locality;
 use mesh_core::plan::LocalSlots;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::config::Handle as Config;
+use crate::identity::renew::Accounts;
 use crate::session::{Handle as Session, Name, Verdict};
 use datapath::{DataPath, Install, key_of};
 use host::Seat;
@@ -86,6 +87,8 @@ struct Inner {
     config: Config,
     session: Session,
     table: Mutex<Table>,
+    /// Of those that the control plane has taken.
+    accounts: watch::Sender<Accounts>,
 }
 
 /// Where a workload is: its namespace, and the cgroup that it lives in.
@@ -101,7 +104,8 @@ impl Enrolments {
     /// Nobody yet. [`Enrolments::restore`] is to be called before anybody enrols.
     pub fn new(settings: Settings, data: Box<dyn DataPath>, config: Config, session: Session) -> Self {
         let table = Mutex::new(Table::new(data.enrolled()));
-        Self { inner: Arc::new(Inner { settings, data, config, session, table }) }
+        let accounts = watch::Sender::default();
+        Self { inner: Arc::new(Inner { settings, data, config, session, table, accounts }) }
     }
 
     /// Enrols a workload that lives, or will, in the cgroup of this descriptor.
@@ -155,6 +159,11 @@ impl Enrolments {
     /// Who is enrolled.
     pub async fn list(&self) -> Vec<LocalWorkload> {
         self.inner.table.lock().await.iter().map(|live| describe(&live.record)).collect()
+    }
+
+    /// The accounts of workloads that the control plane has taken.
+    pub fn accounts(&self) -> watch::Receiver<Accounts> {
+        self.inner.accounts.subscribe()
     }
 
     /// Acts on verdicts that nobody waited for; runs as long as the session does.
@@ -339,8 +348,14 @@ impl Enrolments {
         tokio::spawn(watcher).abort_handle()
     }
 
-    /// Writes who is enrolled to disk, off this thread; the lock on the table orders the writes.
+    /// Tells who is enrolled, and writes it to disk, off this thread; the lock on the table orders the writes.
     async fn remember(&self, table: &Table) {
+        self.inner.accounts.send_if_modified(|told| {
+            let now = table.accounts();
+            let new = *told != now;
+            *told = now;
+            new
+        });
         let directory = self.inner.settings.state_dir.clone();
         let records = table.records();
         let saved = tokio::task::spawn_blocking(move || persist::save(&directory, records)).await;

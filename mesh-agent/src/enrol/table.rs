@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use super::cgroup;
 use super::persist::Record;
 use crate::config::Numbers;
+use crate::identity::renew::Accounts;
 use crate::session::Name;
 
 /// Workloads that have room.
@@ -113,6 +114,12 @@ impl Table {
     /// What an earlier agent left and nobody has claimed: to be removed.
     pub fn orphans(&mut self) -> Vec<(EnrolledKey, Enrolled)> {
         std::mem::take(&mut self.adopted)
+    }
+
+    /// Namespaces and service accounts of those that the control plane has taken.
+    pub fn accounts(&self) -> Accounts {
+        let taken = self.live.values().map(|live| &live.record).filter(|record| record.accepted);
+        taken.map(|record| (record.namespace.clone(), record.service_account.clone())).collect()
     }
 
     /// What is remembered of all.

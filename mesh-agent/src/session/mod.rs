@@ -151,7 +151,7 @@ impl Session {
 
     async fn open(&mut self) -> Result<Stream, String> {
         let channel = self.control.connect().await.map_err(|e| e.to_string())?;
-        let mut client = NodeClient::with_interceptor(channel, self.control.authorize());
+        let mut client = NodeClient::new(channel);
         let (up, messages) = mpsc::channel(64);
         let hello = Hello {
             node: self.node.clone(),
@@ -160,7 +160,8 @@ impl Session {
         };
         say(&up, Up::Hello(hello)).await?;
         let call = timeout(SEND, client.session(ReceiverStream::new(messages)));
-        let down = call.await.map_err(|_| "no answer".to_owned())?.map_err(|s| explain(&s))?.into_inner();
+        let down =
+            call.await.map_err(|_| "no answer".to_owned())?.map_err(|s| self.refused(&s))?.into_inner();
         for upsert in self.table.again() {
             say(&up, Up::Upsert(upsert)).await?;
         }
@@ -195,7 +196,7 @@ impl Session {
                         self.on_down(message.message);
                     }
                     Ok(None) => return Err("it ended the stream".into()),
-                    Err(status) => return Err(explain(&status)),
+                    Err(status) => return Err(self.refused(&status)),
                 },
                 _ = heartbeat.tick() => {
                     say(&up, Up::Heartbeat(Heartbeat {})).await?;
@@ -211,6 +212,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn refused(&self, status: &tonic::Status) -> String {
+        self.control.heard(status);
+        explain(status)
     }
 
     fn on_down(&mut self, message: Option<Down>) {

@@ -98,6 +98,10 @@ metrics! {
     CONTROL_CONNECTED = "mesh_control_connected", Gauge, &[], "1: in step with a control plane.";
     WORKLOADS = "mesh_workloads", Gauge, &[], "Workloads enrolled on this node.";
     SERVICES = "mesh_services", Gauge, &[], "Service ports that this node knows.";
+    IDENTITY_EXPIRES = "mesh_identity_expires_seconds", Gauge, &["identity"], "Until the certificate of an identity of this node ends; below 0: it has ended. The node's own among them.";
+    IDENTITY_MISSING = "mesh_identity_missing", Gauge, &[], "Identities of this node's workloads that have no certificate yet.";
+    IDENTITY_RENEWED = "mesh_identity_renewed_total", Counter, &[], "Certificates that the control plane has issued to this node.";
+    IDENTITY_FAILED = "mesh_identity_failed_total", Counter, &[], "Certificates that were asked for in vain; the condition of the identity says why.";
     CONDITIONS = "mesh_conditions", Gauge, &[], "Things that are not as they should be; `meshctl status` names them.";
 }
 

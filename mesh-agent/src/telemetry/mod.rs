@@ -13,6 +13,7 @@ pub mod ended;
 mod family;
 pub mod flows;
 mod http;
+mod identities;
 pub mod metrics;
 pub mod names;
 pub mod open;
@@ -30,6 +31,7 @@ use prometheus::{Registry, TextEncoder};
 
 use crate::config::Handle as Config;
 use crate::config::xds::XdsStats;
+use crate::identity::Identities;
 use crate::kernel::{Fill, Kernel};
 use crate::path::Proxy;
 use ended::Ended;
@@ -59,6 +61,8 @@ pub struct Sources {
     pub xds: Arc<XdsStats>,
     /// Connections that a change of policy has ended.
     pub revoked: Arc<AtomicU64>,
+    /// Certificates of this node.
+    pub identities: Identities,
 }
 
 /// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
@@ -183,6 +187,7 @@ impl Collector for Mesh {
         families.extend(self.fill());
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());
+        families.extend(identities::families(&self.sources.identities));
         families
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A request is answered by one packet; `flows` by [`FlowPage`]s up to the last one, or until the reader hangs
 //! up. `enrol` brings the descriptors of a network namespace and of a cgroup directory, `run` that of a
-//! namespace; the answer to `snapshot` brings a file with the JSON, because a packet is bounded.
+//! namespace; the answers to `snapshot` and `identities` bring a file with the JSON, because a packet is bounded.
 //!
 //! Not here: the socket itself (mesh-agent, meshctl), who may speak (root only, checked by the agent).
 
@@ -30,7 +30,7 @@ pub const SOCKET: &str = "agent.sock";
 pub struct Request {
     /// [`VERSION`].
     pub v: u32,
-    /// `enrol`, `run`, `leave`, `status`, `kernel`, `flows`, `snapshot` or `log`; between two agents `handOver`
+    /// `enrol`, `run`, `leave`, `status`, `kernel`, `flows`, `snapshot`, `identities` or `log`; between two agents `handOver`
     /// and `taken`.
     pub op: String,
     /// Mesh namespace of the workload.
@@ -164,6 +164,28 @@ pub struct NodeStatus {
     pub enrolled: Vec<LocalWorkload>,
     /// What is wrong.
     pub conditions: Vec<String>,
+    /// Certificates: the node's own, then those of its workloads' identities.
+    #[serde(default)]
+    pub identities: Vec<IdentityStatus>,
+    /// Identities that did not fit.
+    #[serde(default)]
+    pub more_identities: usize,
+}
+
+/// A certificate of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityStatus {
+    /// `spiffe://…`
+    pub identity: String,
+    /// Serial number, hexadecimal; empty: it has no certificate yet.
+    pub serial: String,
+    /// Until its certificate ends; below 0: it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_in_seconds: Option<i64>,
+    /// Why there is no newer one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub failure: String,
 }
 
 impl Answer {

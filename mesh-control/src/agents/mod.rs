@@ -1,10 +1,12 @@
-//! The port for agents, :15012: delta xDS and `Node.Session` over TLS, with a join token on every call.
+//! The port for agents, :15012: delta xDS and `Node.Session` over mutual TLS; and certificates (`Identity`), for which
+//! a join token opens the door.
 //!
-//! Invariant: a call without a valid token of role `node` sees nothing; who calls is known from the token,
-//! never from what the call says.
+//! Invariant: a call without the certificate of a member sees nothing but `Identity.Join`; who calls is known from
+//! the certificate, never from what the call says.
 //!
 //! Not here: what configuration is sent (`xds`), what a session does ([`session`]).
 
+mod identity;
 mod session;
 mod workload;
 
@@ -15,6 +17,7 @@ use mesh_api::proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use mesh_api::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_api::proto::v1::identity_server::IdentityServer;
 use mesh_api::proto::v1::node_server::{Node, NodeServer};
 use mesh_api::proto::v1::{SessionDown, SessionUp};
 use tokio::sync::{mpsc, watch};
@@ -23,11 +26,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::{Principal, Role};
-use crate::clock::unix_ms;
+use crate::ca::peer::Peer;
+use crate::clock::unix_s;
 use crate::engine::Engine;
 use crate::stop::stopped;
-use crate::tls::Connection;
+use crate::tls::{Connection, Origin};
 use crate::xds::stream;
 
 /// Responses that wait between a stream's task and its connection.
@@ -42,12 +45,14 @@ const MESSAGE_MAX: usize = 64 << 20;
 
 struct Agents {
     engine: Arc<Engine>,
+    office: identity::Office,
     stop: watch::Receiver<bool>,
 }
 
 /// Serves connections until the channel ends or `stop` turns true.
 pub async fn serve(
     engine: Arc<Engine>,
+    office: identity::Office,
     connections: mpsc::Receiver<Connection>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
@@ -55,9 +60,10 @@ pub async fn serve(
         let engine = engine.clone();
         move |request: Request<()>| authenticate(&engine, request)
     };
-    let agents = Arc::new(Agents { engine, stop: stop.clone() });
+    let agents = Arc::new(Agents { engine, office, stop: stop.clone() });
     let discovery =
         AggregatedDiscoveryServiceServer::from_arc(agents.clone()).max_decoding_message_size(MESSAGE_MAX);
+    let identity = IdentityServer::from_arc(agents.clone());
     let node = NodeServer::from_arc(agents);
     let mut stop = stop;
     Server::builder()
@@ -66,6 +72,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS)
         .add_service(tonic::service::interceptor::InterceptedService::new(discovery, guard.clone()))
         .add_service(tonic::service::interceptor::InterceptedService::new(node, guard))
+        .add_service(identity)
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
             async move {
@@ -75,30 +82,23 @@ pub async fn serve(
         .await
 }
 
-fn authenticate(engine: &Engine, mut request: Request<()>) -> Result<Request<()>, Status> {
-    let bearer = request
-        .metadata()
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    let principal = bearer.and_then(|text| engine.tokens.authenticate(text.trim(), unix_ms()));
-    match principal {
-        Some(principal) if principal.role == Role::Node => {
-            request.extensions_mut().insert(principal);
-            Ok(request)
-        }
-        Some(principal) => Err(Status::permission_denied(format!(
-            "a token of role {} is not a join token; make one with `meshctl token create --node NAME --allow NS/SA`",
-            principal.role.name()
-        ))),
-        None => Err(Status::unauthenticated(
-            "no valid join token; make one with `meshctl token create --node NAME --allow NS/SA`",
-        )),
+/// Lets members through.
+fn authenticate(engine: &Engine, request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = peer_of(&request)?;
+    match engine.members.admit(&peer, unix_s()) {
+        Ok(_) => Ok(request),
+        Err(no) => Err(no.into()),
     }
 }
 
-fn caller<T>(request: &Request<T>) -> Result<Principal, Status> {
-    request.extensions().get::<Principal>().cloned().ok_or_else(|| Status::unauthenticated("no join token"))
+/// The node whose certificate was shown.
+fn peer_of<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
+    let peer = request.extensions().get::<Origin>().and_then(|origin| origin.peer.clone());
+    peer.ok_or_else(|| {
+        Status::unauthenticated(
+            "no certificate of a node: join first, with a token of `meshctl token create --node NAME --allow NS/SA`",
+        )
+    })
 }
 
 #[tonic::async_trait]
@@ -109,17 +109,17 @@ impl AggregatedDiscoveryService for Agents {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let who = caller(&request)?;
+        let peer = peer_of(&request)?;
         let engine = &self.engine;
         let shared = stream::Shared {
             hub: engine.hub.clone(),
-            tokens: engine.tokens.clone(),
+            members: engine.members.clone(),
             nodes: engine.nodes.clone(),
             metrics: engine.metrics.clone(),
         };
         let (out, responses) = mpsc::channel(OUTBOUND);
         let (requests, stop) = (request.into_inner(), self.stop.clone());
-        tokio::spawn(stream::serve(shared, who.node, who.token, requests, out, stop));
+        tokio::spawn(stream::serve(shared, peer, requests, out, stop));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }
@@ -132,10 +132,10 @@ impl Node for Agents {
         &self,
         request: Request<Streaming<SessionUp>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let who = caller(&request)?;
+        let peer = peer_of(&request)?;
         let (out, answers) = mpsc::channel(OUTBOUND);
         let (engine, stop) = (self.engine.clone(), self.stop.clone());
-        tokio::spawn(session::serve(engine, who, request.into_inner(), out, stop));
+        tokio::spawn(session::serve(engine, peer, request.into_inner(), out, stop));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

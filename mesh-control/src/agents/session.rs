@@ -24,7 +24,8 @@ use tonic::Status;
 
 use super::workload::admit;
 use crate::auth::Principal;
-use crate::clock::unix_ms;
+use crate::ca::peer::Peer;
+use crate::clock::unix_s;
 use crate::engine::Engine;
 use crate::stop::stopped;
 
@@ -32,7 +33,7 @@ use crate::stop::stopped;
 const HELLO_TIME: Duration = Duration::from_secs(10);
 /// How long an answer may stay unread.
 const SEND_TIME: Duration = Duration::from_secs(30);
-/// How often the token's expiry and a takeover are looked at.
+/// How often the end of the certificate and a takeover are looked at.
 const CHECK: Duration = Duration::from_secs(5);
 /// Workloads that one node may register.
 const WORKLOADS_MAX: usize = 4096;
@@ -42,6 +43,7 @@ pub type Outbound = mpsc::Sender<Result<SessionDown, Status>>;
 
 struct Session {
     engine: Arc<Engine>,
+    peer: Arc<Peer>,
     who: Principal,
     owner: Owner,
     number: u64,
@@ -49,22 +51,27 @@ struct Session {
     out: Outbound,
 }
 
-/// Serves a session until the node leaves, its token ends, a later session begins or the server stops.
+/// Serves a session until the node leaves, its membership ends, a later session begins or the server stops.
 pub async fn serve(
     engine: Arc<Engine>,
-    who: Principal,
+    peer: Arc<Peer>,
     mut messages: impl Stream<Item = Result<SessionUp, Status>> + Send + Unpin,
     out: Outbound,
     stop: watch::Receiver<bool>,
 ) {
-    let (node, nodes) = (who.node.clone(), engine.nodes.clone());
-    let ended = match greet(&engine, &who, &mut messages).await {
+    let (node, nodes) = (peer.node.name().to_owned(), engine.nodes.clone());
+    let admitted = engine.members.admit(&peer, unix_s()).map_err(Status::from);
+    let greeted = match admitted {
+        Ok(who) => greet(&engine, &who, &mut messages).await.map(|number| (who, number)),
         Err(status) => Err(status),
-        Ok(number) => {
+    };
+    let ended = match greeted {
+        Err(status) => Err(status),
+        Ok((who, number)) => {
             tracing::info!(%node, "session began");
             let owner = Owner::node(&node);
             let mut session =
-                Session { engine, who, owner, number, registered: BTreeSet::new(), out: out.clone() };
+                Session { engine, peer, who, owner, number, registered: BTreeSet::new(), out: out.clone() };
             let ended = session.run(messages, stop).await;
             nodes.session_ends(&node, number);
             tracing::info!(%node, "session ended");
@@ -106,7 +113,7 @@ fn check_name(who: &Principal, hello: &Hello) -> Result<(), Status> {
         return Ok(());
     }
     Err(Status::permission_denied(format!(
-        "the agent calls itself {:?} but its join token is of node {:?}: give it --node {} or another token",
+        "the agent calls itself {:?} but its certificate is of node {:?}: give it --node {} or another join token",
         hello.node, who.node, who.node
     )))
 }
@@ -123,13 +130,13 @@ impl Session {
             lease_seconds: times.lease.as_secs() as u32,
         }))
         .await?;
-        let mut tokens = self.engine.tokens.changes();
+        let mut members = self.engine.members.changes();
         let mut check = tokio::time::interval(CHECK);
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
                 _ = check.tick() => { self.require()?; continue }
-                _ = tokens.changed() => { self.require()?; continue }
+                _ = members.changed() => { self.require()?; continue }
                 () = stopped(&mut stop) => return Err(Status::unavailable("the control plane stops")),
             };
             match message {
@@ -148,10 +155,10 @@ impl Session {
         }
     }
 
-    fn require(&self) -> Result<(), Status> {
-        if !self.engine.tokens.still_valid(&self.who.token, unix_ms()) {
-            return Err(Status::unauthenticated("the join token was revoked or has expired"));
-        }
+    /// What the node may do is what its membership says now.
+    fn require(&mut self) -> Result<(), Status> {
+        let admitted = self.engine.members.admit(&self.peer, unix_s());
+        self.who = admitted.map_err(Status::from)?;
         if !self.engine.nodes.is_current(&self.who.node, self.number) {
             return Err(Status::aborted("a later session of this node has begun"));
         }

@@ -16,7 +16,7 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
     if !who.may_register(namespace, account) {
         let granted: Vec<_> = who.grants.iter().map(ToString::to_string).collect();
         return Err(format!(
-            "node {} may not host {namespace}/{account}: its join token allows {}; make one that does with `meshctl \
+            "node {} may not host {namespace}/{account}: it joined with a token for {}; make one that allows it with `meshctl \
              token create --node {} --allow {namespace}/{account}`",
             who.node,
             granted.join(", "),

@@ -1,11 +1,13 @@
 //! Who is asking, and what they may do.
 //!
-//! bearer text ──[`token`]──▶ id + secret ──[`table`]──▶ [`Principal`] {role, node, grants}
+//! people: bearer text ──[`token`]──▶ id + secret ──[`table`]──▶ [`Principal`] {role}
+//! nodes: certificate ──[`members`]──▶ [`Principal`] {node, grants}; a join token makes a node a member
 //!
 //! Invariant: a secret is never stored, logged or compared as text; only its SHA-256 is kept, and hashes
 //! are compared in constant time.
 //! Not here: how the text travels (HTTP header, gRPC metadata).
 
+pub mod members;
 pub mod table;
 pub mod token;
 

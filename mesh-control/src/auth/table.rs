@@ -1,54 +1,57 @@
 //! The tokens that are valid now, in memory.
 //!
-//! Filled from the store at start and after every write of a token; asked on every request.
-//! Long streams watch [`Tokens::changes`] and end when theirs is gone.
+//! Filled from the store at start and after every write of a token; asked on every request of people, and when a
+//! node joins.
 //!
 //! Not here: storing records (`tokens` in `engine`).
 
 use std::collections::BTreeMap;
 
 use parking_lot::RwLock;
-use tokio::sync::watch;
 
 use super::Principal;
 use super::token::{self, TokenRecord};
 
 /// All records, by id.
+#[derive(Default)]
 pub struct Tokens {
     records: RwLock<BTreeMap<String, TokenRecord>>,
-    version: watch::Sender<u64>,
 }
 
-impl Default for Tokens {
-    fn default() -> Self {
-        Self { records: RwLock::default(), version: watch::Sender::new(0) }
-    }
+/// Why a text is no valid token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoToken {
+    /// Nobody knows it, or not any more.
+    Unknown,
+    /// Its time is over. Said to who has its secret alone.
+    Expired,
 }
 
 impl Tokens {
-    /// The owner of a bearer text, if it is valid at `now_ms`.
-    pub fn authenticate(&self, text: &str, now_ms: u64) -> Option<Principal> {
-        let presented = token::parse(text)?;
+    /// The record of a bearer text that is valid at `now_ms`.
+    pub fn find(&self, text: &str, now_ms: u64) -> Result<TokenRecord, NoToken> {
+        let presented = token::parse(text.trim()).ok_or(NoToken::Unknown)?;
         let records = self.records.read();
-        let record = records.get(presented.id)?;
-        (record.accepts(presented.secret) && !record.expired(now_ms)).then(|| Principal::of(record))
+        let record = records.get(presented.id).ok_or(NoToken::Unknown)?;
+        if !record.accepts(presented.secret) {
+            return Err(NoToken::Unknown);
+        }
+        if record.expired(now_ms) { Err(NoToken::Expired) } else { Ok(record.clone()) }
     }
 
-    /// Whether the token with this id (authenticated before) is still valid.
-    pub fn still_valid(&self, id: &str, now_ms: u64) -> bool {
-        self.records.read().get(id).is_some_and(|record| !record.expired(now_ms))
+    /// The owner of a bearer text, if it is valid at `now_ms`.
+    pub fn authenticate(&self, text: &str, now_ms: u64) -> Option<Principal> {
+        self.find(text, now_ms).ok().as_ref().map(Principal::of)
     }
 
     /// Adds or replaces a record.
     pub fn insert(&self, record: TokenRecord) {
         self.records.write().insert(record.id.clone(), record);
-        self.version.send_modify(|version| *version += 1);
     }
 
     /// Forgets a record.
     pub fn remove(&self, id: &str) {
         self.records.write().remove(id);
-        self.version.send_modify(|version| *version += 1);
     }
 
     /// How many there are.
@@ -64,11 +67,6 @@ impl Tokens {
     /// All records, by id.
     pub fn list(&self) -> Vec<TokenRecord> {
         self.records.read().values().cloned().collect()
-    }
-
-    /// Turns at every insertion and removal.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
     }
 }
 
@@ -87,6 +85,8 @@ mod tests {
             grants: Vec::new(),
             created_ms: 0,
             expires_ms,
+            single_use: false,
+            used_ms: None,
         }
     }
 
@@ -96,11 +96,11 @@ mod tests {
         tokens.insert(record(&minted, Some(100)));
         let text = minted.api_text();
         assert_eq!(tokens.authenticate(&text, 99).unwrap().role, Role::Viewer);
-        assert!(tokens.authenticate(&text, 100).is_none());
+        assert_eq!(tokens.find(&text, 100), Err(NoToken::Expired));
         assert!(tokens.authenticate(&other.api_text(), 0).is_none());
         let forged = text.replace(&minted.id, &other.id);
         assert!(tokens.authenticate(&forged, 0).is_none());
         tokens.remove(&minted.id);
-        assert!(tokens.authenticate(&text, 99).is_none() && !tokens.still_valid(&minted.id, 0));
+        assert_eq!(tokens.find(&text, 99), Err(NoToken::Unknown));
     }
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::Role;
-use crate::tls::ca::hex;
+use crate::ca::hex;
 
 const API: &str = "nma";
 const JOIN: &str = "nm1";
@@ -43,6 +43,12 @@ pub struct TokenRecord {
     /// Unix milliseconds; absent: until revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// For `Role::Node`: good for one join.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub single_use: bool,
+    /// When it was used, if it is for a single use. Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_ms: Option<u64>,
 }
 
 impl TokenRecord {

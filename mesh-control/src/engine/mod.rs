@@ -12,6 +12,7 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
+pub mod members;
 mod pump;
 pub mod reads;
 pub mod tokens;
@@ -26,6 +27,7 @@ use mesh_registry::store::{Store, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::auth::members::Members;
 use crate::auth::table::Tokens;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -50,8 +52,10 @@ pub struct Engine {
     held: Mutex<Option<mesh_registry::lease::Held>>,
     /// What agents should have.
     pub hub: Arc<Hub>,
-    /// Who is valid.
+    /// Which tokens are valid.
     pub tokens: Arc<Tokens>,
+    /// Which nodes have joined.
+    pub members: Arc<Members>,
     /// What status shows of nodes.
     pub nodes: Arc<Nodes>,
     /// Counters.
@@ -69,14 +73,21 @@ impl Engine {
             applied: watch::Sender::new(0),
             held: Mutex::default(),
             tokens: Arc::default(),
+            members: Arc::default(),
             nodes: Arc::default(),
             metrics: Arc::default(),
             times,
             store,
         });
         engine.load_tokens()?;
+        engine.load_members()?;
         pump::start(&engine)?;
         Ok(engine)
+    }
+
+    /// The store, for what is neither object nor registration.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Random id of the store.

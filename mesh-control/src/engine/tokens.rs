@@ -14,6 +14,11 @@ use crate::auth::token::TokenRecord;
 use crate::clock::unix_ms;
 
 const PREFIX: &str = "/tokens/";
+/// Key of a token.
+pub(super) fn token_key(id: &str) -> String {
+    format!("{PREFIX}{id}")
+}
+
 /// How many tokens there may be.
 const TOKENS_MAX: usize = 16_384;
 
@@ -41,7 +46,7 @@ impl Engine {
                 let error = ApiError::new(Reason::Exhausted, "", TOKENS_MAX.into(), "fewer tokens");
                 return Err(error.saying(format!("there are {TOKENS_MAX} tokens; revoke some first")).into());
             }
-            let key = format!("{PREFIX}{}", record.id);
+            let key = token_key(&record.id);
             let value = serde_json::to_vec(&record).map_err(|cause| StoreError::Failed {
                 operation: "write a token",
                 cause: cause.to_string(),
@@ -55,15 +60,17 @@ impl Engine {
         .await
     }
 
-    /// Ends a token; false: there is none with this id. Streams that use it end at once.
+    /// Ends a token, and the membership of the node that joined by it; false: there is none with this id. The
+    /// node's streams end at once.
     pub async fn revoke_token(self: &Arc<Self>, id: String) -> Result<bool, WriteError> {
         self.blocking(move |engine| {
-            let key = format!("{PREFIX}{id}");
+            let key = token_key(&id);
             if engine.store.get(&key)?.is_none() {
                 return Ok(false);
             }
             engine.commit(|| Ok(engine.store.transact(Txn::default().delete(key))?))?;
             engine.tokens.remove(&id);
+            engine.revoke_joined_by(&id)?;
             Ok(true)
         })
         .await

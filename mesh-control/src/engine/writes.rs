@@ -14,8 +14,8 @@ use mesh_registry::store::StoreError;
 use serde_json::Value;
 
 use super::Engine;
+use crate::ca::hex;
 use crate::clock::unix_ms;
-use crate::tls::ca::hex;
 
 /// How long an answer waits for the registry to have taken the write in.
 const APPLY_TIME: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ fn new_uid() -> String {
 
 impl Engine {
     /// Runs `write` on a blocking thread and times it.
-    pub(super) async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         write: impl FnOnce(&Engine) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<T, WriteError> {

@@ -6,6 +6,7 @@
 //! Invariants: nothing but `/healthz` and `/readyz` answers without a token; a connection that sends nothing
 //! ends after [`HEAD_TIME`]; a stop lets requests under way finish for at most [`DRAIN_TIME`].
 
+mod authority;
 mod authz;
 mod body;
 mod caller;
@@ -30,6 +31,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::ca::office::Office;
 use crate::engine::Engine;
 use crate::metrics::Gauges;
 use crate::stop::stopped;
@@ -48,8 +50,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 pub struct Site {
     /// State of the mesh.
     pub engine: Arc<Engine>,
-    /// For join tokens.
-    pub ca_fingerprint: String,
+    /// The authority.
+    pub office: Arc<Office>,
     /// How long commits took, for metrics.
     pub timings: Box<dyn Fn() -> Timings + Send + Sync>,
 }
@@ -80,6 +82,12 @@ fn router(site: Arc<Site>) -> Router {
         .route("/v1/authz/check", get(authz::check))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
+        .route("/v1/ca", get(authority::status))
+        .route("/v1/ca/issued", get(authority::issued))
+        .route("/v1/ca/rotate", post(authority::rotate))
+        .route("/v1/ca/revoke", post(authority::revoke))
+        .route("/v1/nodes", get(authority::nodes))
+        .route("/v1/nodes/{node}/revoke", post(authority::revoke_node))
         .route("/v1/mesh", get(objects::get_mesh).put(objects::put_mesh))
         .route("/v1/{plural}", get(objects::list))
         .route("/v1/{plural}/{namespace}", get(objects::list_namespace))

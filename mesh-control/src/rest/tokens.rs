@@ -23,10 +23,10 @@ use crate::engine::Engine;
 /// Most grants of one token.
 const GRANTS_MAX: usize = 1024;
 const ACCEPTED: &str = "{role: admin | editor | viewer, ttl?: DURATION} or \
-                        {role: node, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION}";
+                        {role: node, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION, singleUse?: BOOL}";
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Create {
     role: String,
     #[serde(default)]
@@ -34,6 +34,8 @@ struct Create {
     #[serde(default)]
     allow: Vec<String>,
     ttl: Option<String>,
+    #[serde(default)]
+    single_use: bool,
 }
 
 impl Create {
@@ -54,6 +56,9 @@ impl Create {
         let names_none = self.node.is_empty() && self.allow.is_empty();
         if !of_node && !names_none {
             return refuse("node", self.node.as_str().into(), "no node and no grants with this role");
+        }
+        if !of_node && self.single_use {
+            return refuse("singleUse", true.into(), "no singleUse with this role");
         }
         let grants: Result<Vec<Grant>, ApiError> = self
             .allow
@@ -82,6 +87,8 @@ impl Create {
             grants: grants?,
             created_ms: now_ms,
             expires_ms,
+            single_use: self.single_use,
+            used_ms: None,
         })
     }
 }
@@ -97,7 +104,11 @@ pub async fn create(
     let record = create.record(&minted, unix_ms())?;
     let (id, role) = (record.id.clone(), record.role);
     site.engine.add_token(record).await?;
-    let token = if role == Role::Node { minted.join_text(&site.ca_fingerprint) } else { minted.api_text() };
+    let token = if role == Role::Node {
+        minted.join_text(&site.office.authority.live().fingerprint())
+    } else {
+        minted.api_text()
+    };
     tracing::info!(by = %who.token, token = %id, role = role.name(), "token made");
     Ok((StatusCode::CREATED, Json(json!({ "id": id, "role": role, "token": token }))))
 }
@@ -117,6 +128,8 @@ pub async fn list(_: Administrator, State(engine): State<Arc<Engine>>) -> Json<V
                 "grants": record.grants,
                 "createdMs": record.created_ms,
                 "expiresInSeconds": left,
+                "singleUse": record.single_use,
+                "used": record.used_ms.is_some(),
             })
         })
         .collect();

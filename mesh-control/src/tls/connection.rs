@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,23 +11,37 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::ca::peer::Peer;
+
+/// Where a call comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Addresses.
+    pub tcp: TcpConnectInfo,
+    /// The node that showed a certificate; `None`: nobody did, or not a node.
+    pub peer: Option<Arc<Peer>>,
+}
+
 /// One client.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
+    peer: Option<Arc<Peer>>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Connection {
     pub(super) fn new(stream: TlsStream<TcpStream>, slot: OwnedSemaphorePermit) -> Self {
-        Self { stream, _slot: slot }
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let peer = shown.and_then(Peer::of).map(Arc::new);
+        Self { stream, peer, _slot: slot }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.get_ref().0.connect_info()
+    fn connect_info(&self) -> Origin {
+        Origin { tcp: self.stream.get_ref().0.connect_info(), peer: self.peer.clone() }
     }
 }
 

@@ -6,10 +6,9 @@
 //! Invariant: a port has at most [`CONNECTIONS`] connections, handshakes included, and a handshake takes at
 //! most [`HANDSHAKE_TIME`]; further clients wait in the listening socket's backlog.
 
-pub mod ca;
 mod connection;
 
-pub use connection::Connection;
+pub use connection::{Connection, Origin};
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::ca::verify::Clients;
 use crate::stop::stopped;
 
 /// Connections at once, a port.
@@ -57,13 +57,23 @@ impl ResolvesServerCert for ServerCert {
     }
 }
 
-/// TLS 1.3 only, no client certificates, `alpn` as the protocols offered.
-pub fn acceptor(cert: Arc<ServerCert>, alpn: &[&[u8]]) -> Result<TlsAcceptor, rustls::Error> {
+/// TLS 1.3 only, `alpn` as the protocols offered; a client may show a certificate where there are `clients`, who
+/// judge it.
+pub fn acceptor(
+    cert: Arc<ServerCert>,
+    clients: Option<Arc<Clients>>,
+    alpn: &[&[u8]],
+) -> Result<TlsAcceptor, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_cert_resolver(cert);
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(cert);
+    // A resumed session would bring the certificate of before, ended or revoked meanwhile.
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

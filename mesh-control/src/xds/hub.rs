@@ -8,12 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use mesh_api::resource::Kind;
 use mesh_registry::registry::{Delta as Changes, WireResource};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::KINDS;
+use super::{TYPES, Type};
 
 /// Contents by type and name, with the streams that follow them.
 pub struct Hub {
@@ -24,13 +23,13 @@ pub struct Hub {
 #[derive(Default)]
 struct Inner {
     revision: u64,
-    contents: [BTreeMap<Arc<str>, Arc<WireResource>>; KINDS],
+    contents: [BTreeMap<Arc<str>, Arc<WireResource>>; TYPES],
     streams: HashMap<u64, Backlog>,
     next_stream: u64,
 }
 
 struct Backlog {
-    dirty: [BTreeSet<Arc<str>>; KINDS],
+    dirty: [BTreeSet<Arc<str>>; TYPES],
     wake: Arc<Notify>,
 }
 
@@ -67,7 +66,7 @@ impl Hub {
     }
 
     /// How many resources of each type there are.
-    pub fn counts(&self) -> [usize; KINDS] {
+    pub fn counts(&self) -> [usize; TYPES] {
         self.inner.lock().contents.each_ref().map(BTreeMap::len)
     }
 
@@ -80,7 +79,7 @@ impl Hub {
         let Inner { contents, streams, revision, .. } = &mut *inner;
         *revision = delta.revision.max(*revision);
         for (key, resource) in &changes {
-            let (kind, name) = (key.kind as usize, Arc::<str>::from(key.wire_name()));
+            let (kind, name) = (Type::Of(key.kind).index(), Arc::<str>::from(key.wire_name()));
             for backlog in streams.values_mut() {
                 backlog.dirty[kind].insert(name.clone());
             }
@@ -93,6 +92,18 @@ impl Hub {
             for backlog in streams.values() {
                 backlog.wake.notify_one();
             }
+        }
+    }
+
+    /// Whom to believe from now on: the one resource of its type. `revision` is of the write that it follows from.
+    pub fn trust(&self, revision: u64, bundle: WireResource) {
+        let (kind, name) = (Type::TrustBundle.index(), Arc::<str>::from(bundle.key.wire_name()));
+        let mut inner = self.inner.lock();
+        inner.revision = revision.max(inner.revision);
+        inner.contents[kind].insert(name.clone(), Arc::new(bundle));
+        for backlog in inner.streams.values_mut() {
+            backlog.dirty[kind].insert(name.clone());
+            backlog.wake.notify_one();
         }
     }
 
@@ -116,12 +127,13 @@ impl Follower {
 
     /// Differences between what an agent says it has and what it should have, with the revision. Whatever
     /// was dirty of this type is part of it.
-    pub fn first(&self, kind: Kind, has: &BTreeMap<String, String>) -> (u64, Delta) {
+    pub fn first(&self, kind: impl Into<Type>, has: &BTreeMap<String, String>) -> (u64, Delta) {
+        let kind = kind.into().index();
         let mut inner = self.hub.inner.lock();
         if let Some(backlog) = inner.streams.get_mut(&self.id) {
-            backlog.dirty[kind as usize].clear();
+            backlog.dirty[kind].clear();
         }
-        let contents = &inner.contents[kind as usize];
+        let contents = &inner.contents[kind];
         let changed = contents
             .iter()
             .filter(|(name, entry)| has.get(&***name).is_none_or(|version| **version != entry.version))
@@ -136,19 +148,19 @@ impl Follower {
     }
 
     /// Takes the dirty names of the given types with their contents, and the revision.
-    pub fn take(&self, kinds: impl IntoIterator<Item = Kind>) -> (u64, Vec<(Kind, Delta)>) {
+    pub fn take(&self, kinds: impl IntoIterator<Item = Type>) -> (u64, Vec<(Type, Delta)>) {
         let mut inner = self.hub.inner.lock();
         let Inner { contents, streams, revision, .. } = &mut *inner;
         let Some(backlog) = streams.get_mut(&self.id) else { return (*revision, Vec::new()) };
         let mut deltas = Vec::new();
         for kind in kinds {
-            let names = std::mem::take(&mut backlog.dirty[kind as usize]);
+            let names = std::mem::take(&mut backlog.dirty[kind.index()]);
             if names.is_empty() {
                 continue;
             }
             let mut delta = Delta::default();
             for name in names {
-                match contents[kind as usize].get(&name) {
+                match contents[kind.index()].get(&name) {
                     Some(entry) => delta.changed.push((name, entry.clone())),
                     None => delta.removed.push(name),
                 }
@@ -159,10 +171,10 @@ impl Follower {
     }
 
     /// Whether one of the given types has dirty names.
-    pub fn has_any(&self, kinds: impl IntoIterator<Item = Kind>) -> bool {
+    pub fn has_any(&self, kinds: impl IntoIterator<Item = Type>) -> bool {
         let inner = self.hub.inner.lock();
         let Some(backlog) = inner.streams.get(&self.id) else { return false };
-        kinds.into_iter().any(|kind| !backlog.dirty[kind as usize].is_empty())
+        kinds.into_iter().any(|kind| !backlog.dirty[kind.index()].is_empty())
     }
 
     /// `<store id>/<revision>`.
@@ -179,7 +191,7 @@ impl Drop for Follower {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::resource::Key;
+    use mesh_api::resource::{Key, Kind};
 
     use super::*;
 
@@ -197,7 +209,7 @@ mod tests {
     }
 
     fn taken(follower: &Follower) -> (u64, Vec<String>, Vec<String>) {
-        let (revision, deltas) = follower.take(Kind::ALL);
+        let (revision, deltas) = follower.take(Type::all());
         let (mut changed, mut removed) = (Vec::new(), Vec::new());
         for (_, delta) in deltas {
             changed.extend(delta.changed.iter().map(|(name, _)| name.to_string()));

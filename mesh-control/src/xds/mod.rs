@@ -14,5 +14,56 @@ pub mod subscription;
 
 use mesh_api::resource::Kind;
 
-/// How many types there are; arrays by type are indexed with `kind as usize`.
-pub const KINDS: usize = Kind::ALL.len();
+/// How many types there are; arrays by type are indexed with [`Type::index`].
+pub const TYPES: usize = Kind::ALL.len() + 1;
+
+/// A type of resource that agents are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Made of the objects of a kind.
+    Of(Kind),
+    /// Whom to believe: the authority's own.
+    TrustBundle,
+}
+
+impl From<Kind> for Type {
+    fn from(kind: Kind) -> Self {
+        Self::Of(kind)
+    }
+}
+
+impl Type {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Kind::ALL.into_iter().map(Self::Of).chain([Self::TrustBundle])
+    }
+
+    /// Its place in arrays.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Of(kind) => kind as usize,
+            Self::TrustBundle => TYPES - 1,
+        }
+    }
+
+    /// As status shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Of(kind) => kind.name(),
+            Self::TrustBundle => "TrustBundle",
+        }
+    }
+
+    /// As the wire says it.
+    pub const fn type_url(self) -> &'static str {
+        match self {
+            Self::Of(kind) => kind.type_url(),
+            Self::TrustBundle => "type.googleapis.com/nodemesh.v1.TrustBundle",
+        }
+    }
+
+    /// The type of this URL.
+    pub fn from_type_url(text: &str) -> Option<Self> {
+        Self::all().find(|of| of.type_url() == text)
+    }
+}

@@ -1,7 +1,7 @@
 //! One agent's configuration stream: requests in, responses out.
 //!
-//! A task per stream selects over the agent's requests, the hub's wake-up, the gathering pause, the token's
-//! end and the server's stop. All decisions are [`Subscription`]'s and the hub's.
+//! A task per stream selects over the agent's requests, the hub's wake-up, the gathering pause, its
+//! membership's end and the server's stop. All decisions are [`Subscription`]'s and the hub's.
 //!
 //! Invariant: one response at a time is built and handed over; an agent that does not read for
 //! [`SEND_TIME`] loses its stream and comes back with what it has.
@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt};
 use mesh_api::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use mesh_api::resource::Kind;
 use prost_types::Any;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
-use super::KINDS;
+use super::Type;
 use super::hub::{Delta, Follower, Hub};
 use super::subscription::{Heard, Subscription};
-use crate::auth::table::Tokens;
-use crate::clock::unix_ms;
+use crate::auth::members::Members;
+use crate::ca::peer::Peer;
+use crate::clock::unix_s;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::stop::stopped;
 
 /// How long an agent may leave a response unread.
 const SEND_TIME: Duration = Duration::from_secs(30);
-/// How often the token's expiry is looked at (its revocation is noticed at once).
-const TOKEN_CHECK: Duration = Duration::from_secs(5);
+/// How often the end of the certificate is looked at (revocations are noticed at once).
+const CHECK: Duration = Duration::from_secs(5);
 /// Most names that an agent may say it has, over all types.
 const NAMES_MAX: usize = 1 << 20;
 
@@ -37,7 +37,7 @@ pub struct Shared {
     /// Contents.
     pub hub: Arc<Hub>,
     /// Who is valid.
-    pub tokens: Arc<Tokens>,
+    pub members: Arc<Members>,
     /// What status shows.
     pub nodes: Arc<Nodes>,
     /// Counters.
@@ -55,15 +55,15 @@ struct AgentStream {
     out: Outbound,
 }
 
-/// Serves a stream until the agent leaves, its token ends or the server stops.
+/// Serves a stream until the agent leaves, its membership ends or the server stops.
 pub async fn serve(
     shared: Shared,
-    node: String,
-    token: String,
+    peer: Arc<Peer>,
     requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Send + Unpin,
     out: Outbound,
     stop: watch::Receiver<bool>,
 ) {
+    let node = peer.node.name().to_owned();
     if !shared.nodes.connected(&node) {
         let _ = out.try_send(Err(Status::resource_exhausted("too many nodes are connected")));
         return;
@@ -72,7 +72,7 @@ pub async fn serve(
     let follower = shared.hub.follow();
     let subscription = Subscription::default();
     let mut stream = AgentStream { node, shared, follower, subscription, out };
-    if let Err(status) = stream.run(&token, requests, stop).await {
+    if let Err(status) = stream.run(&peer, requests, stop).await {
         let _ = stream.out.try_send(Err(status));
     }
     stream.shared.nodes.disconnected(&stream.node);
@@ -82,12 +82,12 @@ pub async fn serve(
 impl AgentStream {
     async fn run(
         &mut self,
-        token: &str,
+        peer: &Peer,
         mut requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), Status> {
-        let mut tokens = self.shared.tokens.changes();
-        let mut check = tokio::time::interval(TOKEN_CHECK);
+        let mut members = self.shared.members.changes();
+        let mut check = tokio::time::interval(CHECK);
         let mut gather: Option<Instant> = None;
         loop {
             let pause = gather.unwrap_or_else(Instant::now);
@@ -102,8 +102,8 @@ impl AgentStream {
                 },
                 () = self.follower.woken(), if gather.is_none() => {}
                 () = tokio::time::sleep_until(pause.into()), if gather.is_some() => {}
-                _ = check.tick() => self.require(token)?,
-                _ = tokens.changed() => self.require(token)?,
+                _ = check.tick() => self.require(peer)?,
+                _ = members.changed() => self.require(peer)?,
                 () = stopped(&mut stop) => {
                     return Err(Status::unavailable("the control plane stops"));
                 }
@@ -112,18 +112,14 @@ impl AgentStream {
         }
     }
 
-    fn require(&self, token: &str) -> Result<(), Status> {
-        if self.shared.tokens.still_valid(token, unix_ms()) {
-            return Ok(());
-        }
-        Err(Status::unauthenticated(
-            "the join token was revoked or has expired; make one with `meshctl token create`",
-        ))
+    fn require(&self, peer: &Peer) -> Result<(), Status> {
+        let admitted = self.shared.members.admit(peer, unix_s());
+        admitted.map(drop).map_err(Status::from)
     }
 
     async fn hear(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let Some(kind) = Kind::from_type_url(&request.type_url) else {
-            let known: [&str; KINDS] = Kind::ALL.map(Kind::type_url);
+        let Some(kind) = Type::from_type_url(&request.type_url) else {
+            let known: Vec<&str> = Type::all().map(Type::type_url).collect();
             let text = format!("type {} is not served; served are {}", request.type_url, known.join(", "));
             return Err(Status::invalid_argument(text));
         };
@@ -167,7 +163,7 @@ impl AgentStream {
         Ok(None)
     }
 
-    async fn send(&mut self, kind: Kind, revision: u64, delta: Delta) -> Result<(), Status> {
+    async fn send(&mut self, kind: Type, revision: u64, delta: Delta) -> Result<(), Status> {
         self.shared.metrics.pushes.inc();
         self.shared.metrics.pushed_resources.add((delta.changed.len() + delta.removed.len()) as u64);
         self.shared.nodes.sent(&self.node, kind, revision);

@@ -9,9 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use mesh_api::resource::Kind;
-
-use super::KINDS;
+use super::{TYPES, Type};
 
 /// How long changes are gathered after a response.
 pub const QUIET: Duration = Duration::from_millis(20);
@@ -23,7 +21,7 @@ const NACK_TEXT: usize = 512;
 /// The state of one stream.
 #[derive(Default)]
 pub struct Subscription {
-    types: [TypeState; KINDS],
+    types: [TypeState; TYPES],
     sent: u64,
     last_sent: Option<Instant>,
 }
@@ -49,8 +47,8 @@ pub enum Heard {
 
 impl Subscription {
     /// Takes a request of a known type in.
-    pub fn hear(&mut self, kind: Kind, nonce: &str, error: Option<String>) -> Heard {
-        let state = &mut self.types[kind as usize];
+    pub fn hear(&mut self, kind: impl Into<Type>, nonce: &str, error: Option<String>) -> Heard {
+        let state = &mut self.types[kind.into().index()];
         if !std::mem::replace(&mut state.subscribed, true) {
             return Heard::Subscribed;
         }
@@ -71,17 +69,17 @@ impl Subscription {
     }
 
     /// Notes a response and names its nonce.
-    pub fn send(&mut self, kind: Kind, revision: u64, now: Instant) -> String {
+    pub fn send(&mut self, kind: impl Into<Type>, revision: u64, now: Instant) -> String {
         self.sent += 1;
         self.last_sent = Some(now);
-        self.types[kind as usize].unanswered.push_back((self.sent, revision));
+        self.types[kind.into().index()].unanswered.push_back((self.sent, revision));
         self.sent.to_string()
     }
 
     /// The types that may be sent to now.
-    pub fn open(&self) -> impl Iterator<Item = Kind> + '_ {
-        Kind::ALL.into_iter().filter(|kind| {
-            let state = &self.types[*kind as usize];
+    pub fn open(&self) -> impl Iterator<Item = Type> + '_ {
+        Type::all().filter(|kind| {
+            let state = &self.types[kind.index()];
             state.subscribed && state.unanswered.len() < UNANSWERED
         })
     }
@@ -94,6 +92,8 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::resource::Kind;
+
     use super::*;
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
         }
         assert_eq!(last, UNANSWERED.to_string());
         stream.hear(Kind::Mesh, &last, None);
-        assert_eq!(stream.open().collect::<Vec<_>>(), [Kind::Mesh]);
+        assert_eq!(stream.open().collect::<Vec<_>>(), [Type::Of(Kind::Mesh)]);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::support::{Control, config, service, versions, workload};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_start_leaves_what_is_needed_with_the_right_modes() {
     let control = Control::up().await;
-    for (file, mode) in [("ca.pem", 0o644), ("ca.key", 0o600), ("admin.token", 0o600), ("store.redb", 0o600)]
+    for (file, mode) in
+        [("ca.pem", 0o644), ("authority.json", 0o600), ("admin.token", 0o600), ("store.redb", 0o600)]
     {
         let found = std::fs::metadata(control.config.data.join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{file}");

@@ -59,11 +59,11 @@ async fn only_join_tokens_open_sessions_and_only_for_their_node() {
     assert!(status.message().contains("n2") && status.message().contains("n1"), "{status}");
 
     let forged = token.replace("nm1.", "nm1.0");
-    assert_eq!(control.session(&forged).await.err().unwrap().code(), Code::Unauthenticated);
-    assert_eq!(control.agent("").await.err().unwrap().code(), Code::Unauthenticated);
+    assert_eq!(control.join_as(&forged, "n1").await.err().unwrap().code(), Code::Unauthenticated);
+    assert_eq!(control.join_as("", "n1").await.err().unwrap().code(), Code::Unauthenticated);
     let (_, editor) = admin.post("/v1/tokens", &json!({ "role": "editor" })).await;
     let editor = editor["token"].as_str().unwrap();
-    assert_eq!(control.agent(editor).await.err().unwrap().code(), Code::PermissionDenied);
+    assert_eq!(control.join_as(editor, "n1").await.err().unwrap().code(), Code::PermissionDenied);
     // And a join token opens nothing for people.
     assert_eq!(control.person(&token).get("/v1/services").await.0, 403);
 

@@ -2,25 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mesh_api::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail};
+use mesh_api::proto::v1::identity_client::IdentityClient;
 use mesh_api::proto::v1::node_client::NodeClient;
 use mesh_api::proto::v1::{
-    Heartbeat, Hello, Membership, SessionDown, SessionUp, Workload, WorkloadUpsert, session_down, session_up,
+    Heartbeat, Hello, JoinRequest, JoinResponse, Membership, SessionDown, SessionUp, SignRequest,
+    SigningRequest, TrustBundle, Workload, WorkloadUpsert, session_down, session_up, signed,
 };
 use mesh_api::resource::Kind;
 use mesh_control::config::Serve;
 use mesh_control::server::{Running, start};
+use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Status, Streaming};
 
 /// Longer than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,6 +30,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Control {
     pub running: Option<Running>,
     pub config: Serve,
+    /// Of join tokens.
+    nodes: Mutex<BTreeMap<String, String>>,
     _dir: Arc<TempDir>,
 }
 
@@ -39,6 +43,11 @@ pub fn config(data: PathBuf) -> Serve {
         name: Vec::new(),
         heartbeat: Duration::from_secs(1),
         lease: Duration::from_secs(2),
+        svid_ttl: Duration::from_hours(1),
+        node_ttl: Duration::from_hours(1),
+        ca_cert: None,
+        ca_key: None,
+        ca_bundle: None,
         no_fsync: false,
         log: String::new(),
     }
@@ -54,7 +63,7 @@ impl Control {
         let mut config = config(dir.path().join("data"));
         change(&mut config);
         let running = Some(start(&config).await.unwrap());
-        Self { running, config, _dir: dir }
+        Self { running, config, nodes: Mutex::default(), _dir: dir }
     }
 
     pub fn running(&self) -> &Running {
@@ -108,40 +117,101 @@ impl Control {
         let body = json!({ "role": "node", "node": node, "allow": allow });
         let (status, answer) = self.admin().post("/v1/tokens", &body).await;
         assert_eq!(status, 201, "{answer}");
-        answer["token"].as_str().unwrap().to_owned()
+        let token = answer["token"].as_str().unwrap().to_owned();
+        self.nodes.lock().unwrap().insert(token.clone(), node.to_owned());
+        token
     }
 
-    pub async fn channel(&self) -> Channel {
-        let tls =
+    fn endpoint(&self, identity: Option<Identity>) -> Endpoint {
+        let mut tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.ca())).domain_name("localhost");
+        if let Some(identity) = identity {
+            tls = tls.identity(identity);
+        }
         let address = format!("https://{}", self.running().agents);
-        Endpoint::from_shared(address).unwrap().tls_config(tls).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(address).unwrap().tls_config(tls).unwrap()
+    }
+
+    /// Joins as the node of the token; what a connection shows from then on.
+    pub async fn join(&self, token: &str) -> Result<Joined, Status> {
+        // The node that the token is for is known to who made it.
+        let node = self.nodes.lock().unwrap().get(token).cloned().unwrap_or_default();
+        self.join_as(token, &node).await
+    }
+
+    pub async fn join_as(&self, token: &str, node: &str) -> Result<Joined, Status> {
+        let (key, csr) = request(&[]);
+        let mut client = IdentityClient::new(self.endpoint(None).connect().await.unwrap());
+        let request = JoinRequest { token: token.to_owned(), node: node.to_owned(), csr };
+        let JoinResponse { certificate, bundle } = client.join(request).await?.into_inner();
+        let (certificate, bundle) = (certificate.unwrap(), bundle.unwrap());
+        let identity = Identity::from_pem(pem(&certificate.chain), key.serialize_pem());
+        let channel = self.endpoint(Some(identity)).connect().await.unwrap();
+        Ok(Joined { bundle, channel })
     }
 
     /// An agent's configuration stream.
     pub async fn agent(&self, token: &str) -> Result<Agent, Status> {
-        let (requests, outgoing) = mpsc::channel(16);
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(self.channel().await).max_decoding_message_size(usize::MAX);
-        let request = bearing(ReceiverStream::new(outgoing), token);
-        let responses = client.delta_aggregated_resources(request).await?.into_inner();
-        Ok(Agent { requests, responses })
+        self.join(token).await?.agent().await
     }
 
     /// A node's session, before its hello.
     pub async fn session(&self, token: &str) -> Result<Session, Status> {
-        let (messages, outgoing) = mpsc::channel(16);
-        let mut client = NodeClient::new(self.channel().await);
-        let answers = client.session(bearing(ReceiverStream::new(outgoing), token)).await?.into_inner();
-        Ok(Session { messages, answers })
+        self.join(token).await?.session().await
     }
 }
 
-fn bearing<T>(message: T, token: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = MetadataValue::try_from(format!("Bearer {token}")).unwrap();
-    request.metadata_mut().insert("authorization", value);
-    request
+/// A node that has joined.
+pub struct Joined {
+    pub bundle: TrustBundle,
+    pub channel: Channel,
+}
+
+impl Joined {
+    pub async fn agent(&self) -> Result<Agent, Status> {
+        let (requests, outgoing) = mpsc::channel(16);
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
+        let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+        Ok(Agent { requests, responses })
+    }
+
+    pub async fn session(&self) -> Result<Session, Status> {
+        let (messages, outgoing) = mpsc::channel(16);
+        let mut client = NodeClient::new(self.channel.clone());
+        let answers = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
+        Ok(Session { messages, answers })
+    }
+
+    /// Asks for certificates; each request's CSR is for the identity that it names.
+    pub async fn sign(&self, identities: &[&str]) -> Result<Vec<signed::Result>, Status> {
+        let one = |identity: &&str| SigningRequest {
+            identity: (*identity).to_owned(),
+            csr: request(&[identity]).1,
+        };
+        self.sign_these(identities.iter().map(one).collect()).await
+    }
+
+    pub async fn sign_these(&self, requests: Vec<SigningRequest>) -> Result<Vec<signed::Result>, Status> {
+        let mut client = IdentityClient::new(self.channel.clone());
+        let answer = client.sign(SignRequest { requests }).await?.into_inner();
+        Ok(answer.results.into_iter().map(|signed| signed.result.unwrap()).collect())
+    }
+}
+
+/// A key, and a request for these names.
+pub fn request(names: &[&str]) -> (KeyPair, Vec<u8>) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names.iter().map(|name| SanType::URI((*name).try_into().unwrap())).collect();
+    let csr = params.serialize_request(&key).unwrap().der().to_vec();
+    (key, csr)
+}
+
+/// Certificates as PEM.
+pub fn pem(chain: &[Vec<u8>]) -> String {
+    let one = |der: &Vec<u8>| pem::encode(&pem::Pem::new("CERTIFICATE", der.clone()));
+    chain.iter().map(one).collect()
 }
 
 /// Somebody with an API token.

@@ -89,6 +89,13 @@ impl Message for v1::Mesh {
     }
 }
 
+impl Message for v1::TrustBundle {
+    const KIND: Kind = Kind::TrustBundle;
+    fn full_name(&self) -> Name {
+        Name::from("mesh")
+    }
+}
+
 /// A resource that can be decoded and has the name that it goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -113,6 +120,7 @@ impl Resource {
             Kind::AuthorizationPolicy => full_name::<v1::AuthorizationPolicy>(&raw),
             Kind::TransportPolicy => full_name::<v1::TransportPolicy>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),
+            Kind::TrustBundle => full_name::<v1::TrustBundle>(&raw),
         }
         .map_err(|error| format!("it cannot be decoded: {error}"))?;
         if *says != *name {

@@ -18,6 +18,7 @@ mod hand_over;
 mod harness;
 mod host;
 mod http;
+mod identity;
 mod kernel_view;
 mod kills;
 mod limits;

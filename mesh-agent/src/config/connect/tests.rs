@@ -24,12 +24,12 @@ fn what_is_not_a_token_is_refused() {
 
 #[test]
 fn only_https_addresses_are_taken() {
-    let token = JoinToken::parse(&format!("nm1.abc.s3cret.{HASH}")).unwrap();
+    let credentials = Credentials::pinned([0; 32]);
     for good in ["https://10.0.0.1:15012", "https://control.mesh", "https://[fd00::1]:15012/"] {
-        assert!(ControlPlane::new(good, &token).is_ok(), "{good}");
+        assert!(ControlPlane::to(good, &credentials).is_ok(), "{good}");
     }
     for bad in ["http://10.0.0.1:1", "10.0.0.1:15012", "https://x/y", ""] {
-        assert!(ControlPlane::new(bad, &token).is_err(), "{bad}");
+        assert!(ControlPlane::to(bad, &credentials).is_err(), "{bad}");
     }
 }
 
@@ -72,8 +72,9 @@ async fn server(signer: &Ca, shown: &Ca, name: &str, alpn: &[u8]) -> u16 {
 }
 
 async fn dial(host: &str, port: u16, token: &JoinToken) -> Result<(), String> {
-    let control = ControlPlane::new(&format!("https://{host}:{port}"), token).unwrap();
-    control.dial().await.map(drop).map_err(|e| e.to_string())
+    let credentials = Credentials::pinned(token.pin());
+    let control = ControlPlane::to(&format!("https://{host}:{port}"), &credentials).unwrap();
+    control.dial(true).await.map(drop).map_err(|e| e.to_string())
 }
 
 #[tokio::test]
