@@ -262,6 +262,12 @@ impl Live {
         self.saved.as_ref()?.retired.iter().map(|retired| retired.until).min()
     }
 
+    /// Seconds until the first of the roots, and the intermediate, end.
+    pub fn ends(&self, now: u64) -> Vec<(&'static str, u64)> {
+        let root = self.roots.iter().map(peer::end).min().unwrap_or(0);
+        vec![("root", root.saturating_sub(now)), ("intermediate", self.end.saturating_sub(now))]
+    }
+
     /// SHA-256 of the signing root's DER, hex: what join tokens pin.
     pub fn fingerprint(&self) -> String {
         hex(&Sha256::digest(&self.roots[0]))

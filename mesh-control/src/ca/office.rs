@@ -252,6 +252,11 @@ impl Office {
         })
     }
 
+    /// Certificates that are valid, and that are revoked.
+    pub fn certificates(&self, now: u64) -> (usize, usize) {
+        (self.ledger.counts(now).1, self.ledger.revoked().len())
+    }
+
     /// What was issued, and how much of it.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
