@@ -41,6 +41,8 @@ use crate::{authorise, cgroups, session};
 const WORKERS_MAX: usize = 16;
 /// How long the start waits for a first configuration.
 const FIRST_CONFIGURATION: Duration = Duration::from_secs(3);
+/// How long a hand-over waits for the certificates of the node's workloads.
+const FIRST_CERTIFICATES: Duration = Duration::from_secs(3);
 /// How long a blocking call of a task may hold up a hand-over.
 const TASKS_END: Duration = Duration::from_secs(5);
 /// Threads for everything but requests.
@@ -166,6 +168,10 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let passed_on = metrics.try_clone()?;
     let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
+        // It serves meanwhile.
+        if tokio::time::timeout(FIRST_CERTIFICATES, running.identities.complete()).await.is_err() {
+            tracing::warn!("taking over without all certificates: they come when the control plane answers");
+        }
         predecessor.release().await;
     }
     let adopted = running.kernel.adopted();

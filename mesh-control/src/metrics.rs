@@ -121,6 +121,10 @@ pub struct Gauges {
     pub connected_nodes: usize,
     /// Revision of what agents are sent.
     pub revision: u64,
+    /// Seconds until a certificate of the authority ends, by what it is.
+    pub authority_ends: Vec<(&'static str, u64)>,
+    /// Certificates that are valid, and that are revoked.
+    pub certificates: (usize, usize),
     /// Services, workloads and so on, by kind.
     pub resources: Vec<(&'static str, usize)>,
     /// Quantiles of the store's recent commits: from the last change to durable.
@@ -176,8 +180,20 @@ impl Metrics {
                 gauges.connected_nodes as u64,
             ),
             ("mesh_control_revision", "Revision of the configuration.", gauges.revision),
+            (
+                "mesh_control_certificates_valid",
+                "Certificates that were issued and have not ended.",
+                gauges.certificates.0 as u64,
+            ),
+            ("mesh_control_certificates_revoked", "Of those, revoked.", gauges.certificates.1 as u64),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        }
+        let name = "mesh_control_authority_ends_seconds";
+        let help = "Until the first root, and the intermediate, end.";
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (what, left) in &gauges.authority_ends {
+            let _ = writeln!(out, "{name}{{certificate=\"{what}\"}} {left}");
         }
         let name = "mesh_control_resources";
         let _ = writeln!(out, "# HELP {name} Resources that agents are sent, by kind.\n# TYPE {name} gauge");
@@ -211,6 +227,8 @@ mod tests {
         let page = metrics.render(&Gauges {
             connected_nodes: 2,
             revision: 7,
+            authority_ends: vec![("root", 5)],
+            certificates: (2, 1),
             resources: vec![("Service", 3)],
             fsync: [(0.5, Duration::ZERO), (0.9, Duration::ZERO), (0.99, Duration::from_millis(3))],
             fsync_total: Duration::ZERO,

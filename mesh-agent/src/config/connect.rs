@@ -254,7 +254,11 @@ impl ControlPlane {
         if let Some(member) = &self.member {
             member.ensure(self).await?;
         }
-        self.channel(true).await
+        let opened = self.channel(true).await;
+        if let (Err(_), Some(member)) = (&opened, &self.member) {
+            member.look_for_token();
+        }
+        opened
     }
 
     /// Notes what a call ended with: a certificate that is not taken is doubted.

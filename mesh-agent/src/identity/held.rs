@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use mesh_api::proto::v1;
@@ -57,6 +58,13 @@ impl Identities {
         self.0.member.credentials().believe(roots.clone());
         let trust_domain = told.trust_domain.clone();
         self.0.bundle.store(Some(Arc::new(Bundle { trust_domain, roots, revoked: revoked.collect() })));
+    }
+
+    /// Returns when every identity of this node has a certificate.
+    pub async fn complete(&self) {
+        while self.0.held.read().values().any(|held| held.svid.is_none()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Certificates that came since the start, and that were asked for in vain.

@@ -112,6 +112,17 @@ impl Member {
         self.doubted.store(true, Relaxed);
     }
 
+    /// No connection can be opened: another token may have been put in place, of another root perhaps.
+    pub fn look_for_token(&self) {
+        let (Ok(token), Ok(state)) = (JoinToken::read(&self.token_file), self.state.try_lock()) else {
+            return;
+        };
+        if !state.joined_by.is_empty() && token.id() != state.joined_by {
+            self.credentials.pin(token.pin());
+            self.doubt();
+        }
+    }
+
     /// Makes sure that there is a certificate to show.
     pub async fn ensure(&self, control: &ControlPlane) -> Result<(), ConnectError> {
         let mut state = self.state.lock().await;

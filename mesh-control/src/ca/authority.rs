@@ -86,7 +86,7 @@ impl Authority {
     /// Reads the authority from `dir`, or makes it there.
     pub fn open(dir: &Path, given: Option<&Given>, lives: Lives, now: u64) -> Result<Self, CaError> {
         let live = match given {
-            Some(given) => Live::given(given)?,
+            Some(given) => Live::given(dir, given)?,
             None => Live::own(own(dir, now)?).map_err(|error| match error {
                 CaError::Refused(cause) => CaError::Corrupt { path: dir.join(files::STATE), cause },
                 other => other,
@@ -189,7 +189,10 @@ fn retire(saved: &mut Saved, lives: Lives, now: u64) -> Result<(), CaError> {
 /// The mesh's own state, made where there is none.
 fn own(dir: &Path, now: u64) -> Result<Saved, CaError> {
     let root = match files::find(dir)? {
-        Found::Saved(saved) => return Ok(*saved),
+        Found::Saved(saved) => {
+            saved.show(dir)?;
+            return Ok(*saved);
+        }
         Found::Root(pair) => pair,
         Found::Nothing => profile::root(now)?.into(),
     };
@@ -220,7 +223,7 @@ impl Live {
         })
     }
 
-    fn given(given: &Given) -> Result<Self, CaError> {
+    fn given(dir: &Path, given: &Given) -> Result<Self, CaError> {
         let pair = Pair { cert: files::read(&given.cert)?, key: files::read(&given.key)? };
         let refused = |error: CaError| match error {
             CaError::Refused(cause) => CaError::Given(cause),
@@ -229,12 +232,14 @@ impl Live {
         };
         let signer = signer(&pair).map_err(refused)?;
         let intermediate = files::certificate("--ca-cert", &pair.cert).map_err(refused)?;
-        let roots = CertificateDer::pem_slice_iter(files::read(&given.bundle)?.as_bytes())
+        let bundle = files::read(&given.bundle)?;
+        let roots = CertificateDer::pem_slice_iter(bundle.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|cause| CaError::Given(format!("--ca-bundle: {cause}")))?;
         if roots.is_empty() {
             return Err(CaError::Given("--ca-bundle holds no certificate".to_owned()));
         }
+        files::show(dir, &bundle)?;
         let end = peer::end(&intermediate);
         // Given anew, it is another generation: agents renew what the one before signed.
         let generation = peer::begin(&intermediate).max(1);
@@ -260,6 +265,12 @@ impl Live {
     /// When the first of the retired intermediates may be forgotten.
     pub fn retired_until(&self) -> Option<u64> {
         self.saved.as_ref()?.retired.iter().map(|retired| retired.until).min()
+    }
+
+    /// Seconds until the first of the roots, and the intermediate, end.
+    pub fn ends(&self, now: u64) -> Vec<(&'static str, u64)> {
+        let root = self.roots.iter().map(peer::end).min().unwrap_or(0);
+        vec![("root", root.saturating_sub(now)), ("intermediate", self.end.saturating_sub(now))]
     }
 
     /// SHA-256 of the signing root's DER, hex: what join tokens pin.

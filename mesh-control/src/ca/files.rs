@@ -143,8 +143,12 @@ impl Saved {
             cause: cause.into(),
         })?;
         replace(&path, &text, 0o600)?;
-        let roots: String = self.roots().concat();
-        replace(&dir.join(ROOTS), roots.as_bytes(), 0o644)
+        self.show(dir)
+    }
+
+    /// Writes the roots as people see them.
+    pub fn show(&self, dir: &Path) -> Result<(), CaError> {
+        show(dir, &self.roots().concat())
     }
 
     /// Who is believed, PEM; who signs, first.
@@ -153,6 +157,15 @@ impl Saved {
         let next = self.next.iter().map(|next| &*next.cert);
         [&*self.root.cert].into_iter().chain(next).chain(former).collect()
     }
+}
+
+/// What people are to trust, in `ca.pem`.
+pub fn show(dir: &Path, roots: &str) -> Result<(), CaError> {
+    let path = dir.join(ROOTS);
+    if fs::read_to_string(&path).is_ok_and(|shown| shown == roots) {
+        return Ok(());
+    }
+    replace(&path, roots.as_bytes(), 0o644)
 }
 
 /// What a data directory holds.

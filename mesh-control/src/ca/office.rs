@@ -87,6 +87,9 @@ pub struct Office {
     names: Vec<String>,
     clients: Arc<Clients>,
     told: Mutex<Told>,
+    /// Held by who changes keys and tells of it: a root that nobody was told of yet must not be taken for one that
+    /// everybody has.
+    turn: Mutex<()>,
     said: Mutex<BTreeSet<(String, String)>>,
 }
 
@@ -100,8 +103,8 @@ impl Office {
         now: u64,
     ) -> Result<Arc<Self>, OfficeError> {
         let ledger = Ledger::open(engine.store().clone())?;
-        let (told, said) = (Mutex::default(), Mutex::default());
-        let office = Self { engine, authority, ledger, cert, names, clients, told, said };
+        let (told, turn, said) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let office = Self { engine, authority, ledger, cert, names, clients, told, turn, said };
         office.publish(now)?;
         Ok(Arc::new(office))
     }
@@ -177,6 +180,7 @@ impl Office {
 
     /// Does what is due, and tells agents what has changed.
     pub fn tick(&self, now: u64) -> Result<(), OfficeError> {
+        let _turn = self.turn.lock();
         // One step at a time: each may have to be told before the next.
         if let Some(step) = rotation::next(&self.facts(), now) {
             tracing::info!(?step, "the authority's keys change");
@@ -206,6 +210,7 @@ impl Office {
 
     /// A new intermediate now, or (`root`) a new root, which begins to sign when every connected agent believes it.
     pub fn rotate(&self, root: bool, now: u64) -> Result<(), OfficeError> {
+        let _turn = self.turn.lock();
         if root {
             self.authority.announce_root(now)?;
         } else {
@@ -250,6 +255,11 @@ impl Office {
             "issued": { "held": held, "valid": valid, "forgotten": forgotten },
             "revoked": self.ledger.revoked(),
         })
+    }
+
+    /// Certificates that are valid, and that are revoked.
+    pub fn certificates(&self, now: u64) -> (usize, usize) {
+        (self.ledger.counts(now).1, self.ledger.revoked().len())
     }
 
     /// What was issued, and how much of it.

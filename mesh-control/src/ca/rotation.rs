@@ -11,9 +11,9 @@
 //! ```
 //! An intermediate needs no announcement: it comes with each certificate.
 
-/// Agents that do not take a bundle hold a rotation up; for so long at least no agent that is merely connecting is
-/// passed over, seconds.
-pub const ANNOUNCED_AT_LEAST: u64 = 1;
+/// How long a root is announced at least, seconds: longer than an agent that has lost its connection waits before it
+/// is back, so that none is passed over when the control plane starts anew meanwhile.
+pub const ANNOUNCED_AT_LEAST: u64 = 10;
 
 /// What is known when it is asked what to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,8 +86,9 @@ mod tests {
     fn a_root_signs_when_every_agent_believes_it() {
         let announced = Facts { announced: Some(1200), taken: false, ..STEADY };
         assert_eq!(next(&announced, 1900), None);
-        assert_eq!(next(&Facts { taken: true, ..announced }, 1200), None, "an agent may be on its way");
-        assert_eq!(next(&Facts { taken: true, ..announced }, 1201), Some(Step::Switch));
+        let (early, late) = (1200 + ANNOUNCED_AT_LEAST - 1, 1200 + ANNOUNCED_AT_LEAST);
+        assert_eq!(next(&Facts { taken: true, ..announced }, early), None, "an agent may be on its way");
+        assert_eq!(next(&Facts { taken: true, ..announced }, late), Some(Step::Switch));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::ca::office::Office;
+use crate::clock::unix_s;
 use crate::engine::Engine;
 use crate::metrics::Gauges;
 use crate::stop::stopped;
@@ -138,6 +139,8 @@ async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
         commits: timings.commits,
         connected_nodes: engine.nodes.connected_count(),
         revision: engine.hub.revision(),
+        authority_ends: site.office.authority.live().ends(unix_s()),
+        certificates: site.office.certificates(unix_s()),
         resources: Kind::ALL.map(Kind::name).into_iter().zip(engine.hub.counts()).collect(),
     };
     let page = engine.metrics.render(&gauges);

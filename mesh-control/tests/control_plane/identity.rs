@@ -140,3 +140,75 @@ async fn agents_are_told_whom_to_believe() {
     let again = control.join(&control.join_token("n2", &["shop/*"]).await).await.unwrap();
     assert_eq!(again.bundle, told);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_root_signs_when_every_connected_agent_has_taken_it() {
+    let control = Control::up_with(|config| config.lease = Duration::from_mins(10)).await;
+    let (joined, _session) = hosting(&control).await;
+    let mut agent = subscribed(&joined).await;
+    let old = bundle(&mut agent).await;
+    let admin = control.admin();
+    assert_eq!(admin.post("/v1/ca/rotate", &json!({ "root": true })).await.0, 200);
+    assert_eq!(admin.post("/v1/ca/rotate", &json!({ "root": true })).await.0, 409, "one at a time");
+    let announced = agent.next().await;
+    let told = TrustBundle::decode(&*announced.resources[0].resource.as_ref().unwrap().value).unwrap();
+    assert_eq!((told.roots.len(), &told.roots[0], told.generation), (2, &old.roots[0], 1));
+    // Not before it has answered, however long that takes: two looks of the office at least.
+    let seen = std::time::Instant::now() + Duration::from_millis(2500);
+    while std::time::Instant::now() < seen {
+        assert_eq!(admin.get("/v1/ca").await.1["stage"], "announced");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    agent.ack(&announced).await;
+    let switched = bundle(&mut agent).await;
+    assert_eq!((switched.roots.len(), switched.generation), (2, 2));
+    assert_eq!(switched.roots, [told.roots[1].clone(), told.roots[0].clone()]);
+    let Signed::Certificate(certificate) = &joined.sign(&[CART]).await.unwrap()[0] else { panic!() };
+    assert_eq!(certificate.generation, 2);
+    let (_, status) = admin.get("/v1/ca").await;
+    assert_eq!((&status["stage"], &status["roots"].as_array().unwrap().len()), (&json!("overlap"), &2));
+    // A token of now names the new root, and one of before still opens the door.
+    control.join(&control.join_token("n2", &["shop/*"]).await).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_is_listed_and_opens_nothing() {
+    let control = Control::up().await;
+    let (joined, mut session) = hosting(&control).await;
+    let mut agent = subscribed(&joined).await;
+    assert!(bundle(&mut agent).await.revoked.is_empty());
+    let Signed::Certificate(cart) = joined.sign(&[CART]).await.unwrap().remove(0) else { panic!() };
+    let admin = control.admin();
+    let (_, issued) = admin.get("/v1/ca/issued").await;
+    assert_eq!(
+        (&issued["items"][0]["serial"], &issued["items"][0]["identity"]),
+        (&json!(cart.serial), &json!(CART))
+    );
+    assert_eq!(issued["valid"], 2);
+
+    let (status, answer) = admin.post("/v1/ca/revoke", &json!({ "identity": CART })).await;
+    assert_eq!((status, answer["revoked"].as_array().unwrap().len()), (200, 1));
+    let list = bundle(&mut agent).await.revoked;
+    let (_, list) = x509_parser::parse_x509_crl(&list[0]).unwrap();
+    let serials: Vec<_> = list.iter_revoked_certificates().map(|one| one.raw_serial().to_vec()).collect();
+    assert_eq!(serials.iter().map(|raw| mesh_control::ca::hex(raw)).collect::<Vec<_>>(), [cart.serial]);
+
+    // The node's own: its streams end, and it must join again.
+    let (_, answer) = admin.post("/v1/ca/revoke", &json!({ "node": "n1" })).await;
+    assert_eq!(answer["revoked"].as_array().unwrap().len(), 1, "cart was revoked before");
+    assert_eq!(session.next().await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(joined.sign(&[CART]).await.unwrap_err().code(), Code::Unauthenticated);
+    control.join(&control.join_token("n1", &["shop/*"]).await).await.unwrap();
+
+    // A membership that ends takes the node's tokens along.
+    let token = control.join_token("n1", &["shop/*"]).await;
+    assert_eq!(admin.post("/v1/nodes/n1/revoke", &json!({})).await.0, 200);
+    assert_eq!(admin.post("/v1/nodes/n9/revoke", &json!({})).await.0, 404);
+    assert_eq!(control.join(&token).await.err().unwrap().code(), Code::Unauthenticated);
+    assert_eq!(admin.get("/v1/nodes").await.1["items"][0]["node"], "n1");
+    assert_eq!(admin.post("/v1/ca/revoke", &json!({ "everything": 1 })).await.0, 400);
+    let viewer = admin.post("/v1/tokens", &json!({ "role": "viewer" })).await.1;
+    let viewer = control.person(viewer["token"].as_str().unwrap());
+    assert_eq!(viewer.get("/v1/ca").await.0, 200);
+    assert_eq!(viewer.post("/v1/ca/rotate", &json!({})).await.0, 403);
+}

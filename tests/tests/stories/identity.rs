@@ -272,3 +272,43 @@ fn certificates_are_kept_while_nobody_renews_them() {
         !status["status"]["conditions"].to_string().contains("no new certificate")
     });
 }
+
+#[test]
+fn an_intermediate_of_somebody_elses_authority_signs() {
+    let dir = std::env::temp_dir().join(format!("mesh-given-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let usage = "keyUsage=critical,keyCertSign,cRLSign";
+    let root = ["req", "-x509", "-days", "30", "-subj", "/CN=Company root", "-addext", usage];
+    openssl(&[&root[..], &key, &["-keyout", &file("root.key"), "-out", &file("root.pem")]].concat()).unwrap();
+    let below = [
+        "req",
+        "-x509",
+        "-days",
+        "20",
+        "-subj",
+        "/CN=Mesh intermediate",
+        "-addext",
+        usage,
+        "-addext",
+        "basicConstraints=critical,CA:TRUE,pathlen:0",
+        "-CA",
+        &file("root.pem"),
+        "-CAkey",
+        &file("root.key"),
+    ];
+    openssl(&[&below[..], &key, &["-keyout", &file("ca.key"), "-out", &file("ca.pem")]].concat()).unwrap();
+    let flags = ["--ca-cert", &file("ca.pem"), "--ca-key", &file("ca.key"), "--ca-bundle", &file("root.pem")];
+
+    let mesh = Mesh::builder().control_args(&flags).up();
+    let _a = mesh.pod(1, "a").up();
+    has(mesh.node(1), DEFAULT);
+    let [_, rest, leaf] = files(mesh.node(1), DEFAULT).map(|path| path.to_string_lossy().into_owned());
+    openssl(&["verify", "-CAfile", &file("root.pem"), "-untrusted", &rest, &leaf]).unwrap();
+    assert_eq!(ca(&mesh)["own"], false);
+    let refused = mesh.try_meshctl(&["ca", "rotate"], "").unwrap_err();
+    assert!(format!("{refused:#}").contains("--ca-cert"), "{refused:#}");
+    drop(mesh);
+    fs::remove_dir_all(dir).unwrap();
+}
