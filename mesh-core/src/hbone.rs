@@ -10,11 +10,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_common::record::HBONE_PORT;
+
 /// Ports of meshes' own: what arrives there is for an agent, and dialled by an agent it would come round for ever.
-pub const RESERVED: [u16; 3] = [15_001, 15_006, 15_008];
+pub const RESERVED: [u16; 3] = [15_001, 15_006, HBONE_PORT];
 
 /// The port of tunnels.
-pub const PORT: u16 = 15_008;
+pub const PORT: u16 = HBONE_PORT;
 
 /// Longest name of a host, bytes.
 const HOST_MAX: usize = 253;

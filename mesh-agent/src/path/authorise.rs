@@ -29,19 +29,26 @@ pub fn authorise(worker: &Worker, member: &Member, hop: &Hop) -> Result<(), Prox
     worker.with_snapshot(|snapshot| ask(snapshot, member, hop))
 }
 
-/// May a peer that has proved who it is connect to this workload of ours, from that address to this port?
-pub fn admits(snapshot: &Snapshot, member: &Member, peer: &SpiffeId, from: IpAddr, port: u16) -> bool {
+/// May a peer that has proved who it is connect to this workload of ours, from that address to this port? `caller` says
+/// who it is to policies, where there are any.
+pub fn admits(
+    snapshot: &Snapshot,
+    member: &Member,
+    (peer, caller): (&SpiffeId, impl FnOnce(&Snapshot) -> Caller),
+    from: IpAddr,
+    port: u16,
+) -> bool {
     let Some(called) = snapshot.workloads.get(&member.workload) else { return false };
     if called.policy_set == 0 {
         return true;
     }
     let Some(set) = snapshot.policies.get(&called.policy_set) else { return false };
-    let caller = snapshot.caller(peer.namespace(), peer.service_account());
-    match set.refuses(caller, from, port) {
+    match set.refuses(caller(snapshot), from, port) {
         None => true,
         Some(refusal) => {
             if LOGGED.take() {
-                tracing::warn!(source = %peer, destination = %called.full_name, port, %refusal, "refused by policy");
+                let source = peer;
+                tracing::warn!(%source, destination = %called.full_name, port, %refusal, "refused by policy");
             }
             false
         }

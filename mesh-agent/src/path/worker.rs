@@ -219,6 +219,7 @@ impl Worker {
             self.upstreams.sweep(self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
+                self.tunnels.judge(snapshot);
             }
         });
         self.shared.counters.upstream_idle.store(self.upstreams.idle() as u64, Relaxed);

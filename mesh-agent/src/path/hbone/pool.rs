@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_api::spiffe::SpiffeId;
 use mesh_core::error::ProxyError;
+use mesh_core::snapshot::Snapshot;
 use mesh_identity::Refused;
 use mesh_identity::verify::Peer;
 use rustls_pki_types::UnixTime;
@@ -170,6 +171,13 @@ impl Tunnels {
             }
         }
         self.forget_closed();
+    }
+
+    /// Holds all connections that came through tunnels against policies that are new.
+    pub fn judge(&self, snapshot: &Snapshot) {
+        for tunnel in self.open.borrow().iter().filter(|tunnel| tunnel.role == Role::Server) {
+            tunnel.judge(snapshot);
+        }
     }
 
     /// Lets all tunnels end with the streams that they have.

@@ -23,7 +23,6 @@ use mesh_identity::{tls, verify};
 use rustls::ServerConnection;
 use tokio::net::TcpStream;
 
-use super::super::authorise;
 use super::super::clock::Watched;
 use super::super::intercept::{Hop, Session, To, way_to_own};
 use super::super::link::Link;
@@ -36,7 +35,7 @@ use super::client::of_h2;
 use super::drive::{Connection, Driver, Incoming};
 use super::stats::{Outcome, Role, Tally};
 use super::stream::TunnelStream;
-use super::tunnel::{Proved, Slot, Tunnel};
+use super::tunnel::{Call, Proved, Slot, Tunnel};
 use super::wire::Wire;
 use super::{LOGGED, h2_server, identity_of};
 
@@ -168,7 +167,7 @@ fn way(worker: &Worker, tunnel: &Tunnel, incoming: &Incoming) -> Result<(Hop, Sp
             (_, _, Some(v6)) => IpAddr::V6(v6),
             (_, None, None) => return Err(Refused::Address),
         };
-        if !authorise::admits(snapshot, member, &tunnel.peer, from, port) {
+        if !tunnel.admits(snapshot, port) {
             return Err(Refused::Denied);
         }
         Ok(way_to_own(snapshot, member.workload, SocketAddr::new(address, port), tunnel.address))
@@ -183,8 +182,9 @@ async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
         Ok((hop, spoken)) => match Admitted::new(&member, &worker.shared) {
             Some(admitted) => {
                 let watch = worker.clock.watch(&member);
+                let call = Call::new(&tunnel, hop.address.port(), watch.rc());
                 match dial(&worker, &member, &hop, &watch, &mut incoming).await {
-                    Ok(Some(stream)) => Ok((hop, spoken, admitted, watch, stream)),
+                    Ok(Some(stream)) => Ok((hop, spoken, (admitted, call), watch, stream)),
                     Ok(None) => return,
                     Err(_) => Err(Refused::Unreachable),
                 }

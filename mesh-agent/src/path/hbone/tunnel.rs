@@ -8,10 +8,14 @@ use std::task::{Context, Waker};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_api::spiffe::SpiffeId;
+use mesh_common::policy::Caller;
+use mesh_core::snapshot::Snapshot;
 use mesh_identity::Bundle;
 use rustls_pki_types::CertificateDer;
+use slab::Slab;
 
-use super::super::clock::Clock;
+use super::super::authorise;
+use super::super::clock::{Clock, Watch};
 use super::super::member::Member;
 use super::stats::{Role, Tally};
 use super::stream::Left;
@@ -58,6 +62,10 @@ pub struct Tunnel {
     pub clock: Rc<Clock>,
     driver: RefCell<Option<Waker>>,
     left: RefCell<Vec<Left>>,
+    /// Who the peer is to policies, as of an epoch.
+    caller: Cell<Option<(u64, Caller)>>,
+    /// Connections to the workload here: to which port, and whose end it is.
+    calls: RefCell<Slab<(u16, Rc<Watch>)>>,
 }
 
 /// The place of one stream in a tunnel, from before its CONNECT until nothing of it is left.
@@ -85,6 +93,26 @@ impl Drop for Slot {
         tunnel.tally.stream(-1);
         tunnel.idle_since.set(tunnel.clock.now());
         tunnel.wake();
+    }
+}
+
+/// A connection to a port of our workload, ended where policies no longer allow it. Kept for as long as it lives.
+pub struct Call {
+    tunnel: Rc<Tunnel>,
+    key: usize,
+}
+
+impl Call {
+    /// One that is allowed now.
+    pub fn new(tunnel: &Rc<Tunnel>, port: u16, watch: &Rc<Watch>) -> Self {
+        let key = tunnel.calls.borrow_mut().insert((port, watch.clone()));
+        Self { tunnel: tunnel.clone(), key }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.tunnel.calls.borrow_mut().try_remove(self.key);
     }
 }
 
@@ -124,12 +152,36 @@ impl Tunnel {
             clock: clock.clone(),
             driver: RefCell::default(),
             left: RefCell::default(),
+            caller: Cell::new(None),
+            calls: RefCell::default(),
         }
     }
 
     /// Streams that are open or being opened.
     pub fn streams(&self) -> u32 {
         self.streams.get()
+    }
+
+    /// May its peer connect to this port of our workload?
+    pub fn admits(&self, snapshot: &Snapshot, port: u16) -> bool {
+        let caller = |snapshot: &Snapshot| match self.caller.get() {
+            Some((epoch, caller)) if epoch == snapshot.epoch => caller,
+            _ => {
+                let caller = snapshot.caller(self.peer.namespace(), self.peer.service_account());
+                self.caller.set(Some((snapshot.epoch, caller)));
+                caller
+            }
+        };
+        authorise::admits(snapshot, &self.member, (&self.peer, caller), self.address.ip(), port)
+    }
+
+    /// Ends the connections that policies no longer allow.
+    pub fn judge(&self, snapshot: &Snapshot) {
+        for (_, (port, watch)) in self.calls.borrow().iter() {
+            if !self.admits(snapshot, *port) {
+                watch.end();
+            }
+        }
     }
 
     /// A stream was read.

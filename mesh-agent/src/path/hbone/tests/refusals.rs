@@ -152,7 +152,11 @@ fn a_connect_that_is_not_for_the_workload() {
 #[test]
 fn policies_ask_who_the_certificate_proves() {
     let root = authority();
-    let called = Called::new(&root, Limits::default(), each(|_| {}));
+    let called = Called::new(
+        &root,
+        Limits::default(),
+        each(|mut socket| drop(std::io::Read::read(&mut socket, &mut [0]))),
+    );
     let set = |called: &Called, deny: bool| {
         let mut next = Snapshot::clone(&called.snapshot.load());
         let mut own = next.workloads.get(&CALLER).unwrap().as_ref().clone();
@@ -173,8 +177,11 @@ fn policies_ask_who_the_certificate_proves() {
     };
     Caller::run(FakeKeys::new(&root, PAY), Limits::default(), async |caller| {
         set(&called, false);
-        assert!(caller.open(called.via(called.application.port())).await.is_ok());
+        let mut open = caller.open(called.via(called.application.port())).await.unwrap();
         set(&called, true);
+        // What was open under the old policy ends, and its tunnel stays.
+        assert_eq!(rest(&mut open).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(caller.counts().tunnels, [1, 0]);
         let denied = caller.open(called.via(called.application.port())).await;
         assert_eq!(denied.err(), Some(ProxyError::DeniedByPolicy));
     });
