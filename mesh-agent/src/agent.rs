@@ -124,7 +124,9 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     };
     let config = config::start(options, kernel.clone(), snapshot.clone());
     let workers = args.workers.map_or_else(default_workers, usize::from);
-    let proxy = Proxy::start(workers, snapshot, kernel.clone(), Limits::default())?;
+    let identities = Identities::new(member);
+    let keys = Arc::new(identities.clone());
+    let proxy = Proxy::start(workers, snapshot, kernel.clone(), keys, Limits::default())?;
 
     let (session, session_handle, verdicts) =
         session::new(control.clone(), args.node.clone(), config.clone());
@@ -143,7 +145,6 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let (restored, is_restored) = tokio::sync::oneshot::channel();
     tokio::spawn(session.run(is_restored));
     let xds = Arc::new(xds::XdsStats::default());
-    let identities = Identities::new(member);
     let renewal = Renewal {
         control: control.clone(),
         node: args.node.clone(),

@@ -6,8 +6,8 @@
 //! A policy that denies comes before one that allows. Where any policy allows, what none of them matches is
 //! refused; where no policy selects a workload, everybody may connect (there is no set then).
 //!
-//! A caller is proved by the kernel of its own node, or not at all: what comes from another node has an
-//! address and nothing else, until there is mTLS. Terms on identities and namespaces fail closed for it: they
+//! A caller is proved by the kernel of its own node, by the certificate of a tunnel from another node, or not at all:
+//! what comes from there in plaintext has an address and nothing else. Terms on identities and namespaces fail closed for it: they
 //! do not match where the policy allows, and match where it denies. A term on addresses matches as it says.
 //!
 //! Invariants: decides from numbers and bits, allocates nothing; an IPv6 network never holds an IPv4 address.

@@ -47,6 +47,30 @@ pub enum ProxyError {
     /// The connection to the endpoint could not be made for another reason.
     #[error("connecting to the endpoint failed: {0}")]
     ConnectFailed(ErrorKind),
+    /// The agent has no certificate for the workload, or does not know yet whom to believe.
+    #[error("there is no certificate for this workload yet")]
+    NoCertificate,
+    /// What is at the endpoint's address cannot prove that it belongs to the mesh.
+    #[error("the endpoint's certificate is not one of this mesh")]
+    TlsPeerUntrusted,
+    /// Somebody else is at the endpoint's address.
+    #[error("somebody else than the endpoint's workload is at its address")]
+    TlsWrongIdentity,
+    /// The endpoint does not believe this workload's certificate.
+    #[error("the endpoint does not accept this workload's certificate")]
+    TlsRefusedByPeer,
+    /// A tunnel to the endpoint did not come up in time.
+    #[error("opening a tunnel to the endpoint took too long")]
+    TunnelTimeout,
+    /// A tunnel to the endpoint broke before it could be used.
+    #[error("no tunnel to the endpoint could be opened")]
+    TunnelFailed,
+    /// The other end of the tunnel did not open the connection.
+    #[error("the endpoint's node refused the connection")]
+    TunnelRefused,
+    /// As many tunnels are open as there may be.
+    #[error("all tunnels to the endpoint are full, and no more may be opened")]
+    TunnelLimit,
     /// The workload has as many connections through the proxy as its budget allows.
     #[error("the workload's budget of proxied connections is used up")]
     BudgetConnections,
@@ -78,7 +102,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 28] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -90,6 +114,14 @@ impl ProxyError {
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed(ErrorKind::Other),
+        Self::NoCertificate,
+        Self::TlsPeerUntrusted,
+        Self::TlsWrongIdentity,
+        Self::TlsRefusedByPeer,
+        Self::TunnelTimeout,
+        Self::TunnelFailed,
+        Self::TunnelRefused,
+        Self::TunnelLimit,
         Self::BudgetConnections,
         Self::BudgetBytes,
         Self::RecordLost,
@@ -142,6 +174,14 @@ impl ProxyError {
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed(_) => "connect_failed",
+            Self::NoCertificate => "no_certificate",
+            Self::TlsPeerUntrusted => "tls_peer_untrusted",
+            Self::TlsWrongIdentity => "tls_wrong_identity",
+            Self::TlsRefusedByPeer => "tls_refused_by_peer",
+            Self::TunnelTimeout => "tunnel_handshake_timeout",
+            Self::TunnelFailed => "tunnel_failed",
+            Self::TunnelRefused => "tunnel_refused",
+            Self::TunnelLimit => "tunnel_limit",
             Self::BudgetConnections => "budget_connections",
             Self::BudgetBytes => "budget_bytes",
             Self::RecordLost => "record_lost",
@@ -164,10 +204,17 @@ impl ProxyError {
             Self::HeadTooLarge => 431,
             Self::NoBackend | Self::Internal => 500,
             Self::UpstreamReset | Self::UpstreamClosed | Self::UpstreamProtocol(_) => 502,
-            Self::ConnectTimeout | Self::UpstreamTimeout => 504,
+            Self::ConnectTimeout | Self::TunnelTimeout | Self::UpstreamTimeout => 504,
             Self::NoEndpoints
             | Self::ConnectRefused
             | Self::ConnectFailed(_)
+            | Self::NoCertificate
+            | Self::TlsPeerUntrusted
+            | Self::TlsWrongIdentity
+            | Self::TlsRefusedByPeer
+            | Self::TunnelFailed
+            | Self::TunnelRefused
+            | Self::TunnelLimit
             | Self::BudgetConnections
             | Self::BudgetBytes
             | Self::RecordLost

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use imbl::{HashMap, OrdMap};
 use mesh_api::proto::v1::Protocol;
+use mesh_common::policy::Caller;
 
-use crate::authorise::{Network, PolicySet};
+use crate::authorise::{NOBODY, Network, PolicySet};
 use crate::by_id::ById;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
@@ -58,6 +59,22 @@ pub struct Snapshot {
     pub spreads: HashMap<ServiceId, Arc<Spread>>,
     /// Trust domain of the mesh.
     pub trust_domain: Arc<str>,
+}
+
+impl Snapshot {
+    /// A caller that has proved who it is, as policies know it. Of an identity that no workload has, its namespace
+    /// alone is known. Cost: a look at every workload, once a connection to a workload with policies.
+    pub fn caller(&self, namespace: &str, service_account: &str) -> Caller {
+        let mut found = NOBODY;
+        for workload in self.workloads.values().filter(|workload| workload.namespace() == namespace) {
+            found.namespace = workload.mesh_ns;
+            if &*workload.service_account == service_account {
+                found.identity = workload.identity;
+                break;
+            }
+        }
+        found
+    }
 }
 
 /// One port of one service.

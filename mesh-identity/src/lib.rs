@@ -10,8 +10,16 @@
 
 mod bundle;
 mod keys;
+#[cfg(any(test, feature = "maker"))]
+pub mod maker;
+mod refused;
 mod svid;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+pub mod verify;
 
 pub use bundle::Bundle;
 pub use keys::Keys;
+pub use refused::{Fault, Refused};
 pub use svid::Svid;

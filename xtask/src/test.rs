@@ -71,6 +71,7 @@ pub fn test(args: &[String]) -> Result<()> {
     let filter: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     let begin = Instant::now();
     tools::programs(&PROGRAMS)?;
+    tools::python_h2()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {

@@ -126,6 +126,15 @@ pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     install(&packages, &format!("missing programs: {}", names.join(", ")))
 }
 
+/// The HTTP/2 of Debian's Python, which speaks to tunnels as somebody else's.
+pub fn python_h2() -> Result<()> {
+    let python = "/usr/bin/python3";
+    match output(Command::new(python).args(["-c", "import h2"])) {
+        Some(_) => Ok(()),
+        None => install(&["python3-h2"], &format!("{python} has no module h2")),
+    }
+}
+
 /// Envoy, as PyPI has it, in the build folder.
 pub fn envoy() -> Result<()> {
     let folder = root().join("target/tools/envoy");

@@ -116,7 +116,7 @@ impl Wanted {
             labels: self.labels.clone().into_iter().collect(),
             services: Vec::new(),
             host_network: self.host_network,
-            hbone: false,
+            hbone: true,
             locality: (*here != Locality::default())
                 .then(|| v1::Locality { region: here.region.clone(), zone: here.zone.clone() }),
             priority: self.priority.into(),

@@ -1,5 +1,5 @@
 //! May this workload be called? Asked before a connection to a workload of this node is opened or used again;
-//! a workload of another node is asked there, by the kernel.
+//! a workload of another node is asked there, by the kernel, or by the agent at the end of a tunnel ([`admits`]).
 //!
 //! route ──Hop──▶ **authorise** ──▶ pool, transport
 //!
@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use mesh_api::spiffe::SpiffeId;
 use mesh_common::policy::Caller;
 use mesh_core::authorise::Refusal;
 use mesh_core::error::ProxyError;
@@ -26,6 +27,32 @@ pub fn authorise(worker: &Worker, member: &Member, hop: &Hop) -> Result<(), Prox
         return Ok(());
     }
     worker.with_snapshot(|snapshot| ask(snapshot, member, hop))
+}
+
+/// May a peer that has proved who it is connect to this workload of ours, from that address to this port? `caller` says
+/// who it is to policies, where there are any.
+pub fn admits(
+    snapshot: &Snapshot,
+    member: &Member,
+    (peer, caller): (&SpiffeId, impl FnOnce(&Snapshot) -> Caller),
+    from: IpAddr,
+    port: u16,
+) -> bool {
+    let Some(called) = snapshot.workloads.get(&member.workload) else { return false };
+    if called.policy_set == 0 {
+        return true;
+    }
+    let Some(set) = snapshot.policies.get(&called.policy_set) else { return false };
+    match set.refuses(caller(snapshot), from, port) {
+        None => true,
+        Some(refusal) => {
+            if LOGGED.take() {
+                let source = peer;
+                tracing::warn!(%source, destination = %called.full_name, port, %refusal, "refused by policy");
+            }
+            false
+        }
+    }
 }
 
 fn ask(snapshot: &Snapshot, member: &Member, hop: &Hop) -> Result<(), ProxyError> {

@@ -27,6 +27,7 @@ pub struct Usage {
     connections: AtomicU32,
     buffered: AtomicU64,
     gone: AtomicBool,
+    tunnels: AtomicU32,
 }
 
 impl Usage {
@@ -68,6 +69,16 @@ impl Usage {
     /// Bytes held back now.
     pub fn buffered(&self) -> u64 {
         self.buffered.load(Relaxed)
+    }
+
+    /// So many more tunnels.
+    pub fn tunnels(&self, more: i32) {
+        self.tunnels.fetch_add(more as u32, Relaxed);
+    }
+
+    /// Bytes that peers may have on their way in one tunnel: all tunnels share what may wait here.
+    pub fn share(&self, budget: &Budget) -> u64 {
+        budget.buffered / u64::from(self.tunnels.load(Relaxed).max(1))
     }
 
     /// The workload has left: its connections end.

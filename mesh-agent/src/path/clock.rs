@@ -55,6 +55,13 @@ impl Watch {
         }
     }
 
+    /// Cuts this connection.
+    pub fn end(&self) {
+        if !self.cut.replace(true) {
+            self.wake();
+        }
+    }
+
     /// No deadline.
     pub fn disarm(&self) {
         self.deadline.set(0);
@@ -148,8 +155,8 @@ impl Clock {
 
     fn cut(&self, which: impl Fn(&Watch) -> bool) {
         for (_, watch) in self.watches.borrow().iter() {
-            if which(watch) && !watch.cut.replace(true) {
-                watch.wake();
+            if which(watch) {
+                watch.end();
             }
         }
     }

@@ -17,20 +17,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_api::proto::v1::Protocol;
+use mesh_api::spiffe::SpiffeId;
 use mesh_common::addr;
 use mesh_common::record::{Capture, captured, role};
 use mesh_core::balance::pick_other;
+use mesh_core::error::ProxyError;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
 use super::authorise::authorise;
 use super::clock::Watched;
+use super::hbone::client::Via;
 use super::link::Link;
 use super::member::{Held, Member};
 use super::stats::{Direction, RequestKey, Spoken, one};
-use super::transport::{Stream, Target, Transport as _};
+use super::transport::{self, Stream, Target};
 use super::worker::Worker;
-use super::{http1, tcp};
+use super::{hbone, http1, tcp};
 use crate::dns;
 
 /// One place that a connection can be opened to.
@@ -83,16 +86,38 @@ impl Hop {
     }
 
     /// As a target of `source`.
-    pub fn target(&self, source: &Arc<Member>, within: std::time::Duration) -> Target {
-        Target {
+    pub fn target(&self, worker: &Worker, source: &Arc<Member>) -> Result<Target, ProxyError> {
+        let via = worker.with_snapshot(|snapshot| self.via(snapshot, source.workload))?;
+        Ok(Target {
             source: source.clone(),
             address: self.address,
             service: self.service,
             endpoint: self.endpoint,
             local: self.local,
             show: self.show,
-            within,
+            within: worker.limits.connect,
+            via,
+        })
+    }
+
+    /// The tunnel on the way, if there is one. Where its workload has left there is no other way: plainly, whoever
+    /// has its address now would be believed.
+    fn via(&self, snapshot: &Snapshot, source: u32) -> Result<Option<Via>, ProxyError> {
+        if self.tunnel == 0 {
+            return Ok(None);
         }
+        let caller = snapshot.workloads.get(&source);
+        if caller.and_then(|caller| caller.transport.as_ref()).is_some_and(|transport| transport.plain) {
+            return Ok(None);
+        }
+        let workload = snapshot.workloads.get(&self.tunnel).ok_or(ProxyError::NoEndpoints)?;
+        let expected = SpiffeId::new(&snapshot.trust_domain, workload.namespace(), &workload.service_account);
+        Ok(Some(Via {
+            address: SocketAddr::new(self.address.ip(), mesh_core::hbone::PORT),
+            authority: self.address,
+            expected: [expected.map_err(|_| ProxyError::TlsWrongIdentity)?].into(),
+            workload: workload.full_name.clone(),
+        }))
     }
 }
 
@@ -138,6 +163,11 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let Job { socket, admitted, direction } = job;
     let member = admitted.member().clone();
     let Ok(stream) = socket.into_stream() else { return };
+    if direction == Direction::In && is_tunnel(&member, &stream) {
+        let (Ok(peer), Some(tcp)) = (stream.peer(), stream.into_tcp()) else { return };
+        hbone::server::serve(worker, member, tcp, plain(peer)).await;
+        return drop(admitted);
+    }
     let record = match direction {
         Direction::Out => match client_of(&worker, &stream) {
             Some(record) => Some(record),
@@ -213,9 +243,9 @@ async fn way(worker: &Worker, member: &Member, record: Option<&Capture>, stream:
 async fn serve_tcp(session: Session, hop: Hop) {
     let begun = Instant::now();
     let worker = session.worker.clone();
-    let target = hop.target(&session.member, worker.limits.connect);
-    let opened = match authorise(&worker, &session.member, &hop) {
-        Ok(()) => worker.transport.open(&target, &session.watch).await,
+    let target = || hop.target(&worker, &session.member);
+    let opened = match authorise(&worker, &session.member, &hop).and_then(|()| target()) {
+        Ok(target) => transport::open(&worker, &target, &session.watch).await,
         Err(error) => Err(error),
     };
     let reason = match opened {
@@ -231,9 +261,15 @@ async fn serve_tcp(session: Session, hop: Hop) {
             error.reason()
         }
     };
+    record_tcp(&session, hop.service, reason, begun);
+}
+
+/// Counts a connection of opaque bytes that has ended.
+pub fn record_tcp(session: &Session, service: u32, reason: &'static str, begun: Instant) {
+    let worker = &session.worker;
     let key = RequestKey {
         source: if session.direction == Direction::Out { session.member.workload } else { 0 },
-        service: hop.service,
+        service,
         status: 0,
         direction: session.direction,
         spoken: Spoken::Tcp,
@@ -245,7 +281,7 @@ async fn serve_tcp(session: Session, hop: Hop) {
 
 /// The record of a captured connection; `None`, counted: it has none.
 fn client_of(worker: &Worker, stream: &Stream) -> Option<Capture> {
-    let record = worker.sockets.capture(stream.as_fd()).ok().flatten();
+    let record = stream.tcp().and_then(|tcp| worker.sockets.capture(tcp.as_fd()).ok().flatten());
     let record = record.filter(|r| r.role == role::ACCEPTED);
     if record.is_none() {
         one(&worker.shared.counters.record_lost);
@@ -331,6 +367,35 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
         spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
         prefer_v6: wanted.is_ipv6(),
     })
+}
+
+/// Was it opened to the port of tunnels of one of the member's own addresses?
+fn is_tunnel(member: &Member, stream: &Stream) -> bool {
+    let wanted = stream.local().map(plain);
+    wanted.is_ok_and(|wanted| wanted.port() == mesh_core::hbone::PORT && member.is_at(wanted.ip()))
+}
+
+/// Where a connection goes that came through a tunnel for this address of the workload: as if it had come there, but
+/// to every port that it has, and through the HTTP path only where inbound connections are meant to.
+pub fn way_to_own(
+    snapshot: &Snapshot,
+    workload: u32,
+    wanted: SocketAddr,
+    client: SocketAddr,
+) -> (Hop, Spoken) {
+    let way = way_in(snapshot, workload, wanted, client);
+    let proxied = snapshot.workloads.get(&workload).is_some_and(|workload| {
+        workload.ports.iter().any(|p| p.port == wanted.port() && !p.udp() && p.inbound_proxy)
+    });
+    match way {
+        Some(Way { to: To::Hop(hop), spoken, .. }) => (hop, if proxied { spoken } else { Spoken::Tcp }),
+        _ => {
+            let show = Some(client);
+            let hop =
+                Hop { service: 0, endpoint: 0, local: true, address: wanted, show, policed: 0, tunnel: 0 };
+            (hop, Spoken::Tcp)
+        }
+    }
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.

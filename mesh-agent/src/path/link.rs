@@ -114,6 +114,11 @@ impl Link {
         if self.queued.get() { 0 } else { self.pending() }
     }
 
+    /// Bytes that this connection holds back in the agent.
+    pub fn held(&self) -> usize {
+        self.stuck() + self.io.borrow().unsent()
+    }
+
     /// Output can take no more, or too little to be worth a read.
     pub fn is_tight(&self) -> bool {
         self.out.borrow().as_ref().is_some_and(|out| out.room() < TIGHT)
@@ -164,6 +169,10 @@ impl Link {
         let mut out = self.out.borrow_mut();
         let Some(buf) = out.as_mut() else { return Poll::Ready(Ok(())) };
         let mut io = self.io.borrow_mut();
+        if io.takes_buffers() && !self.keep.get() {
+            let sent = ready!(io.poll_hand_over(cx, &mut out));
+            return Poll::Ready(sent.map_err(|e| self.fail(e.kind())));
+        }
         while !buf.is_empty() {
             match Pin::new(&mut *io).poll_write(cx, buf.data()) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.fail(io::ErrorKind::WriteZero))),
@@ -200,7 +209,7 @@ impl Link {
         if self.failed.get().is_some() || self.closed.get() || self.pending() > 0 || self.unused() > 0 {
             return false;
         }
-        self.io.borrow().quiet()
+        self.io.borrow_mut().quiet()
     }
 
     /// The peer is to see a reset.

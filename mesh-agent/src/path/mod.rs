@@ -10,13 +10,13 @@
 //!                resilience  a failed connect is tried elsewhere; a stale connection is replaced
 //!                            (breakers, limits, retries on answers: not built)
 //!                pool        an idle connection of this workload to that endpoint, else
-//!                transport   a new one, from the workload's own namespace           (mTLS: not built)
+//!                transport   a new one, from the workload's own namespace, plain or in a tunnel (hbone)
 //!                pump        bodies, both ways, one buffer each                     mesh-core::http1
 //! endpoint ◀──── telemetry   counters and histograms by source, service, route, outcome
 //! ```
 //!
 //! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`authorise`],
-//! [`http1`], [`tcp`] the steps; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! [`http1`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
 //! [`sockets`] what is asked of the kernel.
 //!
@@ -30,6 +30,7 @@ pub mod budget;
 pub mod buffers;
 pub mod clock;
 pub mod hash;
+pub mod hbone;
 pub mod http1;
 pub mod intercept;
 pub mod link;
@@ -60,6 +61,12 @@ pub use stats::ProxyStats;
 pub struct Limits {
     /// Opening an upstream connection.
     pub connect: Duration,
+    /// Until a tunnel can be used: TCP, TLS and HTTP/2 together.
+    pub tunnel: Duration,
+    /// From the answer to a PING of a tunnel, or its beginning, to the next one; and for its answer.
+    pub ping: (Duration, Duration),
+    /// A tunnel that carries nothing.
+    pub tunnel_idle: Duration,
     /// From the first byte of a request's head to its last.
     pub head: Duration,
     /// Between two requests of a client.
@@ -86,6 +93,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
+            tunnel: Duration::from_secs(5),
+            ping: (Duration::from_secs(10), Duration::from_secs(20)),
+            tunnel_idle: Duration::from_mins(5),
             head: Duration::from_secs(10),
             keep_alive: Duration::from_mins(5),
             response: Duration::from_mins(5),

@@ -30,6 +30,8 @@ pub struct PoolKey {
     pub endpoint: u32,
     /// Where it is connected.
     pub address: SocketAddr,
+    /// The workload at the other end of its tunnel; 0: it is plain.
+    pub tunnel: u32,
 }
 
 struct Idle {
@@ -115,9 +117,10 @@ fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
         return true;
     }
     snapshot.services.get(&key.service).is_some_and(|service| {
-        service
-            .serving()
-            .iter()
-            .any(|e| e.id == key.endpoint && [e.address(false), e.address(true)].contains(&Some(key.address)))
+        service.serving().iter().any(|e| {
+            e.id == key.endpoint
+                && e.tunnel == (key.tunnel != 0)
+                && [e.address(false), e.address(true)].contains(&Some(key.address))
+        })
     })
 }

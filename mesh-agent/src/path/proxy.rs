@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mesh_core::snapshot::Snapshot;
+use mesh_identity::Keys;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::accept::Listeners;
 use super::budget::{Budget, Usage};
+use super::hbone::stats::TunnelCounts;
 use super::member::Member;
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
-use super::{Limits, Sockets};
+use super::{Limits, Sockets, hbone};
 use crate::dns::open::Ears;
 use crate::sys::monotonic_ns;
 
@@ -92,6 +94,7 @@ impl Proxy {
         workers: usize,
         snapshot: Arc<ArcSwap<Snapshot>>,
         sockets: Arc<dyn Sockets>,
+        keys: Arc<dyn Keys>,
         limits: Limits,
     ) -> Result<Self, StartError> {
         if workers == 0 {
@@ -110,7 +113,7 @@ impl Proxy {
             inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
         }
         let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
-        let common = Arc::new(Common { seats, snapshot, sockets, limits });
+        let common = Arc::new(Common { seats, snapshot, sockets, keys, limits });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
         }
@@ -181,7 +184,13 @@ impl Proxy {
 
     /// What was counted, over all workers.
     pub fn stats(&self) -> ProxyStats {
-        stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)))
+        let stats = stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)));
+        ProxyStats { tunnels: self.tunnels(), ..stats }
+    }
+
+    /// What was counted of tunnels, over all workers.
+    pub fn tunnels(&self) -> TunnelCounts {
+        hbone::stats::merge(self.inner.shared.iter().map(|s| &s.tunnels))
     }
 
     /// Connections being proxied now.

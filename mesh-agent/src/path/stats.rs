@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::hash::Quick;
+use super::hbone::stats::TunnelCounts;
 
 /// Upper bounds of the latency histogram, microseconds; the last bucket has none.
 pub const BUCKETS_US: [u64; 15] = [
@@ -227,6 +228,8 @@ pub struct ProxyStats {
     pub requests: Vec<(RequestKey, Series)>,
     /// Requests whose key found no room.
     pub overflow: Series,
+    /// Tunnels.
+    pub tunnels: TunnelCounts,
 }
 
 /// Adds workers up.

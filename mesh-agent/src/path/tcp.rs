@@ -66,7 +66,7 @@ pub async fn copy(
         if up.pump.moved() | down.pump.moved() {
             worker.clock.arm(watch, worker.limits.tcp_idle);
         }
-        if !held.set(upstream.stuck() + client.stuck()) {
+        if !held.set(upstream.held() + client.held()) {
             return Poll::Ready(End::Budget);
         }
         match (sent, received) {

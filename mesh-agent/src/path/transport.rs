@@ -3,18 +3,20 @@
 //!
 //! balance ──Target──▶ **transport** ──Stream──▶ http1, tcp
 //!
+//! [`open`]: through a tunnel where the target says so, else plainly.
+//!
 //! [`Plain`]: a TCP socket made in the *source workload's* network namespace that dials the endpoint's real
 //! address, so that network policy, accounting and the source address hold as without a mesh. It is marked
 //! before `connect()`: an unmarked socket of the agent would be captured again.
 //!
 //! Invariant: a stream for which the application was to see the real client is opened only if the kernel
 //! confirms that it will; else it is reset.
-//! Not here: mTLS and HBONE.
+//! Not here: tunnels (hbone).
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,9 +28,14 @@ use rustix::net::{RecvFlags, recv, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::buffers::Buf;
 use super::clock::{Call, Clock, Watch};
+use super::hbone::client::Via;
+use super::hbone::pool;
+use super::hbone::stream::TunnelStream;
 use super::member::Member;
 use super::sockets::{Leg, Sockets};
+use super::worker::Worker;
 use crate::sys::{bind_loopback, bind_port};
 
 /// Where a connection is to go, and on whose behalf.
@@ -47,12 +54,22 @@ pub struct Target {
     pub show: Option<SocketAddr>,
     /// How long opening may take.
     pub within: Duration,
+    /// Through this tunnel; `None`: plainly.
+    pub via: Option<Via>,
 }
 
 /// Opens connections to endpoints.
 pub trait Transport {
     /// Opens one. `watch` is the caller's, disarmed when this returns.
     fn open(&self, target: &Target, watch: &Watch) -> impl Future<Output = Result<Stream, ProxyError>>;
+}
+
+/// Opens a connection in the way that its target asks for.
+pub async fn open(worker: &Rc<Worker>, target: &Target, watch: &Watch) -> Result<Stream, ProxyError> {
+    match &target.via {
+        None => worker.transport.open(target, watch).await,
+        Some(via) => pool::open(worker, target, via, watch).await,
+    }
 }
 
 /// Plain TCP.
@@ -79,8 +96,9 @@ impl Transport for Plain {
             Failed::Connect(kind) => ProxyError::connect(kind),
             Failed::Called(error) => error,
         })?;
-        let stream = Stream { io, spliced: false };
-        if target.show.is_some() && !self.sockets.handed_over(stream.io.as_fd()).unwrap_or(false) {
+        let handed = target.show.is_none() || self.sockets.handed_over(io.as_fd()).unwrap_or(false);
+        let stream = Stream { io: Io::Tcp(io), spliced: false };
+        if !handed {
             stream.reset();
             return Err(ProxyError::RecordLost);
         }
@@ -145,16 +163,68 @@ impl Plain {
 
 /// A connection, whichever transport opened or accepted it. Owned by one worker.
 pub struct Stream {
-    io: TcpStream,
+    io: Io,
     /// It has two queues: a read that was short says nothing of the other one.
     spliced: bool,
 }
 
+enum Io {
+    Tcp(TcpStream),
+    Tunnel(Box<TunnelStream>),
+}
+
+/// What asks for a socket of a connection inside a tunnel.
+fn tunnelled() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
 impl Stream {
+    /// A connection inside a tunnel.
+    pub fn tunnelled(stream: TunnelStream) -> Self {
+        Self { io: Io::Tunnel(Box::new(stream)), spliced: false }
+    }
+
+    /// Its socket; `None`: it is inside a tunnel.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match &self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tunnel(_) => None,
+        }
+    }
+
+    /// Gives its socket away.
+    pub fn into_tcp(self) -> Option<TcpStream> {
+        match self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tunnel(_) => None,
+        }
+    }
+
+    /// Whole buffers can be handed over to it.
+    pub fn takes_buffers(&self) -> bool {
+        matches!(self.io, Io::Tunnel(_))
+    }
+
+    /// Hands a whole buffer over; ready: it was taken.
+    pub fn poll_hand_over(&mut self, cx: &mut Context<'_>, out: &mut Option<Buf>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(_) => Poll::Ready(Err(tunnelled())),
+            Io::Tunnel(stream) => stream.poll_hand_over(cx, out),
+        }
+    }
+
+    /// Bytes that were handed over and have not been sent.
+    pub fn unsent(&self) -> usize {
+        match &self.io {
+            Io::Tcp(_) => 0,
+            Io::Tunnel(stream) => stream.unsent(),
+        }
+    }
+
     /// An accepted connection.
     pub fn accepted(io: TcpStream) -> io::Result<Self> {
         sockopt::set_tcp_nodelay(&io, true)?;
-        Ok(Self { io, spliced: false })
+        Ok(Self { io: Io::Tcp(io), spliced: false })
     }
 
     /// What comes to it may go past TCP: it is read until nothing is left, however short a read was.
@@ -165,34 +235,35 @@ impl Stream {
 
     /// Our own end.
     pub fn local(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.tcp().ok_or_else(tunnelled)?.local_addr()
     }
 
     /// The other end.
     pub fn peer(&self) -> io::Result<SocketAddr> {
-        self.io.peer_addr()
+        self.tcp().ok_or_else(tunnelled)?.peer_addr()
     }
 
     /// Makes dropping it send a reset instead of a clean end.
     pub fn reset(&self) {
-        // Fails only on a socket that is gone already.
-        let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
+        match &self.io {
+            // Fails only on a socket that is gone already.
+            Io::Tcp(tcp) => drop(sockopt::set_socket_linger(tcp, Some(Duration::ZERO))),
+            Io::Tunnel(stream) => stream.reset(),
+        }
     }
 
     /// Nothing has arrived, not even an end.
-    pub fn quiet(&self) -> bool {
+    pub fn quiet(&mut self) -> bool {
+        let tcp = match &mut self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tunnel(stream) => return stream.quiet(),
+        };
         let mut nobody = Context::from_waker(Waker::noop());
-        if self.io.poll_read_ready(&mut nobody).is_pending() {
+        if tcp.poll_read_ready(&mut nobody).is_pending() {
             return true;
         }
         let mut byte = [0];
-        matches!(self.io.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.io.as_fd()
+        matches!(tcp.try_read(&mut byte), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -202,14 +273,19 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.spliced {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+        let spliced = self.spliced;
+        let tcp = match &mut self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tunnel(stream) => return Pin::new(&mut **stream).poll_read(cx, buf),
+        };
+        if !spliced {
+            return Pin::new(tcp).poll_read(cx, buf);
         }
         loop {
-            ready!(self.io.poll_read_ready(cx))?;
+            ready!(tcp.poll_read_ready(cx))?;
             // Readable until the kernel says otherwise: tokio would take a short read for the last one.
-            let receive = || Ok(recv(&self.io, buf.initialize_unfilled(), RecvFlags::empty())?.0);
-            match self.io.try_io(Interest::READABLE, receive) {
+            let receive = || Ok(recv(&*tcp, buf.initialize_unfilled(), RecvFlags::empty())?.0);
+            match tcp.try_io(Interest::READABLE, receive) {
                 Ok(n) => {
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
@@ -223,7 +299,10 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Io::Tunnel(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -231,7 +310,10 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Tunnel(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -251,7 +333,8 @@ mod tests {
         let plain = Plain { sockets: fake, clock };
         let show = show.then_some(address);
         let within = Duration::from_secs(5);
-        let target = Target { source, address, service: 1, endpoint: 1, local: true, show, within };
+        let target =
+            Target { source, address, service: 1, endpoint: 1, local: true, show, within, via: None };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(plain.open(&target, &watched))
     }
@@ -286,7 +369,11 @@ mod tests {
                 assert_eq!(stream.read(&mut read).await.unwrap(), 5);
                 assert_eq!(&read[..5], b"hello");
                 let mut nobody = Context::from_waker(Waker::noop());
-                assert_eq!(stream.io.poll_read_ready(&mut nobody).is_ready(), spliced, "after a short read");
+                assert_eq!(
+                    stream.tcp().unwrap().poll_read_ready(&mut nobody).is_ready(),
+                    spliced,
+                    "after a short read"
+                );
                 drop(client);
                 assert_eq!(stream.read(&mut read).await.unwrap(), 0, "its end");
             }

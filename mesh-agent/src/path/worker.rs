@@ -20,6 +20,7 @@ use arc_swap::{ArcSwap, Cache};
 use mesh_common::decide::HEARTBEAT_NS;
 use mesh_core::balance::Balancer;
 use mesh_core::snapshot::Snapshot;
+use mesh_identity::Keys;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -28,6 +29,9 @@ use tokio::time::MissedTickBehavior;
 use super::accept::{self, Job, Listeners};
 use super::buffers::Pool;
 use super::clock::{Clock, LOOK_MS};
+use super::hbone::Identities;
+use super::hbone::pool::Tunnels;
+use super::hbone::stats::TunnelCounters;
 use super::link::FlushQueue;
 use super::member::Member;
 use super::pool::Upstreams;
@@ -61,6 +65,8 @@ pub struct Shared {
     pub counters: Counters,
     /// Requests.
     pub requests: Requests,
+    /// Tunnels.
+    pub tunnels: TunnelCounters,
     /// `CLOCK_MONOTONIC` nanoseconds of its last heartbeat.
     pub beat_ns: AtomicU64,
 }
@@ -89,6 +95,8 @@ pub struct Common {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// The kernel.
     pub sockets: Arc<dyn Sockets>,
+    /// Certificates.
+    pub keys: Arc<dyn Keys>,
     /// Limits.
     pub limits: Limits,
 }
@@ -113,8 +121,12 @@ pub struct Worker {
     pub upstreams: Upstreams,
     /// Whose turn it is.
     pub balance: RefCell<Balancer>,
-    /// How connections are opened.
+    /// How plain connections are opened.
     pub transport: Plain,
+    /// Tunnels, this worker's own.
+    pub tunnels: Tunnels,
+    /// Whom they prove to be, and whom they believe.
+    pub identities: Identities,
     /// Connections end after their request.
     pub draining: Cell<bool>,
     /// Everybody.
@@ -140,7 +152,7 @@ impl Drop for Listening {
 }
 
 impl Worker {
-    fn new(index: u32, common: Arc<Common>) -> Self {
+    pub(super) fn new(index: u32, common: Arc<Common>) -> Self {
         let clock = Rc::new(Clock::new(Instant::now()));
         let limits = common.limits.clone();
         Self {
@@ -152,6 +164,8 @@ impl Worker {
             upstreams: Upstreams::new(limits.pool_per_key, limits.pool_total),
             balance: RefCell::default(),
             transport: Plain { sockets: common.sockets.clone(), clock: clock.clone() },
+            tunnels: Tunnels::default(),
+            identities: Identities::new(common.keys.clone()),
             draining: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
@@ -184,10 +198,12 @@ impl Worker {
                     .borrow_mut()
                     .retain(|_, l| l.member.workload != workload || !l.member.usage.gone());
                 self.upstreams.forget(workload);
+                self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
                 self.clock.cut_gone();
             }
             Command::Drain => {
                 self.draining.set(true);
+                self.tunnels.retire();
                 self.clock.wake_all();
             }
             Command::Cut => self.clock.cut_all(),
@@ -197,11 +213,13 @@ impl Worker {
     fn sweep(&self) {
         self.listeners.borrow_mut().retain(|_, l| !l.member.usage.gone());
         self.clock.cut_gone();
+        self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
         self.with_snapshot(|snapshot| {
             let changed = self.epoch.replace(snapshot.epoch) != snapshot.epoch;
             self.upstreams.sweep(self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
+                self.tunnels.judge(snapshot);
             }
         });
         self.shared.counters.upstream_idle.store(self.upstreams.idle() as u64, Relaxed);
@@ -219,16 +237,18 @@ pub fn run(index: u32, common: Arc<Common>, inbox: Inbox, begun: &std::sync::mps
         let worker = Rc::new(Worker::new(index, common));
         worker.sockets.beat(index);
         let _ = begun.send(Ok(()));
-        let beat = tokio::task::spawn_local(beat(worker.clone()));
-        let flush = tokio::task::spawn_local({
-            let worker = worker.clone();
-            async move { std::future::poll_fn(|cx| worker.flush.poll(cx)).await }
-        });
+        let tasks = begin(&worker);
         attend(&worker, inbox).await;
-        beat.abort();
-        flush.abort();
+        tasks.iter().for_each(JoinHandle::abort);
         worker.listeners.borrow_mut().clear();
     });
+}
+
+/// Starts what every worker does besides its connections.
+pub(super) fn begin(worker: &Rc<Worker>) -> [JoinHandle<()>; 2] {
+    let flushed = worker.clone();
+    let flush = async move { std::future::poll_fn(|cx| flushed.flush.poll(cx)).await };
+    [tokio::task::spawn_local(beat(worker.clone())), tokio::task::spawn_local(flush)]
 }
 
 async fn attend(worker: &Rc<Worker>, mut inbox: Inbox) {

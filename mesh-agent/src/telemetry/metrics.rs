@@ -85,6 +85,10 @@ metrics! {
     UPSTREAM_REUSED = "mesh_upstream_reused_total", Counter, &[], "Requests sent on an upstream connection that an earlier one had left.";
     UPSTREAM_FAILED = "mesh_upstream_failed_total", Counter, &[], "Upstream connections that could not be opened.";
     UPSTREAM_IDLE = "mesh_upstream_idle", Gauge, &[], "Upstream connections waiting in the pools.";
+    HBONE_TUNNELS = "mesh_hbone_tunnels", Gauge, &["role"], "Tunnels that are open: as client, where a workload of this node calls, and as server.";
+    HBONE_STREAMS = "mesh_hbone_streams", Gauge, &["role"], "Connections inside tunnels.";
+    HBONE_HANDSHAKES = "mesh_hbone_handshakes_total", Counter, &["role", "outcome", "fault"], "Tunnels begun, by how that ended: ok, timeout, broken, no_certificate (of our own), or why a certificate was refused; fault: us, where this node refused the peer's, peer, where the peer refused ours.";
+    HBONE_REFUSED = "mesh_hbone_refused_total", Counter, &["reason"], "CONNECTs that this node refused.";
     ENDPOINT_LIVE = "mesh_endpoint_live", Gauge, ENDPOINT, "Connections from this node to an endpoint now. Only with /metrics?endpoints.";
     ENDPOINT_OPENED = "mesh_endpoint_opened_total", Counter, ENDPOINT, "Connections from this node to an endpoint. Only with /metrics?endpoints.";
     ENDPOINT_FAILURES = "mesh_endpoint_failures_total", Counter, ENDPOINT, "Of those, never established. Only with /metrics?endpoints.";

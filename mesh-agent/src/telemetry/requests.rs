@@ -9,6 +9,7 @@ use super::family::Family;
 use super::metrics as m;
 use super::names::Names;
 use crate::path::ProxyStats;
+use crate::path::hbone::stats::{Role, TunnelCounts};
 use crate::path::stats::{BUCKETS_US, Counts, Direction, RequestKey, Series};
 
 fn direction(direction: Direction) -> &'static str {
@@ -69,7 +70,25 @@ pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<M
     }
     let mut all = vec![requests.finish(), duration.finish()];
     all.extend(counts(&stats.counts));
+    all.extend(tunnels(&stats.tunnels));
     all
+}
+
+fn tunnels(counts: &TunnelCounts) -> [MetricFamily; 4] {
+    let (mut tunnels, mut streams) = (Family::new(&m::HBONE_TUNNELS), Family::new(&m::HBONE_STREAMS));
+    for role in Role::ALL {
+        tunnels.add(&[role.name()], counts.tunnels[role as usize] as f64);
+        streams.add(&[role.name()], counts.streams[role as usize] as f64);
+    }
+    let mut handshakes = Family::new(&m::HBONE_HANDSHAKES);
+    for (role, outcome, fault, count) in &counts.handshakes {
+        handshakes.add(&[role.name(), outcome, fault], *count as f64);
+    }
+    let mut refused = Family::new(&m::HBONE_REFUSED);
+    for (reason, count) in &counts.refused {
+        refused.add(&[reason], *count as f64);
+    }
+    [tunnels.finish(), streams.finish(), handshakes.finish(), refused.finish()]
 }
 
 fn counts(c: &Counts) -> Vec<MetricFamily> {

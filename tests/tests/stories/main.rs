@@ -16,6 +16,7 @@ mod endpoints;
 mod enrolment;
 mod hand_over;
 mod harness;
+mod hbone;
 mod host;
 mod http;
 mod identity;

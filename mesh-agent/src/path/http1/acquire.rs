@@ -13,7 +13,7 @@ use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::PoolKey;
 use super::super::stats::{Direction, one};
-use super::super::transport::Transport as _;
+use super::super::transport;
 use super::request::Prepared;
 use super::{Account, Connection};
 
@@ -71,7 +71,11 @@ impl Connection {
     pub(super) async fn open(&self, hop: &Hop) -> Result<Rc<Link>, ProxyError> {
         let Session { worker, member, watch, .. } = &self.session;
         let counters = &worker.shared.counters;
-        match worker.transport.open(&hop.target(member, worker.limits.connect), watch).await {
+        let opened = match hop.target(worker, member) {
+            Ok(target) => transport::open(worker, &target, watch).await,
+            Err(error) => Err(error),
+        };
+        match opened {
             Ok(stream) => {
                 one(&counters.upstream_opened);
                 let link = Rc::new(Link::new(stream));
@@ -110,6 +114,7 @@ impl Connection {
             service: hop.service,
             endpoint: hop.endpoint,
             address: hop.address,
+            tunnel: hop.tunnel,
         }
     }
 }

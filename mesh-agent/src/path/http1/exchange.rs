@@ -203,7 +203,7 @@ impl<'c> Exchange<'c> {
         if self.response.is_none() && self.poll_client(cx).is_ready() {
             return Poll::Ready(Fate::Gone(CLIENT_GONE));
         }
-        if !held.set(client.stuck() + self.upstream.stuck()) {
+        if !held.set(client.held() + self.upstream.held()) {
             one(&worker.shared.counters.budget_bytes);
             return Poll::Ready(Fate::Failed(ProxyError::BudgetBytes));
         }

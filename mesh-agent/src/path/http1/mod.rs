@@ -70,6 +70,12 @@ pub async fn serve(session: Session) {
     connection.run().await;
 }
 
+/// The same for an inbound connection whose own connection to the application is open already.
+pub async fn serve_over(session: Session, own: Rc<Link>) {
+    let connection = Connection { session, own: RefCell::new(Some(own)) };
+    connection.run().await;
+}
+
 impl Connection {
     async fn run(self) {
         loop {

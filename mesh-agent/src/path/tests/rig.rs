@@ -83,6 +83,19 @@ impl Sockets for Fake {
     }
 }
 
+/// Nobody has a certificate.
+struct NoKeys;
+
+impl mesh_identity::Keys for NoKeys {
+    fn svid(&self, _: &mesh_api::spiffe::SpiffeId) -> Option<Arc<mesh_identity::Svid>> {
+        None
+    }
+
+    fn bundle(&self) -> Option<Arc<mesh_identity::Bundle>> {
+        None
+    }
+}
+
 /// A proxy with one enrolled workload.
 pub struct Rig {
     pub proxy: Proxy,
@@ -106,13 +119,22 @@ impl Rig {
     }
 
     pub fn new(services: Vec<Service>, limits: Limits, budget: Budget) -> Self {
+        Self::with_keys(services, limits, budget, Arc::new(NoKeys))
+    }
+
+    pub fn with_keys(
+        services: Vec<Service>,
+        limits: Limits,
+        budget: Budget,
+        keys: Arc<dyn mesh_identity::Keys>,
+    ) -> Self {
         let mut snapshot = Snapshot { epoch: 1, ..Snapshot::default() };
         for service in services {
             snapshot.services.insert(service.id, Arc::new(service));
         }
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let fake = Arc::new(Fake::default());
-        let proxy = Proxy::start(2, snapshot.clone(), fake.clone(), limits).unwrap();
+        let proxy = Proxy::start(2, snapshot.clone(), fake.clone(), keys, limits).unwrap();
         let (out4, inbound) = (listener(), listener());
         let (out, inbound_at) = (out4.local_addr().unwrap(), inbound.local_addr().unwrap());
         proxy
