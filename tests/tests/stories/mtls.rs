@@ -1,14 +1,15 @@
 //! What strict mTLS refuses: an address proves nobody, on whatever node; who is proved by the kernel passes.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, Pod, eventually,
-    process::Process,
-    programs::{connect_lines, line_server},
+    process::{self, Process},
+    programs::{connect_lines, curl, line_server, nginx, url},
     resources::{Service, at, authorization, mesh_mtls, transport, vip4, vip6},
 };
+use rustix::process::Signal;
 
 const REFUSED: &str = "ConnectionRefusedError";
 
@@ -144,4 +145,81 @@ fn a_unit_of_the_host_may_probe_a_strict_workload_and_the_rest_of_the_host_may_n
         answered(&kubelet, to);
         refused(&host, to);
     }
+}
+
+/// Counts bytes and occurrences of a word on an interface, until it is told to end.
+const SNIFFER: &str = r"
+import signal, socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)
+s.bind((sys.argv[1], 0))
+word, octets, seen = sys.argv[2].encode(), 0, 0
+def stop(*_):
+    print('octets', octets, 'seen', seen, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print('ready', flush=True)
+while True:
+    data = s.recv(1 << 17)
+    octets += len(data)
+    seen += data.count(word)
+";
+/// What the file that is fetched consists of.
+const CANARY: &str = "a canary that nobody on the way may hear ";
+/// Bytes of it.
+const FILE: usize = 36 << 20;
+
+/// Listens on the node's link while `work` is done: bytes and canaries.
+fn heard(mesh: &Mesh, name: &str, work: impl FnOnce()) -> (u64, u64) {
+    let node = mesh.node(1);
+    let mut command = process::command(mesh.fabric().cgroup(), "/usr/bin/python3");
+    command.args(["-c", SNIFFER, "eth0", CANARY.trim()]);
+    let log = node.work().join(format!("sniffer-{name}.log"));
+    let mut sniffer = Process::start(node.netns(), command, &log).unwrap();
+    eventually("the sniffer listens", || sniffer.log().contains("ready"));
+    work();
+    sniffer.signal(Signal::TERM);
+    sniffer.wait(Duration::from_secs(20));
+    let words: Vec<u64> = sniffer.log().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(words.len(), 2, "{}", sniffer.log());
+    (words[0], words[1])
+}
+
+#[test]
+fn nobody_on_the_way_hears_what_workloads_of_two_nodes_say() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("web", 2).http("http", 80).tcp("tcp", 81).yaml());
+    let web = mesh.pod(2, "web-0").serves("web", "http", 8080).serves("web", "tcp", 8080).outside();
+    let mut web = web.up();
+    let _nginx = nginx(&web, &[8080]);
+    let file: Vec<u8> = CANARY.bytes().cycle().take(FILE).collect();
+    std::fs::write(web.work().join("files/canary"), file).unwrap();
+    web.enrol();
+    let client = mesh.pod(1, "client").up();
+    let fetch = |port: u16, path: &str| {
+        let reply = curl(&client, &["-m", "60", &url(vip4(2), port, path)]);
+        assert_eq!(reply.status, 200, "port {port}: {}", reply.error);
+    };
+    for port in [80, 81] {
+        eventually("it answers through a tunnel", || {
+            let answers = curl(&client, &["-m", "2", &url(vip4(2), port, "/")]).status == 200;
+            answers && client.run("ss", &["-Htn", "dport = :15008"]).is_ok_and(|shown| !shown.is_empty())
+        });
+    }
+    let (octets, seen) = heard(&mesh, "tunnel", || {
+        fetch(80, "/files/canary");
+        fetch(81, "/files/canary");
+    });
+    assert!(octets > 64 << 20, "only {octets} bytes were seen to pass");
+    assert_eq!(seen, 0, "in {octets} bytes");
+    // The same ears hear it where nothing is encrypted.
+    mesh.apply(&mesh_mtls("off"));
+    let mut plain = 0;
+    for attempt in 0..20 {
+        plain = heard(&mesh, &format!("plain-{attempt}"), || fetch(81, "/files/canary")).1;
+        if plain > 0 {
+            break;
+        }
+    }
+    assert!(plain > 0, "the sniffer hears nothing at all");
 }
