@@ -163,9 +163,8 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let Job { socket, admitted, direction } = job;
     let member = admitted.member().clone();
     let Ok(stream) = socket.into_stream() else { return };
-    if direction == Direction::In && is_tunnel(&member, &stream) {
-        let (Ok(peer), Some(tcp)) = (stream.peer(), stream.into_tcp()) else { return };
-        hbone::server::serve(worker, member, tcp, plain(peer)).await;
+    if direction == Direction::In && hbone::server::is_asked(&member, &stream) {
+        hbone::server::serve(worker, member, stream).await;
         return drop(admitted);
     }
     let record = match direction {
@@ -369,12 +368,6 @@ fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: Socket
     })
 }
 
-/// Was it opened to the port of tunnels of one of the member's own addresses?
-fn is_tunnel(member: &Member, stream: &Stream) -> bool {
-    let wanted = stream.local().map(plain);
-    wanted.is_ok_and(|wanted| wanted.port() == mesh_core::hbone::PORT && member.is_at(wanted.ip()))
-}
-
 /// Where a connection goes that came through a tunnel for this address of the workload: as if it had come there, but
 /// to every port that it has, and through the HTTP path only where inbound connections are meant to.
 pub fn way_to_own(
@@ -387,19 +380,16 @@ pub fn way_to_own(
     let proxied = snapshot.workloads.get(&workload).is_some_and(|workload| {
         workload.ports.iter().any(|p| p.port == wanted.port() && !p.udp() && p.inbound_proxy)
     });
-    match way {
-        Some(Way { to: To::Hop(hop), spoken, .. }) => (hop, if proxied { spoken } else { Spoken::Tcp }),
-        _ => {
-            let show = Some(client);
-            let hop =
-                Hop { service: 0, endpoint: 0, local: true, address: wanted, show, policed: 0, tunnel: 0 };
-            (hop, Spoken::Tcp)
-        }
+    if let Some(Way { to: To::Hop(hop), spoken, .. }) = way {
+        return (hop, if proxied { spoken } else { Spoken::Tcp });
     }
+    let show = Some(client);
+    let hop = Hop { service: 0, endpoint: 0, local: true, address: wanted, show, policed: 0, tunnel: 0 };
+    (hop, Spoken::Tcp)
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

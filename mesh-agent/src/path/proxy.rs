@@ -190,7 +190,7 @@ impl Proxy {
 
     /// What was counted of tunnels, over all workers.
     pub fn tunnels(&self) -> TunnelCounts {
-        hbone::stats::merge(self.inner.shared.iter().map(|s| &s.tunnels))
+        hbone::stats::merge(&self.inner.shared.iter().map(|s| &s.tunnels))
     }
 
     /// Connections being proxied now.

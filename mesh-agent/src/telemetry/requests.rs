@@ -74,7 +74,8 @@ pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<M
     all
 }
 
-fn tunnels(counts: &TunnelCounts) -> [MetricFamily; 4] {
+/// A family without samples is none.
+fn tunnels(counts: &TunnelCounts) -> impl Iterator<Item = MetricFamily> {
     let (mut tunnels, mut streams) = (Family::new(&m::HBONE_TUNNELS), Family::new(&m::HBONE_STREAMS));
     for role in Role::ALL {
         tunnels.add(&[role.name()], counts.tunnels[role as usize] as f64);
@@ -88,7 +89,8 @@ fn tunnels(counts: &TunnelCounts) -> [MetricFamily; 4] {
     for (reason, count) in &counts.refused {
         refused.add(&[reason], *count as f64);
     }
-    [tunnels.finish(), streams.finish(), handshakes.finish(), refused.finish()]
+    let all = [tunnels.finish(), streams.finish(), handshakes.finish(), refused.finish()];
+    all.into_iter().filter(|family| !family.get_metric().is_empty())
 }
 
 fn counts(c: &Counts) -> Vec<MetricFamily> {

@@ -118,6 +118,10 @@ fn value(
         heartbeat_slot: 0,
         protocol: record::app::TCP,
     };
+    if let Some(slots) = slots {
+        value.inbound_slot = slots.listener_slot + listener::IN;
+        value.heartbeat_slot = slots.heartbeat_slot;
+    }
     let port = u16::from_be(key.port_be);
     if slots.is_some() && workload.takes_tunnels() && port == HBONE_PORT && key.proto == PROTO_TCP {
         // Whoever comes there is asked by the proxy, which knows who it is.
@@ -137,10 +141,6 @@ fn value(
     }
     if workload.transport.as_ref().is_some_and(|transport| !transport.inbound.is_empty()) {
         value.flags |= flags::EXCLUDES;
-    }
-    if let Some(slots) = slots {
-        value.inbound_slot = slots.listener_slot + listener::IN;
-        value.heartbeat_slot = slots.heartbeat_slot;
     }
     let Some(served) = served(workload, key) else {
         if value.flags & flags::TUNNEL != 0 && mode == MtlsMode::Permissive {

@@ -24,7 +24,7 @@ use rustls::ServerConnection;
 use tokio::net::TcpStream;
 
 use super::super::clock::Watched;
-use super::super::intercept::{Hop, Session, To, way_to_own};
+use super::super::intercept::{Hop, Session, To, plain, way_to_own};
 use super::super::link::Link;
 use super::super::member::{Admitted, Held, Member};
 use super::super::stats::{Direction, Spoken, one};
@@ -39,8 +39,15 @@ use super::tunnel::{Call, Proved, Slot, Tunnel};
 use super::wire::Wire;
 use super::{LOGGED, h2_server, identity_of};
 
-/// Serves one connection to port 15008 to its end.
-pub async fn serve(worker: Rc<Worker>, member: Arc<Member>, tcp: TcpStream, peer: SocketAddr) {
+/// Was it opened to the port of tunnels, of one of the member's own addresses?
+pub fn is_asked(member: &Member, stream: &Stream) -> bool {
+    let wanted = stream.local().map(plain);
+    wanted.is_ok_and(|wanted| wanted.port() == hbone::PORT && member.is_at(wanted.ip()))
+}
+
+/// Serves one such connection to its end.
+pub async fn serve(worker: Rc<Worker>, member: Arc<Member>, stream: Stream) {
+    let (Ok(peer), Some(tcp)) = (stream.peer().map(plain), stream.into_tcp()) else { return };
     let begun = tokio::time::timeout(worker.limits.tunnel, begin(&worker, &member, tcp, peer)).await;
     let (outcome, begun) = match begun {
         Ok(Ok(begun)) => (Outcome::Done, Some(begun)),
@@ -174,31 +181,45 @@ fn way(worker: &Worker, tunnel: &Tunnel, incoming: &Incoming) -> Result<(Hop, Sp
     })
 }
 
+/// A connection to the application, and what it holds.
+struct Opened {
+    hop: Hop,
+    spoken: Spoken,
+    admitted: Admitted,
+    watch: Watched,
+    upstream: Stream,
+    _call: Call,
+}
+
+/// Opens what a CONNECT asks for; `None`: the peer has given up meanwhile.
+async fn open(
+    worker: &Rc<Worker>,
+    tunnel: &Rc<Tunnel>,
+    incoming: &mut Incoming,
+) -> Result<Option<Opened>, Refused> {
+    let member = &tunnel.member;
+    let (hop, spoken) = way(worker, tunnel, incoming)?;
+    let Some(admitted) = Admitted::new(member, &worker.shared) else {
+        one(&worker.shared.counters.budget_connections);
+        return Err(Refused::Budget);
+    };
+    let watch = worker.clock.watch(member);
+    // From here on: a policy that changes while it is dialled counts.
+    let call = Call::new(tunnel, hop.address.port(), watch.rc());
+    let dialled = dial(worker, member, &hop, &watch, incoming).await;
+    let stream = dialled.map_err(|_| Refused::Unreachable)?;
+    Ok(stream.map(|upstream| Opened { hop, spoken, admitted, watch, upstream, _call: call }))
+}
+
 /// Answers one CONNECT, and serves its connection.
 async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
     let tunnel = slot.tunnel().clone();
     let member = tunnel.member.clone();
-    let opened = match way(&worker, &tunnel, &incoming) {
-        Ok((hop, spoken)) => match Admitted::new(&member, &worker.shared) {
-            Some(admitted) => {
-                let watch = worker.clock.watch(&member);
-                let call = Call::new(&tunnel, hop.address.port(), watch.rc());
-                match dial(&worker, &member, &hop, &watch, &mut incoming).await {
-                    Ok(Some(stream)) => Ok((hop, spoken, (admitted, call), watch, stream)),
-                    Ok(None) => return,
-                    Err(_) => Err(Refused::Unreachable),
-                }
-            }
-            None => {
-                one(&worker.shared.counters.budget_connections);
-                Err(Refused::Budget)
-            }
-        },
-        Err(refused) => Err(refused),
-    };
+    let opened = open(&worker, &tunnel, &mut incoming).await;
     let (request, mut respond) = incoming;
-    let (hop, spoken, admitted, watch, upstream) = match opened {
-        Ok(opened) => opened,
+    let Opened { hop, spoken, admitted, watch, upstream, _call } = match opened {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return,
         Err(refused) => return refuse(&worker, &tunnel, &request, respond, refused),
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else { return upstream.reset() };

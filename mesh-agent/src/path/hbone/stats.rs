@@ -136,7 +136,7 @@ pub struct TunnelCounts {
 }
 
 /// Adds workers up.
-pub fn merge<'a>(workers: impl Iterator<Item = &'a TunnelCounters> + Clone) -> TunnelCounts {
+pub fn merge<'a>(workers: &(impl Iterator<Item = &'a TunnelCounters> + Clone)) -> TunnelCounts {
     let sum = |of: &dyn Fn(&TunnelCounters) -> u64| workers.clone().map(of).sum::<u64>();
     let gauge = |of: &dyn Fn(&TunnelCounters) -> i64| workers.clone().map(of).sum::<i64>();
     let mut counts = TunnelCounts::default();
@@ -193,7 +193,7 @@ mod tests {
         counters.handshake(Role::Server, Outcome::Theirs(Refused::Expired));
         counters.handshake(Role::Client, Outcome::Ours(Refused::Expired));
         counters.refused(hbone::Refused::Denied);
-        let counts = merge([&counters, &counters].into_iter());
+        let counts = merge(&[&counters, &counters].into_iter());
         let rows = [
             (Role::Client, "ok", "", 2),
             (Role::Client, "expired", "peer", 2),

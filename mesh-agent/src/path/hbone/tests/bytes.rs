@@ -142,7 +142,7 @@ fn what_was_written_arrives_though_the_stream_is_dropped_at_once() {
     );
     Caller::run(FakeKeys::new(&root, PAY), Limits::default(), async |caller| {
         let mut stream = caller.open(called.via(called.application.port())).await.unwrap();
-        stream.write_all(&[7; 100_000]).await.unwrap();
+        stream.write_all(&vec![7; 100_000]).await.unwrap();
         drop(stream);
         caller.eventually("it has gone", |counts| counts.streams == [0, 0]).await;
     });

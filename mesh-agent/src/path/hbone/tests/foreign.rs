@@ -289,7 +289,7 @@ fn noise_is_refused_and_nothing_else_happens() {
     let root = authority();
     let called = Called::new(&root, Limits::default(), echo());
     let connect = || std::net::TcpStream::connect((called.ip, 15_008)).unwrap();
-    for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0xff; 70_000], &[]] {
+    for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &vec![0xff; 70_000], &[]] {
         let mut socket = connect();
         let _ = socket.write_all(noise);
         let _ = socket.shutdown(std::net::Shutdown::Write);

@@ -217,7 +217,7 @@ impl Caller {
     }
 
     pub fn counts(&self) -> TunnelCounts {
-        super::super::stats::merge([&self.shared.tunnels].into_iter())
+        super::super::stats::merge(&[&self.shared.tunnels].into_iter())
     }
 
     /// Waits until it holds.
