@@ -180,9 +180,12 @@ pub struct MapSizes {
     /// Ranges of addresses that transport policies leave alone, by workload.
     #[arg(long, default_value_t = maps::EXCLUDE_CIDRS.capacity, env = "NODEMESH_MAP_EXCLUDE_CIDRS")]
     pub map_exclude_cidrs: u32,
-    /// Questions over UDP whose answers are let in, of workloads that take no other datagrams.
+    /// With whom workloads speak over UDP that have policies or take answers alone: whose answers are let in.
     #[arg(long, default_value_t = maps::UDP_ASKED.capacity, env = "NODEMESH_MAP_UDP_ASKED", value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
     pub map_udp_asked: u32,
+    /// Proofs of who sends datagrams to workloads of this node that have policies.
+    #[arg(long, default_value_t = maps::UDP_SENDERS.capacity, env = "NODEMESH_MAP_UDP_SENDERS", value_parser = clap::value_parser!(u32).range(256..=1 << 24))]
+    pub map_udp_senders: u32,
     /// Ends of connections of workloads that asked for splicing, two a connection.
     #[arg(long, default_value_t = maps::SPLICE.capacity, env = "NODEMESH_MAP_SPLICE")]
     pub map_splice: u32,
@@ -217,6 +220,7 @@ impl MapSizes {
             (maps::EXCLUDE.name, self.map_exclude),
             (maps::EXCLUDE_CIDRS.name, self.map_exclude_cidrs),
             (maps::UDP_ASKED.name, self.map_udp_asked),
+            (maps::UDP_SENDERS.name, self.map_udp_senders),
             (maps::SPLICE.name, self.map_splice),
             (maps::SPLICE_ENDS.name, self.map_splice),
             (maps::FLOW_TOTALS.name, self.map_flow_totals),

@@ -9,7 +9,7 @@
 //! - [`dns`]: questions to resolvers.
 //! - [`policy`]: who may connect: classes of sources, and the look-up that decides.
 //! - [`pick`]: which slot of a table a connection gets, and when an endpoint is ejected.
-//! - [`transport`]: what is left alone, and which datagrams are answers.
+//! - [`transport`]: what is left alone, and which datagrams are answers. [`sender`]: who sends a datagram.
 //! - [`going`]: the agent is ending: who it is, and what ends it.
 //! - [`homes`]: arrays in front of hashes.
 //! - [`spread`]: where captured connections go on loopback. [`splice`]: when their bytes may go past TCP.
@@ -35,6 +35,7 @@ pub mod pick;
 mod pod;
 pub mod policy;
 pub mod record;
+pub mod sender;
 pub mod splice;
 pub mod spread;
 pub mod transport;

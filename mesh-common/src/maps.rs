@@ -4,7 +4,7 @@
 //! change at first load; a pinned map keeps the size it was made with.
 
 use crate::homes::Home;
-use crate::{record as r, splice, transport as t, udp};
+use crate::{record as r, sender, splice, transport as t, udp};
 
 /// A map: its name (also its file name in bpffs), key and value sizes in bytes, and default capacity.
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +84,13 @@ pub const POLICY_CIDRS: Spec = spec("POLICY_CIDRS", 4 + size_of::<r::PolicyCidr>
 pub const EXCLUDE: Spec = spec("EXCLUDE", size_of::<t::ExcludeKey>(), 4, 4_096);
 /// Addresses that are left alone, by longest prefix.
 pub const EXCLUDE_CIDRS: Spec = spec("EXCLUDE_CIDRS", 4 + size_of::<t::ExcludeCidr>(), 4, 8_192);
-/// When whom was asked, of workloads that take answers alone; the least recently used go first.
-pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), 8, 2_048);
+/// Who began, of workloads that have policies or take answers alone; the least recently used go first.
+pub const UDP_ASKED: Spec = spec("UDP_ASKED", size_of::<t::AskedKey>(), size_of::<t::Asked>(), 2_048);
+/// Who sends datagrams to workloads of this node that ask; the least recently used go first.
+pub const UDP_SENDERS: Spec =
+    spec("UDP_SENDERS", size_of::<r::FlowKey>(), size_of::<sender::Sender>(), 2_048);
+/// Word 0: how many entries of [`WORKLOADS`] have a policy set. While there are none nobody has to prove who sends.
+pub const POLICED: Spec = spec("POLICED", 4, 8, 1);
 /// Ends of connections whose bytes may go past TCP (see [`splice`]), two a connection. Small: it is allocated
 /// whether anybody asks or not.
 pub const SPLICE: Spec = spec("SPLICE", size_of::<r::SynKey>(), 8, 2048);
@@ -130,6 +135,8 @@ pub const ALL: &[Spec] = &[
     EXCLUDE,
     EXCLUDE_CIDRS,
     UDP_ASKED,
+    UDP_SENDERS,
+    POLICED,
     SPLICE,
     SPLICE_ENDS,
     DENIALS,

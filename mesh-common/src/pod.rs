@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::homes::Home;
-use crate::{record as r, splice, transport, udp};
+use crate::{record as r, sender, splice, transport, udp};
 
 macro_rules! pod {
     ($($t:ty),* $(,)?) => {$(
@@ -32,6 +32,9 @@ pod!(
     r::Denial,
     transport::ExcludeKey,
     transport::ExcludeCidr,
+    transport::AskedKey,
+    transport::Asked,
+    sender::Sender,
     r::SynKey,
     r::Capture,
     r::Flow,

@@ -1,4 +1,4 @@
-//! Who may connect: the look-up that decides an inbound connection of a workload with a policy set.
+//! Who may connect: the look-up that decides what comes to a workload with a policy set, connections and datagrams.
 //!
 //! mesh-core's plan ──`POLICY`, `POLICY_CIDRS`──▶ **[`allowed`]** ◀── `connect()`, `sk_lookup`
 //!
@@ -41,7 +41,7 @@ pub struct PolicyCidr {
 }
 const _: () = assert!(size_of::<PolicyCidr>() == 20);
 
-/// A record of `DENIALS`: an inbound connection that was refused by policy.
+/// A record of `DENIALS`: a connection or a datagram that was refused by policy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
@@ -53,8 +53,8 @@ pub struct Denial {
     pub destination: u32,
     /// Target port.
     pub port_be: u16,
-    /// 0.
-    pub pad: u16,
+    /// [`crate::record::PROTO_TCP`] or [`crate::record::PROTO_UDP`].
+    pub proto: u16,
 }
 const _: () = assert!(size_of::<Denial>() == 28);
 

@@ -5,9 +5,9 @@
 //! Entries stand under the number of the workload that they are for, and are looked at only where an entry
 //! that is loaded anyway says that there are some ([`enrolled::EXCLUDES`], `flags::EXCLUDES`).
 //!
-//! A workload that takes no datagrams that nobody asked for still hears the answers to its own questions:
-//! `UDP_ASKED` holds who was asked from which port ([`answers`]). Connected sockets need none of it: the
-//! kernel finds them before it asks.
+//! A workload that takes no datagrams that nobody asked for, or those alone that its policies allow, still hears
+//! the answers to its own questions: `UDP_ASKED` holds who was asked from which port, and who began
+//! ([`Asked::welcomes`]). Connected sockets need none of it: the kernel finds them before it asks.
 
 use crate::addr::Addr;
 use crate::udp::quiet;
@@ -16,8 +16,8 @@ use crate::udp::quiet;
 pub mod enrolled {
     /// Something that the workload opens is left alone.
     pub const EXCLUDES: u16 = 1;
-    /// It takes no datagrams that it has not asked for: note whom it asks.
-    pub const NO_UDP: u16 = 2;
+    /// Of datagrams that come to it some are answers alone: note whom it asks.
+    pub const NOTES: u16 = 2;
     /// Its captured connections are spliced: see [`crate::splice`].
     pub const SPLICE: u16 = 4;
     /// What it opens is not encrypted.
@@ -117,10 +117,36 @@ pub struct AskedKey {
 }
 const _: () = assert!(size_of::<AskedKey>() == 24);
 
-/// Is a datagram an answer, where it was last asked for at `asked_ns`?
-#[inline(always)]
-pub const fn answers(asked_ns: u64, now_ns: u64, idle_ns: u64) -> bool {
-    !quiet(asked_ns, now_ns, idle_ns)
+/// Value of `UDP_ASKED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// `CLOCK_MONOTONIC` nanoseconds of a datagram, at most [`crate::udp::TOUCH_NS`] before the last one.
+    pub at_ns: u64,
+    /// [`WE`] or [`THEY`].
+    pub began: u32,
+    /// 0: a multiple of eight bytes.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Asked>() == 16);
+
+/// The workload sent first: what comes from there is an answer.
+pub const WE: u32 = 1;
+/// The other end did, and a policy let it in: what the workload sends is an answer.
+pub const THEY: u32 = 0;
+
+impl Asked {
+    /// Is a datagram from there an answer?
+    #[inline(always)]
+    pub const fn welcomes(&self, now_ns: u64, idle_ns: u64) -> bool {
+        self.began == WE && !quiet(self.at_ns, now_ns, idle_ns)
+    }
+
+    /// Who began, where a datagram goes there now: as before, until both have been silent.
+    #[inline(always)]
+    pub const fn sent(&self, now_ns: u64, idle_ns: u64) -> u32 {
+        if self.began == THEY && !quiet(self.at_ns, now_ns, idle_ns) { THEY } else { WE }
+    }
 }
 
 #[cfg(test)]
@@ -149,7 +175,16 @@ mod tests {
 
     #[test]
     fn an_answer_comes_in_time() {
-        assert!(answers(5, 10, 6) && !answers(5, 11, 6));
-        assert!(answers(10, 5, 6), "asked on a CPU that is ahead");
+        let asked = |at_ns, began| Asked { at_ns, began, pad: 0 };
+        assert!(asked(5, WE).welcomes(10, 6) && !asked(5, WE).welcomes(11, 6));
+        assert!(asked(10, WE).welcomes(5, 6), "asked on a CPU that is ahead");
+        assert!(!asked(5, THEY).welcomes(6, 6));
+    }
+
+    #[test]
+    fn what_is_sent_to_who_asked_is_no_question() {
+        let asked = |began| Asked { at_ns: 5, began, pad: 0 };
+        assert_eq!((asked(THEY).sent(10, 6), asked(THEY).sent(11, 6)), (THEY, WE));
+        assert_eq!((asked(WE).sent(10, 6), asked(WE).sent(11, 6)), (WE, WE));
     }
 }

@@ -120,15 +120,18 @@ struct SockAddr6 {
 /// loopback. A socket that the application has bound itself keeps what it has: `false`, harmlessly.
 #[inline(always)]
 pub fn bind_own(call: &Call, own: &Addr) -> bool {
-    if addr::same(own, &addr::UNSPECIFIED) {
-        return false;
-    }
+    !addr::same(own, &addr::UNSPECIFIED) && bind(call, own, 0)
+}
+
+/// Binds the call's socket; port 0: to the address alone.
+#[inline(always)]
+pub fn bind(call: &Call, own: &Addr, port_be: u16) -> bool {
     if call.v6 {
-        let mut sa = SockAddr6 { family: AF_INET6, port_be: 0, flow_info: 0, addr: *own, scope: 0 };
+        let mut sa = SockAddr6 { family: AF_INET6, port_be, flow_info: 0, addr: *own, scope: 0 };
         // SAFETY: a valid context and an address of the size given.
         unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr6>() as i32) == 0 }
     } else {
-        let mut sa = SockAddr4 { family: AF_INET, port_be: 0, addr_be: addr::to_v4_be(own), zero: [0; 8] };
+        let mut sa = SockAddr4 { family: AF_INET, port_be, addr_be: addr::to_v4_be(own), zero: [0; 8] };
         // SAFETY: as above.
         unsafe { bpf_bind(call.ctx, (&raw mut sa).cast::<sockaddr>(), size_of::<SockAddr4>() as i32) == 0 }
     }

@@ -24,7 +24,7 @@ use mesh_common::verdict::{ECONNREFUSED, Verdict};
 use crate::capture::capture;
 use crate::maps::CAPTURED;
 use crate::pick::{Chosen, admit_leg, pick};
-use crate::policy as kernel_policy;
+use crate::policy::{self as kernel_policy, Called};
 use crate::socket::{add, agent_alive, count, drop_record, record, zero};
 use crate::steady::{look, mesh_workload, room};
 use crate::{exclude, flows, homes, questions, totals, udp, who};
@@ -285,7 +285,8 @@ fn asked(me: &Enrolled, flow: &mut Flow, entry_flags: u32, set: u32, port_be: u1
     if kernel_policy::allowed(set, policy::OTHER_ADDRESSES, port_be, caller) {
         return None;
     }
-    Some(kernel_policy::refused(set, &addr::UNSPECIFIED, me.workload, flow.peer_workload, port_be))
+    let called = Called { workload: flow.peer_workload, port_be, proto: PROTO_TCP };
+    Some(kernel_policy::refused(set, &addr::UNSPECIFIED, me.workload, called))
 }
 
 /// Asked only where the answer matters: it costs a socket look-up and a clock.
@@ -396,7 +397,7 @@ pub fn set_v6(ctx: *mut bpf_sock_addr, words: &[u32; 4], port_be: u32) {
 
 /// Counts the verdict and turns it into what `connect()` does.
 #[inline(always)]
-pub fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
+fn finish(call: &Call, flow: &mut Flow, verdict: Verdict) -> i32 {
     if refuses(flow, verdict) { DENY } else { note(call, flow) }
 }
 

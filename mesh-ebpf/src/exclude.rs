@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::addr::Addr;
 use mesh_common::record::Enrolled;
-use mesh_common::transport::{self, AskedKey, EXCLUDED, End, ExcludeCidr, INBOUND};
+use mesh_common::transport::{self, Asked, AskedKey, EXCLUDED, End, ExcludeCidr, INBOUND, THEY, WE};
 use mesh_common::udp::{TOUCH_NS, quiet};
 
 use crate::connect::Call;
@@ -57,7 +57,7 @@ fn excluded(end: &End) -> bool {
     )
 }
 
-/// Notes whom a datagram goes to, as it was decided: from there an answer may come.
+/// Notes whom a datagram goes to, as it was decided: from there an answer may come, unless it is one itself.
 #[inline(never)]
 pub fn asks(went: &Call, me: &Enrolled) {
     let Some(sk) = socket(went.ctx) else {
@@ -69,17 +69,34 @@ pub fn asks(went: &Call, me: &Enrolled) {
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: read at once.
-    if unsafe { UDP_ASKED.get(&key) }.is_none_or(|asked| quiet(*asked, now, TOUCH_NS)) {
-        // The map makes room by forgetting.
-        let _ = UDP_ASKED.insert(&key, &now, ANY);
-    }
+    let held = unsafe { UDP_ASKED.get(&key) };
+    let began = held.map_or(WE, |held| held.sent(now, UDP_IDLE_NS.load()));
+    note(&key, held, began, now);
 }
 
-/// Is a datagram the answer to a question of this workload's? `port` in host order.
+/// Are datagrams from there to this port of a workload answers to its questions? `port` in host order.
 #[inline(never)]
 pub fn is_answer(workload: u32, port: u32, remote: &Addr, remote_port_be: u16) -> bool {
     let key = AskedKey { addr: *remote, workload, port_be: remote_port_be, local_port: port as u16 };
     // SAFETY: read at once; the clock takes no arguments.
     unsafe { UDP_ASKED.get(&key) }
-        .is_some_and(|asked| transport::answers(*asked, unsafe { bpf_ktime_get_ns() }, UDP_IDLE_NS.load()))
+        .is_some_and(|asked| asked.welcomes(unsafe { bpf_ktime_get_ns() }, UDP_IDLE_NS.load()))
+}
+
+/// Notes that a datagram that is no answer was let in: what is sent back is no question. `port` in host order.
+#[inline(never)]
+pub fn lets_in(workload: u32, port: u32, remote: &Addr, remote_port_be: u16) {
+    let key = AskedKey { addr: *remote, workload, port_be: remote_port_be, local_port: port as u16 };
+    // SAFETY: read at once; the clock takes no arguments.
+    let (held, now) = unsafe { (UDP_ASKED.get(&key), bpf_ktime_get_ns()) };
+    note(&key, held, THEY, now);
+}
+
+#[inline(always)]
+fn note(key: &AskedKey, held: Option<&Asked>, began: u32, now: u64) {
+    if held.is_some_and(|held| held.began == began && !quiet(held.at_ns, now, TOUCH_NS)) {
+        return;
+    }
+    // The map makes room by forgetting.
+    let _ = UDP_ASKED.insert(key, &Asked { at_ns: now, began, pad: 0 }, ANY);
 }

@@ -13,7 +13,7 @@
 //! - [`splice`]: both ends of a captured connection are put where `bin/splice.rs` finds them.
 //! - [`release`]: a socket that never came to a handshake is let go.
 //! - [`sk_lookup`]: an inbound connection of an enrolled namespace: pass, hand to the agent, drop.
-//! - [`policy`]: may this caller connect?
+//! - [`policy`]: may this caller connect? [`sender`]: who sends a datagram, and may it?
 //! - [`exclude`]: what is left alone, and which datagrams are answers.
 //! - [`flows`]: what is known of a connection while it lives.
 //! - [`going`]: a signal or an exit ends the agent.
@@ -40,6 +40,7 @@ mod pick;
 mod policy;
 mod questions;
 mod release;
+mod sender;
 mod sk_lookup;
 mod sock_ops;
 mod socket;

@@ -14,8 +14,9 @@ use mesh_common::record::{
     PolicyCidr, PolicyKey, Rules, Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload,
     WorkloadKey,
 };
+use mesh_common::sender::Sender;
 use mesh_common::splice::End;
-use mesh_common::transport::{AskedKey, ExcludeCidr, ExcludeKey};
+use mesh_common::transport::{Asked, AskedKey, ExcludeCidr, ExcludeKey};
 use mesh_common::udp::{Sticky, StickyKey};
 
 // Not allocated in advance: memory is paid for what is there.
@@ -90,7 +91,12 @@ pub static EXCLUDE: HashMap<ExcludeKey, u32> =
 pub static EXCLUDE_CIDRS: LpmTrie<ExcludeCidr, u32> =
     LpmTrie::with_max_entries(m::EXCLUDE_CIDRS.capacity, BPF_F_NO_PREALLOC);
 #[map]
-pub static UDP_ASKED: LruHashMap<AskedKey, u64> = LruHashMap::with_max_entries(m::UDP_ASKED.capacity, 0);
+pub static UDP_ASKED: LruHashMap<AskedKey, Asked> = LruHashMap::with_max_entries(m::UDP_ASKED.capacity, 0);
+#[map]
+pub static UDP_SENDERS: LruHashMap<FlowKey, Sender> =
+    LruHashMap::with_max_entries(m::UDP_SENDERS.capacity, 0);
+#[map]
+pub static POLICED: Array<u64> = Array::with_max_entries(m::POLICED.capacity, 0);
 #[map]
 pub static SPLICE: SockHash<SynKey> = SockHash::with_max_entries(m::SPLICE.capacity, 0);
 #[map]

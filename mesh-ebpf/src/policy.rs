@@ -41,19 +41,30 @@ pub fn range_of(set: u32, addr: &Addr) -> u32 {
     POLICY_CIDRS.get(key).copied().unwrap_or(policy::OTHER_ADDRESSES)
 }
 
+/// What was called.
+#[derive(Clone, Copy)]
+pub struct Called {
+    /// The workload; 0: nobody knows whose the address is.
+    pub workload: u32,
+    /// The port.
+    pub port_be: u16,
+    /// `PROTO_TCP` or `PROTO_UDP`.
+    pub proto: u8,
+}
+
 /// The verdict of a refusal; leaves a record of it. The ring is small and nobody is woken for it: what it
 /// has no room for is counted all the same.
 #[inline(always)]
-pub fn refused(set: u32, source_addr: &Addr, source: u32, destination: u32, port_be: u16) -> Verdict {
+pub fn refused(set: u32, source_addr: &Addr, source: u32, called: Called) -> Verdict {
     if let Some(mut record) = DENIALS.reserve::<Denial>(0) {
         let denial = record.as_mut_ptr();
         // SAFETY: room for one in the ring, ours until it is submitted; every field is written.
         unsafe {
             (*denial).source_addr = *source_addr;
             (*denial).source = source;
-            (*denial).destination = destination;
-            (*denial).port_be = port_be;
-            (*denial).pad = 0;
+            (*denial).destination = called.workload;
+            (*denial).port_be = called.port_be;
+            (*denial).proto = u16::from(called.proto);
         }
         record.submit(NO_WAKEUP);
     }

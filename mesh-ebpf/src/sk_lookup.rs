@@ -1,5 +1,6 @@
-//! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped; of a workload that
-//! takes no datagrams that nobody asked for, a datagram, too.
+//! A connection arrives in an enrolled namespace: to the application, to the agent, or dropped. So does a datagram for
+//! a socket that is not connected, where the workload has policies or takes answers alone; the kernel finds connected
+//! sockets before it asks.
 //!
 //! From outside, asked in this order: the policies of the workload that is called, then who takes the connection.
 //! Skipped: what a pod sends to its own address; whatever no entry names. In the host's namespace the workloads are
@@ -19,13 +20,15 @@ use mesh_common::policy::{Caller, UNPROVED, proves};
 use mesh_common::record::{
     FlowKey, FlowSource, PROTO_TCP, PROTO_UDP, Workload, WorkloadKey, flags, listener,
 };
+use mesh_common::sender::Sender;
 use mesh_common::spread;
 use mesh_common::verdict::Verdict;
 
 use crate::maps::LISTENERS;
+use crate::policy::{self, Called};
 use crate::socket::{count, worker_alive};
 use crate::steady::{look, mesh_flow_source, mesh_workload, room};
-use crate::{exclude, policy};
+use crate::{exclude, sender};
 
 const PASS: u32 = 1;
 const DROP: u32 = 0;
@@ -105,28 +108,66 @@ fn look_up(ctx: &SkLookupContext, place: Place, no_udp: bool) -> u32 {
         // Connections of the host's workloads are not spread.
         PROTO_TCP if here && !host => captured(ctx),
         PROTO_TCP => connection(ctx, place),
-        PROTO_UDP if no_udp && !here => datagram(c),
+        PROTO_UDP if host && !sender::asked() => PASS,
+        PROTO_UDP if host || (!here && (no_udp || matches!(place, Place::Policed))) => {
+            datagram(c, place, no_udp)
+        }
         _ => PASS,
     }
 }
 
-/// A datagram for a socket that is not connected: those that are were found before. An address that the workload
-/// was not enrolled with is closed, as in [`mesh_sk_policed`].
+/// A datagram for a socket that is not connected. Answers come in; of all else `udp: deny` is asked first, then the
+/// policies. An address that the workload was not enrolled with is closed, as in [`mesh_sk_policed`].
 #[inline(always)]
-fn datagram(c: *mut bpf_sk_lookup) -> u32 {
+fn datagram(c: *mut bpf_sk_lookup, place: Place, no_udp: bool) -> u32 {
+    let host = matches!(place, Place::Host);
     let (local, remote) = ends(c);
-    if addr::same(&local, &remote) || addr::is_loopback(&local) {
+    if addr::is_loopback(&local) || (!host && addr::same(&local, &remote)) {
         return PASS;
     }
-    let port = field!(c, local_port);
-    if let Some(entry) = at(&local, 0)
-        && (exclude::is_answer(entry.workload, port, &remote, field!(c, remote_port))
-            || left_alone(&entry, port, &remote, field!(c, ingress_ifindex)))
+    let (port, remote_port_be) = (field!(c, local_port), field!(c, remote_port));
+    let port_be = (port as u16).to_be();
+    // What holds for a pod's address holds for all of its ports.
+    let found = if host { at(&local, port_be, PROTO_UDP) } else { at(&local, 0, PROTO_TCP) };
+    let Some(entry) = found else {
+        if host {
+            return PASS;
+        }
+        let called = Called { workload: 0, port_be, proto: PROTO_UDP };
+        count(if no_udp { Verdict::UdpDenied } else { policy::refused(0, &remote, 0, called) });
+        return DROP;
+    };
+    if (no_udp || entry.policy_set != 0) && exclude::is_answer(entry.workload, port, &remote, remote_port_be)
     {
         return PASS;
     }
-    count(Verdict::UdpDenied);
-    DROP
+    if no_udp && !left_alone(&entry, port, &remote, field!(c, ingress_ifindex)) {
+        count(Verdict::UdpDenied);
+        return DROP;
+    }
+    if entry.policy_set == 0 {
+        return PASS;
+    }
+    let flow = FlowKey { src: remote, dst: local, src_port_be: remote_port_be, dst_port_be: port_be };
+    if let Some(verdict) = from(&entry, &flow) {
+        count(verdict);
+        return DROP;
+    }
+    exclude::lets_in(entry.workload, port, &remote, remote_port_be);
+    PASS
+}
+
+/// Do the policies refuse a datagram?
+#[inline(never)]
+fn from(entry: &Workload, flow: &FlowKey) -> Option<Verdict> {
+    let mut sender: Sender = room();
+    let (caller, who) = if sender::proved(flow, &mut sender) {
+        (Caller { identity: sender.identity, namespace: sender.namespace }, sender.workload)
+    } else {
+        (UNPROVED, 0)
+    };
+    let called = Called { workload: entry.workload, port_be: flow.dst_port_be, proto: PROTO_UDP };
+    refused(entry.policy_set, caller, who, &flow.src, called)
 }
 
 /// Is what comes from there to this port of the workload excluded? `port` in host order.
@@ -135,10 +176,10 @@ fn left_alone(entry: &Workload, port: u32, remote: &Addr, interface: u32) -> boo
     entry.flags & flags::EXCLUDES != 0 && exclude::inbound(entry.workload, port, remote, interface)
 }
 
-/// What is served at this address and port; 0: at any other port.
+/// What is served at this address and port; 0 of TCP: at any other port.
 #[inline(always)]
-fn at(local: &Addr, port_be: u16) -> Option<Workload> {
-    let key = WorkloadKey { addr: *local, port_be, proto: PROTO_TCP, network: 0 };
+fn at(local: &Addr, port_be: u16, proto: u8) -> Option<Workload> {
+    let key = WorkloadKey { addr: *local, port_be, proto, network: 0 };
     let mut entry: Workload = room();
     look(mesh_workload, &key, &mut entry).then_some(entry)
 }
@@ -153,9 +194,11 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
     }
     let port_be = (field!(c, local_port) as u16).to_be();
     // On the host's address entries name single ports.
-    let Some(entry) = at(&local, port_be).or_else(|| if host { None } else { at(&local, 0) }) else {
+    let any = || if host { None } else { at(&local, 0, PROTO_TCP) };
+    let Some(entry) = at(&local, port_be, PROTO_TCP).or_else(any) else {
         if matches!(place, Place::Policed) {
-            count(policy::refused(0, &remote, 0, 0, port_be));
+            let called = Called { workload: 0, port_be, proto: PROTO_TCP };
+            count(policy::refused(0, &remote, 0, called));
             return DROP;
         }
         return PASS;
@@ -170,12 +213,16 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
         && proves(source.established_ns, unsafe { bpf_ktime_get_ns() });
     let source = proved.then_some(&source);
     let authorised = source.is_some_and(|source| source.authorised != 0);
-    if entry.policy_set != 0
-        && !authorised
-        && let Some(verdict) = refused(&entry, source, &remote, port_be)
-    {
-        count(verdict);
-        return DROP;
+    if entry.policy_set != 0 && !authorised {
+        // Who has no flow source here has an address and no identity.
+        let (caller, who) = source.map_or((UNPROVED, 0), |source| {
+            (Caller { identity: source.identity, namespace: source.namespace }, source.workload)
+        });
+        let called = Called { workload: entry.workload, port_be, proto: PROTO_TCP };
+        if let Some(verdict) = refused(entry.policy_set, caller, who, &remote, called) {
+            count(verdict);
+            return DROP;
+        }
     }
     // Without a tunnel an address is all that there is, and that proves nobody.
     if entry.flags & flags::STRICT != 0
@@ -219,20 +266,17 @@ fn captured(ctx: &SkLookupContext) -> u32 {
     PASS
 }
 
-/// Do the workload's policies refuse it? Who has no flow source here has an address and no identity.
+/// Does a policy set refuse what comes from a workload (0: nobody has proved which) at this address?
 #[inline(always)]
-fn refused(entry: &Workload, source: Option<&FlowSource>, remote: &Addr, port_be: u16) -> Option<Verdict> {
-    let caller = source.map_or(UNPROVED, |s| Caller { identity: s.identity, namespace: s.namespace });
-    let set = entry.policy_set;
-    if policy::allowed(set, policy::range_of(set, remote), port_be, caller) {
+fn refused(set: u32, caller: Caller, who: u32, remote: &Addr, called: Called) -> Option<Verdict> {
+    if policy::allowed(set, policy::range_of(set, remote), called.port_be, caller) {
         return None;
     }
-    let who = source.map_or(0, |s| s.workload);
     // A workload may always call itself; on the host's address that comes by here.
-    if who != 0 && who == entry.workload {
+    if who != 0 && who == called.workload {
         return None;
     }
-    Some(policy::refused(set, remote, who, entry.workload, port_be))
+    Some(policy::refused(set, remote, who, called))
 }
 
 #[inline(always)]

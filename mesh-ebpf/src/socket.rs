@@ -92,7 +92,13 @@ pub fn exchange(word: *mut u64, old: u64, new: u64) -> bool {
 /// Counts a verdict.
 #[inline(always)]
 pub fn count(verdict: Verdict) {
-    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+    count_number(verdict as u32);
+}
+
+/// Counts a verdict by its number.
+#[inline(always)]
+pub fn count_number(verdict: u32) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict) {
         add(counter, 1);
     }
 }

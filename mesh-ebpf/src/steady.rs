@@ -1,16 +1,16 @@
 //! Reads entries of hashes as one entry of one key.
 //!
-//! The kernel gives an element of a hash that is not allocated in advance to the next key at once: a program that
+//! The kernel gives an element of a hash to the next key at once, where none rests in advance: a program that
 //! was held between finding an entry and reading it may read another key's, or halves of two. So it is read, looked
 //! up again, and taken when both say the same: at the second look the element was the key's again.
 //!
 //! Global functions, which the verifier looks at once for itself. Not here: arrays, whose writers let what was
 //! left rest (`mesh_common::homes`, slots of tables by their generation).
 
-use aya_ebpf::maps::HashMap;
 use mesh_common::record::{FlowKey, FlowSource, Service, ServiceKey, Workload, WorkloadKey};
+use mesh_common::sender::Sender;
 
-use crate::maps::{FLOW_SRC, SERVICES, WORKLOADS};
+use crate::maps::{FLOW_SRC, SERVICES, UDP_SENDERS, WORKLOADS};
 
 /// An entry that changes at each of so many looks is taken as the last one found it.
 const LOOKS: u32 = 3;
@@ -20,19 +20,25 @@ const NONE: u64 = 0;
 /// A service, as the hash has it.
 #[unsafe(no_mangle)]
 pub extern "C" fn mesh_service(key: *const ServiceKey, to: *mut Service) -> u64 {
-    read(&SERVICES, key, to)
+    read(|key| SERVICES.get_ptr(key), key, to)
 }
 
 /// A workload's port.
 #[unsafe(no_mangle)]
 pub extern "C" fn mesh_workload(key: *const WorkloadKey, to: *mut Workload) -> u64 {
-    read(&WORKLOADS, key, to)
+    read(|key| WORKLOADS.get_ptr(key), key, to)
 }
 
 /// Who opened a connection.
 #[unsafe(no_mangle)]
 pub extern "C" fn mesh_flow_source(key: *const FlowKey, to: *mut FlowSource) -> u64 {
-    read(&FLOW_SRC, key, to)
+    read(|key| FLOW_SRC.get_ptr(key), key, to)
+}
+
+/// Who sends datagrams from there.
+#[unsafe(no_mangle)]
+pub extern "C" fn mesh_sender(key: *const FlowKey, to: *mut Sender) -> u64 {
+    read(|key| UDP_SENDERS.get_ptr(key), key, to)
 }
 
 /// Does a function of this file find something under the key? Written where the caller has room: a stack has
@@ -50,18 +56,18 @@ pub fn room<V: Copy>() -> V {
 }
 
 #[inline(always)]
-fn read<K, V>(map: &HashMap<K, V>, key: *const K, to: *mut V) -> u64 {
+fn read<K, V>(get: impl Fn(&K) -> Option<*const V>, key: *const K, to: *mut V) -> u64 {
     const { assert!(align_of::<V>() >= 4 && size_of::<V>() % 4 == 0) };
     // SAFETY: `look`'s, if not null; the verifier wants to see the question.
     let Some(key) = (unsafe { key.as_ref() }) else { return NONE };
     if to.is_null() {
         return NONE;
     }
-    let Some(found) = map.get_ptr(key) else { return NONE };
+    let Some(found) = get(key) else { return NONE };
     copy(found, to);
     let mut looks = 1;
     while looks < LOOKS {
-        let Some(again) = map.get_ptr(key) else { return NONE };
+        let Some(again) = get(key) else { return NONE };
         if same(again, to) {
             return FOUND;
         }

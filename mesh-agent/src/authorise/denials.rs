@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::addr;
-use mesh_common::record::Denial;
+use mesh_common::record::{Denial, PROTO_UDP};
 use mesh_core::snapshot::Snapshot;
 
+use super::senders::Strangers;
 use super::{Quota, caller, refusal};
 use crate::config::Handle as Config;
 use crate::kernel::Kernel;
@@ -19,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const BATCH: usize = 1024;
 
 /// Reads the ring for as long as the agent runs.
-pub(super) async fn follow(kernel: Arc<Kernel>, config: Config) {
+pub(super) async fn follow(kernel: Arc<Kernel>, config: Config, strangers: Arc<Strangers>) {
     let mut ring = match kernel.denials() {
         Ok(ring) => ring,
         Err(error) => {
@@ -36,6 +37,7 @@ pub(super) async fn follow(kernel: Arc<Kernel>, config: Config) {
         let snapshot = config.snapshot();
         for _ in 0..BATCH {
             let Some(denial) = ring.next() else { break };
+            strangers.hear(&denial);
             if quota.take() {
                 say(&snapshot, &config, &denial);
             } else {
@@ -49,7 +51,7 @@ pub(super) async fn follow(kernel: Arc<Kernel>, config: Config) {
 }
 
 fn say(snapshot: &Snapshot, config: &Config, denial: &Denial) {
-    let Denial { source_addr, source, destination, port_be, .. } = *denial;
+    let Denial { source_addr, source, destination, port_be, proto } = *denial;
     let (address, port) = (addr::to_ip(&source_addr), u16::from_be(port_be));
     let names = config.names();
     let destination_name = names.workload(snapshot, destination);
@@ -58,7 +60,15 @@ fn say(snapshot: &Snapshot, config: &Config, denial: &Denial) {
     let refusal = why.unwrap_or_else(|| {
         "by what was in force: it has changed since, or does not fit the map POLICY".to_owned()
     });
-    tracing::warn!(source = from, destination = destination_name, port, refusal, "refused by policy");
+    let protocol = if proto == u16::from(PROTO_UDP) { "udp" } else { "tcp" };
+    tracing::warn!(
+        source = from,
+        destination = destination_name,
+        protocol,
+        port,
+        refusal,
+        "refused by policy"
+    );
 }
 
 /// The name of a workload, else the address.

@@ -1,4 +1,4 @@
-//! TCP connections of the network namespace that the calling thread is in: list them, end one.
+//! Sockets of the network namespace that the calling thread is in: list them, end one.
 //!
 //! Asked of the kernel over `NETLINK_SOCK_DIAG`. Not here: which are to be ended (revoke).
 
@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::ControlFlow;
 
+use mesh_common::record::{PROTO_TCP, PROTO_UDP};
 use rustix::net::netlink::SOCK_DIAG;
 
 use crate::sys::netlink::Netlink;
@@ -14,11 +15,13 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
 const LISTEN: u8 = 10;
+/// Of TCP: it has ended. Of UDP: it is not connected.
+const CLOSE: u8 = 7;
 /// Established, half open, half closed, and listening: not those that have ended, and not those being opened
 /// from here.
-const STATES: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << LISTEN | 1 << 11;
+const TCP_STATES: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << LISTEN | 1 << 11;
+const UDP_STATES: u32 = 1 << 1 | 1 << CLOSE;
 /// `struct inet_diag_sockid`.
 const ID: usize = 48;
 /// `struct inet_diag_req_v2`.
@@ -26,15 +29,39 @@ const REQUEST: usize = 8 + ID;
 /// Sockets of one namespace that are looked at.
 pub(super) const MOST: usize = 1 << 17;
 
-/// A TCP socket.
+/// What sockets speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn number(self) -> u8 {
+        match self {
+            Self::Tcp => PROTO_TCP,
+            Self::Udp => PROTO_UDP,
+        }
+    }
+
+    fn states(self) -> u32 {
+        match self {
+            Self::Tcp => TCP_STATES,
+            Self::Udp => UDP_STATES,
+        }
+    }
+}
+
+/// A socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Socket {
     /// Its own end, IPv4 as IPv4.
     pub local: SocketAddr,
     /// The other end.
     pub remote: SocketAddr,
-    /// It waits for connections.
+    /// It waits for connections; of UDP: it is not connected.
     pub listens: bool,
+    protocol: Protocol,
     family: u8,
     /// As the kernel knows it, its cookie included: no later socket on the same ports is meant.
     id: [u8; ID],
@@ -59,12 +86,12 @@ impl Diag {
     }
 
     /// The sockets of both address families, up to [`MOST`]. What exceeds it is read and left out.
-    pub fn sockets(&self) -> io::Result<Vec<Socket>> {
+    pub fn sockets(&self, protocol: Protocol) -> io::Result<Vec<Socket>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            self.0.dump(SOCK_DIAG_BY_FAMILY, &request(family, &[0; ID]), |kind, body| {
+            self.0.dump(SOCK_DIAG_BY_FAMILY, &request(protocol, family, &[0; ID]), |kind, body| {
                 if kind == SOCK_DIAG_BY_FAMILY && found.len() < MOST {
-                    found.extend(socket(body));
+                    found.extend(socket(protocol, body));
                 }
                 ControlFlow::Continue(())
             })?;
@@ -74,7 +101,7 @@ impl Diag {
 
     /// Resets a connection, whoever holds it. `false`: it has ended by itself.
     pub fn destroy(&self, socket: &Socket) -> io::Result<bool> {
-        match self.0.ask(SOCK_DESTROY, &request(socket.family, &socket.id)) {
+        match self.0.ask(SOCK_DESTROY, &request(socket.protocol, socket.family, &socket.id)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -82,16 +109,16 @@ impl Diag {
     }
 }
 
-fn request(family: u8, id: &[u8; ID]) -> [u8; REQUEST] {
+fn request(protocol: Protocol, family: u8, id: &[u8; ID]) -> [u8; REQUEST] {
     let mut out = [0; REQUEST];
-    out[..2].copy_from_slice(&[family, IPPROTO_TCP]);
-    out[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    out[..2].copy_from_slice(&[family, protocol.number()]);
+    out[4..8].copy_from_slice(&protocol.states().to_ne_bytes());
     out[8..].copy_from_slice(id);
     out
 }
 
 /// A `struct inet_diag_msg`.
-fn socket(body: &[u8]) -> Option<Socket> {
+fn socket(protocol: Protocol, body: &[u8]) -> Option<Socket> {
     let (family, state) = (*body.first()?, *body.get(1)?);
     let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
     let port = |at: usize| u16::from_be_bytes([id[at], id[at + 1]]);
@@ -104,14 +131,16 @@ fn socket(body: &[u8]) -> Option<Socket> {
         };
         Some(SocketAddr::new(ip, port))
     };
-    Some(Socket { local: end(4, port(0))?, remote: end(20, port(2))?, listens: state == LISTEN, family, id })
+    let (local, remote) = (end(4, port(0))?, end(20, port(2))?);
+    let listens = state == LISTEN || state == CLOSE;
+    Some(Socket { local, remote, listens, protocol, family, id })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
     fn sockets_are_found_over_both_families() {
@@ -120,11 +149,22 @@ mod tests {
             let at = listener.local_addr().unwrap();
             let client = TcpStream::connect(at).unwrap();
             let (_server, _) = listener.accept().unwrap();
-            let sockets = Diag::new().unwrap().sockets().unwrap();
+            let sockets = Diag::new().unwrap().sockets(Protocol::Tcp).unwrap();
             let ends = (at, client.local_addr().unwrap());
             assert!(sockets.iter().any(|s| !s.listens && (s.local, s.remote) == ends), "{ends:?}");
             assert!(sockets.iter().any(|s| s.listens && s.local == at), "{at}");
         }
+    }
+
+    #[test]
+    fn a_connected_socket_of_datagrams_shows_its_ends() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        let sockets = Diag::new().unwrap().sockets(Protocol::Udp).unwrap();
+        let ends = (client.local_addr().unwrap(), server.local_addr().unwrap());
+        assert!(sockets.iter().any(|s| !s.listens && (s.local, s.remote) == ends));
+        assert!(sockets.iter().any(|s| s.listens && s.local == ends.1));
     }
 
     #[test]
@@ -136,7 +176,7 @@ mod tests {
         let mut lives = TcpStream::connect(at).unwrap();
         let (mut near, _) = listener.accept().unwrap();
         let diag = Diag::new().unwrap();
-        let sockets = diag.sockets().unwrap();
+        let sockets = diag.sockets(Protocol::Tcp).unwrap();
         let client = ended.local_addr().unwrap();
         let far = sockets.iter().find(|s| s.remote == client && s.local == at).unwrap();
         // Needs CAP_NET_ADMIN, as the agent does.

@@ -1,14 +1,16 @@
 //! What the agent does about policies beside writing them to the maps: it says who was refused, and ends
-//! connections that a change no longer allows.
+//! connections that a change no longer allows; and it proves who sends where the programs could not.
 //!
 //! kernel's refusals ──ring──▶ [`denials`] ──▶ log
 //! config's epochs ──▶ [`revoke`] ──[`diag`]──▶ connections in the workloads' namespaces
+//! sockets there ──[`diag`]──▶ [`senders`] ──▶ `UDP_SENDERS`
 //!
 //! Not here: the decision (kernel, and mesh-core's authorise for the proxy).
 
 mod denials;
 mod diag;
 mod revoke;
+mod senders;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,10 +24,12 @@ use crate::kernel::Kernel;
 use crate::path::Proxy;
 use crate::sys::monotonic_ns;
 
-/// Starts both tasks; they run as long as the agent does. Counts connections that a change has ended.
+/// Starts its tasks; they run as long as the agent does. Counts connections that a change has ended.
 pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config) -> Arc<AtomicU64> {
     let ended = Arc::new(AtomicU64::new(0));
-    tokio::spawn(denials::follow(kernel.clone(), config.clone()));
+    let strangers = Arc::default();
+    tokio::spawn(denials::follow(kernel.clone(), config.clone(), Arc::clone(&strangers)));
+    tokio::spawn(senders::follow(kernel.clone(), proxy.clone(), config.clone(), strangers));
     tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone()));
     ended
 }

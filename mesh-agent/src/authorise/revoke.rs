@@ -7,7 +7,8 @@
 //! Who is calling is known as the kernel knows it: by the flow source, where the destination had asked for one
 //! when the connection began. Where it had not, by the other end: a socket in the namespace of a workload of
 //! this node belongs to that workload, whatever its address is; in the host's namespace, to the workload on whose
-//! behalf it was connected. Otherwise there is an address and no proof.
+//! behalf it was connected. Otherwise there is an address and no proof. Of datagrams the kernel asks for each one, but
+//! for those to connected sockets: a server's that connects one for each client end as connections do.
 //!
 //! It also tells the kernel which workloads have policies at all: their other addresses are closed.
 //!
@@ -28,7 +29,7 @@ use mesh_common::record::FlowKey;
 use mesh_core::mtls::MtlsMode;
 use mesh_core::snapshot::{PolicySetId, Snapshot, WorkloadId};
 
-use super::diag::{Diag, MOST, Socket};
+use super::diag::{Diag, MOST, Protocol, Socket};
 use super::{caller, refusal};
 use crate::config::Handle as Config;
 use crate::kernel::Kernel;
@@ -125,20 +126,22 @@ impl Look<'_> {
     fn all(&mut self, changed: &[WorkloadId]) {
         for workload in changed {
             let Some((_, netns)) = self.places.iter().find(|(id, _)| id == workload) else { continue };
-            match sys::in_netns(netns.as_fd(), || {
-                let diag = Diag::new()?;
-                Ok((diag.sockets()?, diag))
-            }) {
-                Ok((sockets, diag)) => self.one(*workload, &sockets, &diag),
-                Err(error) => {
-                    let name = self.name(*workload);
-                    tracing::error!(%error, name, "connections cannot be listed: those that are no longer allowed go on");
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                match sys::in_netns(netns.as_fd(), || {
+                    let diag = Diag::new()?;
+                    Ok((diag.sockets(protocol)?, diag))
+                }) {
+                    Ok((sockets, diag)) => self.one(*workload, protocol, &sockets, &diag),
+                    Err(error) => {
+                        let name = self.name(*workload);
+                        tracing::error!(%error, name, "connections cannot be listed: those that are no longer allowed go on");
+                    }
                 }
             }
         }
     }
 
-    fn one(&mut self, workload: WorkloadId, sockets: &[Socket], diag: &Diag) {
+    fn one(&mut self, workload: WorkloadId, protocol: Protocol, sockets: &[Socket], diag: &Diag) {
         let Some(called) = self.snapshot.workloads.get(&workload) else { return };
         if sockets.len() >= MOST {
             tracing::warn!(
@@ -149,19 +152,22 @@ impl Look<'_> {
         }
         let listening: std::collections::HashSet<u16> =
             sockets.iter().filter(|s| s.listens).map(|s| s.local.port()).collect();
+        let udp = protocol == Protocol::Udp;
+        let declares = |port| called.ports.iter().any(|p| p.port == port && p.udp() == udp);
         let inbound = |s: &&Socket| {
             let port = s.local.port();
             if called.host_network {
                 // Everything else there is the host's.
                 let own = called.addresses.contains(&s.local.ip());
-                return !s.listens && own && called.ports.iter().any(|p| p.port == port && !p.udp());
+                return !s.listens && own && declares(port);
             }
-            let served = listening.contains(&port) || called.ports.iter().any(|p| p.port == port);
+            // A connected UDP socket was accepted if there is one beside it that is not.
+            let served = listening.contains(&port) || declares(port);
             !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
         };
         let mut ended = 0;
         for socket in sockets.iter().filter(inbound) {
-            let (caller, who) = self.caller_of(socket);
+            let (caller, who) = self.caller_of(protocol, socket);
             // Its neighbours on the host share its address, and so does it itself.
             if who == workload {
                 continue;
@@ -192,13 +198,19 @@ impl Look<'_> {
     }
 
     /// Who it is, and which workload of this node; 0: none.
-    fn caller_of(&mut self, socket: &Socket) -> (Caller, WorkloadId) {
+    fn caller_of(&mut self, protocol: Protocol, socket: &Socket) -> (Caller, WorkloadId) {
         let flow = FlowKey {
             src: addr::from_ip(socket.remote.ip()),
             dst: addr::from_ip(socket.local.ip()),
             src_port_be: socket.remote.port().to_be(),
             dst_port_be: socket.local.port().to_be(),
         };
+        if protocol == Protocol::Udp {
+            let sender = self.kernel.sender_of(&flow);
+            return sender.map_or((UNPROVED, 0), |sender| {
+                (Caller { identity: sender.identity, namespace: sender.namespace }, sender.workload)
+            });
+        }
         if let Some(source) = self.kernel.source_of(&flow) {
             if source.namespace == 0 {
                 return (caller(self.snapshot, source.workload), source.workload);
@@ -227,7 +239,8 @@ fn other_ends(
     for (workload, netns) in places {
         let shared = snapshot.workloads.get(workload).is_none_or(|w| w.host_network);
         let owns = |s: &Socket| !shared || kernel.opener(s.cookie()) == Some(*workload);
-        let sockets: io::Result<Vec<Socket>> = sys::in_netns(netns.as_fd(), || Diag::new()?.sockets());
+        let sockets: io::Result<Vec<Socket>> =
+            sys::in_netns(netns.as_fd(), || Diag::new()?.sockets(Protocol::Tcp));
         // A namespace that is gone has no connections.
         let connections = |s: &&Socket| !s.listens && !is_local(s.remote.ip()) && owns(s);
         for socket in sockets.unwrap_or_default().iter().filter(connections) {

@@ -1,4 +1,5 @@
-//! Puts in force what transport policies say of the workloads of this node: exclusions, UDP, budgets, splicing.
+//! Puts in force what transport policies say of the workloads of this node: exclusions, UDP, budgets, splicing; and
+//! has noted whom workloads with authorisation policies ask, so that they hear the answers.
 //!
 //! { config's epochs, enrol } ──▶ **carriage** ──▶ { `EXCLUDE`, `EXCLUDE_CIDRS`, entries of workloads, inbound
 //! programs, the proxy's budgets }
@@ -19,7 +20,7 @@ mod wanted;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_common::maps;
 use mesh_common::transport::enrolled;
@@ -35,6 +36,8 @@ use wanted::{Held, Told, Wanted};
 
 /// Between two looks at interfaces, and at what did not fit.
 const LOOK: Duration = Duration::from_millis(500);
+/// Who was let in before there were policies is answered within this time.
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// How the connections of this node's workloads are carried.
 pub struct Carriage {
@@ -56,6 +59,8 @@ struct State {
     sockets: HashMap<WorkloadId, OwnedFd>,
     /// The condition that a workload is under.
     conditions: HashMap<WorkloadId, String>,
+    /// Workloads that had no policies; since when they have some.
+    opened: HashMap<WorkloadId, Option<Instant>>,
 }
 
 impl Carriage {
@@ -108,6 +113,7 @@ impl Carriage {
         self.take_back(&mut state, workload);
         state.told.remove(&workload);
         state.sockets.remove(&workload);
+        state.opened.remove(&workload);
         self.say(&mut state, workload, None);
     }
 
@@ -123,7 +129,8 @@ impl Carriage {
         let transport = known.and_then(|known| known.transport.clone());
         let interfaces = interfaces(state, workload, netns, transport.as_deref());
         let splicing = self.splicing(transport.as_deref());
-        let told = Told { transport, interfaces, splicing, full };
+        let notes = notes(state, workload, known.map(|known| known.policy_set != 0), full);
+        let told = Told { transport, interfaces, splicing, notes, full };
         if state.told.get(&workload) == Some(&told) {
             return;
         }
@@ -174,7 +181,8 @@ impl Carriage {
         };
         let trouble = self.no_room(&held, workload, &wanted);
         if trouble.is_some() {
-            wanted = Wanted { flags: wanted.flags & !enrolled::EXCLUDES, ..Wanted::default() };
+            let (flags, no_udp) = (wanted.flags & !enrolled::EXCLUDES, wanted.no_udp);
+            wanted = Wanted { flags, no_udp, ..Wanted::default() };
         }
         let done = self.write(&mut held, workload, &wanted, told);
         state.held = Some(held);
@@ -202,9 +210,8 @@ impl Carriage {
         }
         let pending = transport.and_then(|t| t.pending).unwrap_or(self.pending);
         kernel.set_transport(workload, wanted.flags, pending, !told.full)?;
-        let no_udp = wanted.flags & enrolled::NO_UDP != 0;
-        if no_udp || told.full {
-            kernel.set_no_udp(workload, no_udp)?;
+        if wanted.no_udp || told.full {
+            kernel.set_no_udp(workload, wanted.no_udp)?;
         }
         self.proxy.set_connections(workload, transport.and_then(|t| t.connections));
         if !told.full {
@@ -274,6 +281,19 @@ impl Carriage {
             state.conditions.insert(workload, what);
         }
     }
+}
+
+/// Is it to be noted whom a workload asks, because it has policies? Not in the first moment after it had none: what it
+/// sends then may be an answer to who is refused by now, and would pass for a question.
+fn notes(state: &mut State, workload: WorkloadId, policed: Option<bool>, full: bool) -> bool {
+    if policed != Some(true) {
+        if policed.is_some() && full {
+            state.opened.insert(workload, None);
+        }
+        return false;
+    }
+    let since = state.opened.get_mut(&workload).map(|since| *since.get_or_insert_with(Instant::now));
+    since.is_none_or(|since| since.elapsed() >= ANSWERED)
 }
 
 /// Indexes of the interfaces that exclusions name, out and in. One that is not there is left out until it is.

@@ -29,6 +29,8 @@ pub(super) struct Told {
     pub interfaces: [Vec<u32>; 2],
     /// Whether its connections may be spliced, where it asks for that.
     pub splicing: Splicing,
+    /// Its policies tell answers from other datagrams.
+    pub notes: bool,
     /// It is all that there is: what else there was is taken back.
     pub full: bool,
 }
@@ -39,11 +41,16 @@ pub(super) struct Wanted {
     pub keys: BTreeSet<ExcludeKey>,
     pub prefixes: BTreeMap<Prefix, u32>,
     pub flags: u16,
+    /// It takes no datagrams but answers.
+    pub no_udp: bool,
 }
 
 impl Wanted {
     pub fn of(workload: WorkloadId, told: &Told) -> Self {
         let mut wanted = Self::default();
+        if told.notes {
+            wanted.flags |= enrolled::NOTES;
+        }
         let Some(transport) = &told.transport else { return wanted };
         let [out, inbound] = &told.interfaces;
         wanted.add(workload, 0, &transport.outbound, out);
@@ -51,8 +58,9 @@ impl Wanted {
         if !transport.outbound.is_empty() {
             wanted.flags |= enrolled::EXCLUDES;
         }
+        wanted.no_udp = transport.no_udp;
         if transport.no_udp {
-            wanted.flags |= enrolled::NO_UDP;
+            wanted.flags |= enrolled::NOTES;
         }
         if transport.plain {
             wanted.flags |= enrolled::PLAIN;
@@ -133,7 +141,7 @@ mod tests {
             ..Told::default()
         };
         let wanted = Wanted::of(7, &told);
-        assert_eq!(wanted.flags, enrolled::EXCLUDES | enrolled::NO_UDP);
+        assert_eq!(wanted.flags, enrolled::EXCLUDES | enrolled::NOTES);
         let key = |what, value| ExcludeKey { workload: 7, what, value };
         let keys = [key(PORT, 80), key(INTERFACE, 3), key(INTERFACE | INBOUND, 4)];
         assert_eq!(wanted.keys, keys.into_iter().collect());

@@ -2,7 +2,7 @@
 //!
 //! | program | when |
 //! |---|---|
-//! | [`POLICED_PROGRAM`] | the workload has policies, or it is not known yet: what no entry names is closed |
+//! | [`POLICED_PROGRAM`] | the workload has policies, or it is not known yet: what no entry names is closed, and datagrams are authorised |
 //! | [`INBOUND_PROGRAM`] | it has none, and an entry of its asks for the proxy |
 //! | [`HOST_PROGRAM`] | the host's namespace, on one link for all workloads that share it: never closed |
 //! | [`IDLE_PROGRAM`] | nothing is asked of what arrives: passes, for a quarter of the cost |
@@ -10,7 +10,8 @@
 //!
 //! On loopback all three give captured connections that were spread to the agent's listener.
 //!
-//! Invariant: a program that looks is linked before `WORKLOADS` holds the first entry that asks for it.
+//! Invariant: a program that looks is linked, and senders are told by `POLICED` that they have to prove who they are,
+//! before `WORKLOADS` holds the first entry that asks for it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -18,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::maps::{Array, MapData};
 use mesh_common::record::{Workload, WorkloadKey, flags};
 
 use super::Kernel;
@@ -86,6 +88,10 @@ pub(super) struct Inbound {
     asking: HashMap<u32, HashSet<WorkloadKey>>,
     /// The same the other way round.
     asked_by: HashMap<WorkloadKey, u32>,
+    /// Those of them that have a policy set.
+    policed: HashSet<WorkloadKey>,
+    /// `POLICED`, where the programs read how many those are.
+    count: Array<MapData, u64>,
 }
 
 fn asks(value: &Workload) -> bool {
@@ -94,7 +100,11 @@ fn asks(value: &Workload) -> bool {
 }
 
 impl Inbound {
-    pub(super) fn new(programs: InboundPrograms, held: &[(WorkloadKey, Workload)]) -> Self {
+    pub(super) fn new(
+        programs: InboundPrograms,
+        count: Array<MapData, u64>,
+        held: &[(WorkloadKey, Workload)],
+    ) -> Result<Self, KernelError> {
         let mut this = Self {
             programs,
             links: HashMap::new(),
@@ -103,20 +113,43 @@ impl Inbound {
             no_udp: HashSet::new(),
             asking: HashMap::new(),
             asked_by: HashMap::new(),
+            policed: HashSet::new(),
+            count,
         };
-        held.iter().filter(|(_, value)| asks(value)).for_each(|(key, value)| this.note(*key, value.workload));
-        this
+        for (key, value) in held.iter().filter(|(_, value)| asks(value)) {
+            this.note(*key, value.workload);
+            if value.policy_set != 0 {
+                this.policed.insert(*key);
+            }
+        }
+        this.say_count()?;
+        Ok(this)
+    }
+
+    fn say_count(&mut self) -> Result<(), KernelError> {
+        let count = self.policed.len() as u64;
+        self.count.set(0, count, 0).map_err(|e| KernelError::new("map POLICED, write", e))
     }
 
     /// To be called before an entry is written.
     pub(super) fn wake(&mut self, key: &WorkloadKey, value: &Workload) -> Result<(), KernelError> {
-        if !asks(value) || self.asked_by.get(key) == Some(&value.workload) {
+        if !asks(value) {
             return Ok(());
         }
-        // An address that changes hands.
-        self.forget(key)?;
-        self.note(*key, value.workload);
-        if self.asking.get(&value.workload).is_some_and(|keys| keys.len() == 1) {
+        let policed = value.policy_set != 0 && self.policed.insert(*key);
+        if policed {
+            self.say_count()?;
+        }
+        if self.asked_by.get(key) != Some(&value.workload) {
+            // An address that changes hands.
+            self.forget(key)?;
+            self.note(*key, value.workload);
+        } else if !policed {
+            return Ok(());
+        }
+        // Datagrams are authorised by another program, which is not to wait for who says whose addresses are closed.
+        let opened = policed && self.open.remove(&value.workload);
+        if opened || self.asking.get(&value.workload).is_some_and(|keys| keys.len() == 1) {
             self.link(value.workload)?;
         }
         Ok(())
@@ -124,7 +157,15 @@ impl Inbound {
 
     /// To be called after an entry was written, or removed.
     pub(super) fn rest(&mut self, key: &WorkloadKey, value: Option<&Workload>) -> Result<(), KernelError> {
+        if value.is_none_or(|value| value.policy_set == 0) && self.policed.remove(key) {
+            self.say_count()?;
+        }
         if value.is_some_and(asks) { Ok(()) } else { self.forget(key) }
+    }
+
+    /// Has an entry of its a policy set?
+    fn is_policed(&self, workload: u32) -> bool {
+        self.asking.get(&workload).is_some_and(|keys| keys.iter().any(|key| self.policed.contains(key)))
     }
 
     fn note(&mut self, key: WorkloadKey, workload: u32) {
@@ -185,7 +226,8 @@ impl Kernel {
     /// Says whether a workload has policies: then the addresses that no entry names are closed.
     pub fn set_policed(&self, workload: u32, policed: bool) -> Result<(), KernelError> {
         let mut inbound = self.inbound.lock();
-        if policed {
+        // An entry knows better than who looked a moment ago.
+        if policed || inbound.is_policed(workload) {
             inbound.open.remove(&workload);
         } else {
             inbound.open.insert(workload);
@@ -207,7 +249,9 @@ impl Kernel {
         inbound.links.remove(&workload);
         inbound.open.remove(&workload);
         inbound.no_udp.remove(&workload);
-        unpin(&self.inbound_pin(workload)).map_err(|e| failed(workload, e))
+        unpin(&self.inbound_pin(workload)).map_err(|e| failed(workload, e))?;
+        drop(inbound);
+        self.forget_datagrams(workload)
     }
 
     /// Attaches the host's program to the namespace that this workload shares with it; once, whoever else does.
@@ -225,6 +269,7 @@ impl Kernel {
     /// Forgets a workload of the host's namespace; `last`: nobody shares it any more.
     pub fn detach_host(&self, workload: u32, last: bool) -> Result<(), KernelError> {
         self.forget_namespace(workload);
+        self.forget_datagrams(workload)?;
         if !last {
             return Ok(());
         }

@@ -16,8 +16,9 @@ use mesh_common::record::{
     Denial, Endpoint, Enrolled, EnrolledKey, FlowKey, FlowSource, Load, PolicyCidr, PolicyKey, Rules,
     Service, ServiceKey, SynKey, Totals, TotalsHome, TotalsKey, Workload, WorkloadKey,
 };
+use mesh_common::sender::Sender;
 use mesh_common::splice::End;
-use mesh_common::transport::{ExcludeCidr, ExcludeKey, enrolled};
+use mesh_common::transport::{Asked, AskedKey, ExcludeCidr, ExcludeKey, enrolled};
 use mesh_common::udp::{Sticky, StickyKey};
 use mesh_common::verdict::Verdict;
 use mesh_core::plan::{Adopted, MapOp};
@@ -69,6 +70,8 @@ pub struct Kernel {
     pub(super) heartbeat: Mapped<u64>,
     pub(super) flows: Flows,
     pub(super) sticky: Mutex<HashMap<MapData, StickyKey, Sticky>>,
+    pub(super) asked: Mutex<HashMap<MapData, AskedKey, Asked>>,
+    pub(super) senders: Mutex<HashMap<MapData, FlowKey, Sender>>,
     pub(super) splice_ends: Mutex<HashMap<MapData, SynKey, End>>,
     pub(super) captured: OwnedFd,
     pub(super) inbound: Mutex<Inbound>,
@@ -92,13 +95,12 @@ impl Kernel {
         };
         let captured = descriptor(names::CAPTURED, &take(names::CAPTURED)?)?;
         let splice = Splice::new(descriptor(names::SPLICE, &take(names::SPLICE)?)?);
-        // The programs' own; only their sizes are of interest here.
-        take(names::UDP_ASKED)?;
         let workloads = take(names::WORKLOADS)?;
         let workloads_fd = descriptor(names::WORKLOADS, &workloads)?;
         let workloads = typed(names::WORKLOADS, workloads)?;
         let asking = all(names::WORKLOADS, &workloads).map_err(|e| of_map(names::WORKLOADS, &e))?;
-        let inbound = Mutex::new(Inbound::new(inbound, &asking));
+        let policed = typed(names::POLICED, take(names::POLICED)?)?;
+        let inbound = Inbound::new(inbound, policed, &asking).map_err(|e| of_map(names::POLICED, &e))?;
         let kernel = Self {
             enrolled: homed((names::ENROLLED, names::ENROLLED_HOMES), &mut take)?,
             services: homed((names::SERVICES, names::SERVICE_HOMES), &mut take)?,
@@ -127,8 +129,10 @@ impl Kernel {
             },
             sticky: Mutex::new(typed(names::UDP_STICKY, take(names::UDP_STICKY)?)?),
             heartbeat: mapped(names::HEARTBEAT, &take(names::HEARTBEAT)?)?,
+            asked: Mutex::new(typed(names::UDP_ASKED, take(names::UDP_ASKED)?)?),
+            senders: Mutex::new(typed(names::UDP_SENDERS, take(names::UDP_SENDERS)?)?),
             captured,
-            inbound,
+            inbound: Mutex::new(inbound),
             pins,
             splice_ends: Mutex::new(typed(names::SPLICE_ENDS, take(names::SPLICE_ENDS)?)?),
             sizes,

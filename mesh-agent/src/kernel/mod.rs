@@ -6,7 +6,7 @@
 //! - [`homes`]: a hash and the array in front of it. [`typed`]: how maps are had.
 //! - [`inbound`]: which program looks at what arrives. [`exclude`]: what is left alone.
 //! - [`slots`]: tables, written under readers. [`rules`]: what policies say of services.
-//! - [`sockets`]: records on the agent's own sockets.
+//! - [`sockets`]: records on the agent's own sockets. [`datagrams`]: what is noted of datagrams.
 //! - [`events`]: ended flows, as they come.
 //! - [`open`]: flows under way, and how they stand. [`diag`]: what their sockets show.
 //! - [`going`]: the kernel learns of the agent's end.
@@ -16,6 +16,7 @@
 //! Invariant: dropping the handle detaches nothing that a connection meets; all of that is pinned.
 //! Not here: what to write (mesh-core's plan), who is enrolled (`enrol`).
 
+mod datagrams;
 mod diag;
 mod error;
 mod events;

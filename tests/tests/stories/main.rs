@@ -33,4 +33,5 @@ mod spread;
 mod telemetry;
 mod transport;
 mod udp;
+mod udp_policy;
 mod words;

@@ -354,9 +354,16 @@ fn udp_deny_drops_questions_and_lets_answers_in() {
     });
     assert!(silent(&callers[1], own(9000)[1]) && sockets.ask(1, at(dns.ip6(), 9002)).is_ok());
 
-    // What is excluded comes through; the rest follows when the policy goes.
+    // What is excluded comes through, unless a policy refuses it; the rest follows when the policy goes.
     let exclude = "exclude: {inbound: {ports: [9000]}}";
     mesh.apply(&transport("quiet", &[&of_app("quiet"), "udp: deny", exclude]));
+    for to in own(9000) {
+        eventually("the policy refuses what is excluded", || {
+            let before = node.verdict(Verdict::DeniedByPolicy);
+            Sockets::of(&callers[1]).ask(0, to).is_err() && node.verdict(Verdict::DeniedByPolicy) > before
+        });
+    }
+    mesh.meshctl(&["delete", "authorizationpolicy", "quiet"], "");
     for caller in &callers {
         for to in own(9000) {
             udp_settled(caller, to, &["quiet"]);
