@@ -5,16 +5,18 @@
 //! were true. Without it the mesh stays, with URLs to look at, until Ctrl-C.
 //!
 //! Steps, in order: [`traffic`] (what goes where), [`canary`] (weights of a route), [`death`] (an endpoint
-//! dies and comes back).
+//! dies and comes back), [`encryption`] (tunnels, and who is refused).
 
 #![forbid(unsafe_code)]
 
+mod encryption;
 mod relay;
 mod shop;
 mod table;
 
 use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, sync::Arc, thread, time::Instant};
 
+use encryption::encryption;
 use mesh_tests::{
     Mesh,
     load::Load,
@@ -31,7 +33,7 @@ const OPENED: &str = "mesh_flow_opened_total";
 fn main() -> ExitCode {
     let once = std::env::args().any(|arg| arg == "--once");
     let begin = Instant::now();
-    println!("A mesh of two nodes: control plane, two agents, seven pods.");
+    println!("A mesh of two nodes: control plane, two agents, seven pods, and a stranger.");
     let mesh = Arc::new(Mesh::builder().nodes(2).lay());
     let place = mesh.place().clone();
     on_interrupt(&mesh);
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     traffic(&mesh, &shop, &mut claims);
     canary(&mesh, &shop, &mut claims);
     death(&mesh, &mut shop, &mut claims);
+    encryption(&mesh, &shop, &mut claims);
     urls(&mesh, &mut claims);
 
     if !once {
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
     drop(mesh);
     reaper.run();
     let remains = reaper::remains(&place);
-    println!("\n6. Cleaning up");
+    println!("\n7. Cleaning up");
     claims.check(remains.is_empty(), &format!("nothing is left behind {}", remains.join(", ")));
     let false_ones = claims.false_ones();
     println!("\n{} of {} claims were true.", claims.count() - false_ones.len(), claims.count());
@@ -235,7 +238,7 @@ fn death(mesh: &Mesh, shop: &mut Shop, claims: &mut Claims) {
 
 /// Where to look.
 fn urls(mesh: &Arc<Mesh>, claims: &mut Claims) {
-    println!("\n5. To look at");
+    println!("\n6. To look at");
     for node in mesh.nodes() {
         let to = SocketAddr::from((node.address(), 15090));
         let Ok(address) = relay::open(mesh, to) else { continue };
