@@ -29,7 +29,7 @@ use super::stats::{Outcome, Role, Tally};
 use super::stream::TunnelStream;
 use super::tunnel::{Proved, Slot, Tunnel};
 use super::wire::Wire;
-use super::{LOGGED, STREAMS_OUT, UNTOLD, h2_client, identity_of};
+use super::{LOGGED, STREAMS_OUT, UNTOLD, h2_client, shown};
 
 /// The way to an endpoint through a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +161,7 @@ fn refused(worker: &Worker, member: &Member, via: &Via, outcome: Outcome, error:
 }
 
 async fn begin(worker: &Rc<Worker>, member: &Arc<Member>, via: &Via) -> Result<Rc<Client>, Failed> {
-    let id = identity_of(worker, member).map_err(Failed::Refused)?;
-    let shown = worker.identities.shown(&id).map_err(|error| {
+    let shown = shown(worker, member).await.map_err(|error| {
         worker.shared.tunnels.handshake(Role::Client, Outcome::NoCertificate);
         Failed::Refused(error)
     })?;

@@ -30,6 +30,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use h2::{client as h2_client, server as h2_server};
 use mesh_api::spiffe::SpiffeId;
@@ -136,6 +137,22 @@ impl Identities {
         let svid = self.keys.svid(id).ok_or(ProxyError::NoCertificate)?;
         let (bundle, roots) = self.roots().ok_or(ProxyError::NoCertificate)?;
         Ok(Shown { svid, bundle, roots })
+    }
+}
+
+/// Between two looks for a certificate that is on its way.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What a handshake of a workload of this node shows. A workload that has just come is called before its first
+/// certificate is signed, and may call: it is waited for, for part of the time that a handshake may take.
+async fn shown(worker: &Worker, member: &Member) -> Result<Shown, ProxyError> {
+    let until = Instant::now() + worker.limits.tunnel * 3 / 5;
+    loop {
+        let shown = identity_of(worker, member).and_then(|id| worker.identities.shown(&id));
+        if shown.is_ok() || Instant::now() >= until || member.usage.gone() {
+            return shown;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

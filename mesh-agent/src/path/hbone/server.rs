@@ -37,7 +37,7 @@ use super::stats::{Outcome, Role, Tally};
 use super::stream::TunnelStream;
 use super::tunnel::{Call, Proved, Slot, Tunnel};
 use super::wire::Wire;
-use super::{LOGGED, h2_server, identity_of};
+use super::{LOGGED, h2_server, shown};
 
 /// Was it opened to the port of tunnels, of one of the member's own addresses?
 pub fn is_asked(member: &Member, stream: &Stream) -> bool {
@@ -98,8 +98,7 @@ async fn begin(
     tcp: TcpStream,
     address: SocketAddr,
 ) -> Result<Begun, Failed> {
-    let shown = identity_of(worker, member).and_then(|id| worker.identities.shown(&id));
-    let shown = shown.map_err(|_| Failed::Named(Outcome::NoCertificate))?;
+    let shown = shown(worker, member).await.map_err(|_| Failed::Named(Outcome::NoCertificate))?;
     let config = tls::server(&worker.identities.provider, &shown.svid, &shown.roots);
     let tls = config
         .and_then(|config| ServerConnection::new(Arc::new(config)))

@@ -107,10 +107,27 @@ fn who_has_no_certificate_does_not_call() {
     let called = Called::new(&root, Limits::default(), |_| {});
     let keys = FakeKeys::new(&root, PAY);
     keys.svids.lock().clear();
-    Caller::run(keys, Limits::default(), async |caller| {
+    let limits = Limits { tunnel: Duration::from_millis(200), ..Limits::default() };
+    Caller::run(keys, limits, async |caller| {
         let opened = caller.open(called.via(called.application.port())).await;
         assert_eq!(opened.err(), Some(ProxyError::NoCertificate));
         assert_eq!(caller.counts().handshakes, [(Role::Client, "no_certificate", "", 1)]);
+    });
+}
+
+#[test]
+fn a_certificate_that_is_on_its_way_is_waited_for() {
+    let root = authority();
+    let called = Called::new(&root, Limits::default(), each(drop));
+    let keys = FakeKeys::new(&root, PAY);
+    let late = std::mem::take(&mut *keys.svids.lock());
+    Caller::run(keys.clone(), Limits::default(), async move |caller| {
+        let signed = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            *keys.svids.lock() = late;
+        };
+        let (opened, ()) = tokio::join!(caller.open(called.via(called.application.port())), signed);
+        assert!(opened.is_ok(), "{:?}", opened.err());
     });
 }
 
