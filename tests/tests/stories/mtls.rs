@@ -11,7 +11,7 @@ use mesh_tests::{
 };
 use rustix::process::Signal;
 
-const REFUSED: &str = "ConnectionRefusedError";
+use crate::words::{REFUSED, connect_from, refused};
 
 /// A pod labelled `app: db` with line servers on 7000 (served) and 7001, behind the service `db` (number 1).
 fn db(mesh: &Mesh) -> (Pod, [Process; 2]) {
@@ -30,29 +30,6 @@ fn ways(db: &Pod) -> [SocketAddr; 5] {
 #[track_caller]
 fn answered(pod: &Pod, to: SocketAddr) {
     eventually(&format!("{to} answers {}", pod.name()), || connect_lines(pod, to, 1).errors.is_empty());
-}
-
-#[track_caller]
-fn refused(pod: &Pod, to: SocketAddr) {
-    let refused =
-        |count| connect_lines(pod, to, count).errors.get(REFUSED).copied() == Some(u64::from(count));
-    eventually(&format!("{to} refuses {}", pod.name()), || refused(1));
-    assert!(refused(5), "{to} from {}", pod.name());
-}
-
-/// Connects from a source address, once.
-fn connect_from(pod: &Pod, source: &str, to: SocketAddr) -> String {
-    let script = "import socket, sys\n\
-        try:\n  \
-          s = socket.socket(socket.AF_INET6 if ':' in sys.argv[2] else socket.AF_INET)\n  \
-          s.setsockopt(0, 15, 1)\n  \
-          s.settimeout(2)\n  \
-          s.bind((sys.argv[1], 0))\n  \
-          s.connect((sys.argv[2], int(sys.argv[3])))\n  \
-          print('answered', s.makefile().readline())\n\
-        except OSError as error:\n  print(type(error).__name__)\n";
-    let (address, port) = (to.ip().to_string(), to.port().to_string());
-    pod.run("/usr/bin/python3", &["-c", script, source, &address, &port]).unwrap()
 }
 
 #[test]
@@ -80,8 +57,14 @@ fn strict_takes_plaintext_from_proved_workloads_of_its_node_alone() {
     assert_eq!(connect_lines(&far, own[0], 10).errors[REFUSED], 10);
     assert_eq!(node.verdict(Verdict::PlaintextDenied), before + 10);
     // An address is not an identity, whoever has it.
-    let spoofed = connect_from(&stranger, &near.ip().to_string(), own[0]);
-    assert!(!spoofed.contains("answered"), "{spoofed}");
+    for (source, length, to) in [(near.ip().to_string(), 32, own[0]), (near.ip6().to_string(), 128, own[1])] {
+        stranger.netns().ip(&[format!("addr add {source}/{length} dev eth0 nodad")]).unwrap();
+        let before = node.verdict(Verdict::PlaintextDenied);
+        let said = connect_from(&stranger, &source, to);
+        assert!(!said.contains("answered"), "as {source}: {said}");
+        eventually("it is counted", || node.verdict(Verdict::PlaintextDenied) > before);
+        stranger.netns().ip(&[format!("addr del {source}/{length} dev eth0")]).unwrap();
+    }
     // It does not take an agent.
     node.kill_agent();
     assert_eq!(connect_lines(&far, own[0], 5).errors[REFUSED], 5);

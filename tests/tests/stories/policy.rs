@@ -13,9 +13,7 @@ use mesh_tests::{
     within,
 };
 
-use crate::words::settled;
-
-const REFUSED: &str = "ConnectionRefusedError";
+use crate::words::{REFUSED, connect_from, refused, settled};
 
 /// A pod labelled `app: db` with line servers on 7000 and 7001, behind the service `db` (number 1).
 fn db(mesh: &Mesh, node: u8) -> (Pod, [Process; 2]) {
@@ -46,14 +44,6 @@ fn answered(pod: &Pod, to: SocketAddr) {
     eventually(&format!("{to} answers {}", pod.name()), || connect_lines(pod, to, 1).errors.is_empty());
     let lines = connect_lines(pod, to, 5);
     assert_eq!(lines.servers.values().sum::<u64>(), 5, "{to} from {}: {lines:?}", pod.name());
-}
-
-#[track_caller]
-fn refused(pod: &Pod, to: SocketAddr) {
-    let refused =
-        |count| connect_lines(pod, to, count).errors.get(REFUSED).copied() == Some(u64::from(count));
-    eventually(&format!("{to} refuses {}", pod.name()), || refused(1));
-    assert!(refused(5), "{to} from {}", pod.name());
 }
 
 /// What `meshctl authz check` says is what has just been seen.
@@ -227,17 +217,6 @@ fn a_change_ends_what_it_no_longer_allows_and_nothing_else() {
     eventually("their ends are counted", || {
         mesh.node(1).metrics().count("mesh_policy_ended_total", &[]) >= 4
     });
-}
-
-/// Connects from a source address, once.
-fn connect_from(pod: &Pod, source: &str, to: SocketAddr) -> String {
-    let script = "import socket, sys\n\
-        try:\n  \
-          s = socket.create_connection((sys.argv[2], int(sys.argv[3])), 2, (sys.argv[1], 0))\n  \
-          print('answered', s.makefile().readline())\n\
-        except OSError as error:\n  print(type(error).__name__)\n";
-    let (address, port) = (to.ip().to_string(), to.port().to_string());
-    pod.run("/usr/bin/python3", &["-c", script, source, &address, &port]).unwrap()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Range, time::Duration};
 
 use mesh_tests::{
-    Mesh, Pod,
+    Mesh, Pod, eventually,
     eventually::until,
     load::{Load, Report},
     node::Node,
@@ -11,6 +11,9 @@ use mesh_tests::{
     programs::{Nginx, connect_lines, line_server, nginx},
     within,
 };
+
+/// What Python says of a connection that is refused.
+pub const REFUSED: &str = "ConnectionRefusedError";
 
 /// A pod with nginx on 8080 that serves `port_name` of `service` with `weight`.
 #[track_caller]
@@ -46,6 +49,26 @@ pub fn settled(pod: &Pod, to: SocketAddr, names: &[&str]) {
         let report = Load::to(to).count(60).run(pod);
         report.failed() == 0 && report.servers.keys().map(String::as_str).eq(names.iter().copied())
     });
+}
+
+/// Waits until `to` refuses connections of `pod`, all of them.
+#[track_caller]
+pub fn refused(pod: &Pod, to: SocketAddr) {
+    let refused =
+        |count| connect_lines(pod, to, count).errors.get(REFUSED).copied() == Some(u64::from(count));
+    eventually(&format!("{to} refuses {}", pod.name()), || refused(1));
+    assert!(refused(5), "{to} from {}", pod.name());
+}
+
+/// Connects from a source address, once.
+pub fn connect_from(pod: &Pod, source: &str, to: SocketAddr) -> String {
+    let script = "import socket, sys\n\
+        try:\n  \
+          s = socket.create_connection((sys.argv[2], int(sys.argv[3])), 2, (sys.argv[1], 0))\n  \
+          print('answered', s.makefile().readline())\n\
+        except OSError as error:\n  print(type(error).__name__)\n";
+    let (address, port) = (to.ip().to_string(), to.port().to_string());
+    pod.run("/usr/bin/python3", &["-c", script, source, &address, &port]).unwrap()
 }
 
 /// `part` of `whole` is `wanted` percent, give or take five standard deviations of a fair draw.
