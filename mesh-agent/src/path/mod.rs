@@ -32,6 +32,7 @@ pub mod clock;
 pub mod hash;
 pub mod hbone;
 pub mod http1;
+mod inbound;
 pub mod intercept;
 pub mod link;
 pub mod member;

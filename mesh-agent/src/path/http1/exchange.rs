@@ -39,7 +39,7 @@ pub(super) enum Outcome {
     /// A reset.
     Reset,
     /// Not HTTP any more.
-    Tunnel(Rc<Link>),
+    Tunnel(Hop, Rc<Link>),
 }
 
 /// How an exchange ended.
@@ -121,7 +121,7 @@ impl<'c> Exchange<'c> {
                 Fate::Done => self.done(),
                 Fate::Tunnel => {
                     self.upstream.forget();
-                    Outcome::Tunnel(self.upstream)
+                    Outcome::Tunnel(self.hop, self.upstream)
                 }
                 Fate::Gone(reason) => {
                     account.reason = reason;

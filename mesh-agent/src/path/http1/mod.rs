@@ -26,8 +26,9 @@ use std::time::{Duration, Instant};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{HeadScan, Side, write_error};
 
+use super::authorise::{Judged, opaque};
 use super::clock::Call;
-use super::intercept::Session;
+use super::intercept::{Session, To};
 use super::link::Link;
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::tcp;
@@ -62,6 +63,8 @@ struct Account {
     route: Arc<str>,
     status: u16,
     reason: &'static str,
+    /// Its head, where policies have looked at it and it may end HTTP.
+    asked: Option<Box<[u8]>>,
 }
 
 /// Serves requests until the connection ends.
@@ -83,6 +86,11 @@ impl Connection {
                 Ok(length) => length,
                 Err(Ended::Clean) => return self.finish().await,
                 Err(Ended::Broken) => return self.session.client.reset(),
+                Err(Ended::Refused(ProxyError::NotHttp)) if !self.is_opaque_allowed() => {
+                    let error = ProxyError::DeniedByPolicy;
+                    self.account(&Account { reason: error.reason(), ..Account::new() });
+                    return self.session.client.reset();
+                }
                 Err(Ended::Refused(error)) => {
                     self.refuse(error);
                     return self.finish().await;
@@ -91,9 +99,13 @@ impl Connection {
             one(&self.session.worker.shared.counters.requests);
             let mut account = Account::new();
             let outcome = self.request(head, &mut account).await;
-            if let Outcome::Tunnel(upstream) = outcome {
+            if let Outcome::Tunnel(hop, upstream) = outcome {
                 self.account(&account);
                 let s = &self.session;
+                let _judged = account
+                    .asked
+                    .take()
+                    .map(|head| Judged::add(&s.worker, (&s.member, &s.whose), hop, Some(head), s.watch.rc()));
                 tcp::copy(&s.worker, &s.watch, &s.client, &upstream, &s.held).await;
                 return;
             }
@@ -101,8 +113,17 @@ impl Connection {
             match outcome {
                 Outcome::Next => {}
                 Outcome::Close => return self.finish().await,
-                Outcome::Reset | Outcome::Tunnel(_) => return self.session.client.reset(),
+                Outcome::Reset | Outcome::Tunnel(..) => return self.session.client.reset(),
             }
+        }
+    }
+
+    /// May bytes come that are no HTTP? Where requests decide they are not answered.
+    fn is_opaque_allowed(&self) -> bool {
+        let Session { worker, member, whose, to, .. } = &self.session;
+        match to {
+            To::Hop(hop) => opaque(worker, member, whose, hop).is_ok(),
+            To::Service(_) => true,
         }
     }
 
@@ -220,7 +241,7 @@ impl Connection {
 
 impl Account {
     fn new() -> Self {
-        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
+        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "", asked: None }
     }
 
     fn failed(&mut self, error: ProxyError) {

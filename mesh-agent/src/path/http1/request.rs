@@ -28,6 +28,8 @@ pub(super) struct Prepared {
     pub repeatable: bool,
     /// Head and what was there of the body, as the endpoint shall get it.
     pub out: Buf,
+    /// Bytes of the head.
+    pub head: usize,
     /// The rest of the body.
     pub body: Pump,
     /// First choice.
@@ -92,12 +94,14 @@ impl Connection {
             let (hop, backend) = worker.with_snapshot(|snapshot| self.route(snapshot, &head, account))?;
             let mut out = worker.buffers.fitting(length + GROWTH + rest.len().min(usize::from(u16::MAX)));
             write_request(&head, &RequestEdits::default(), out.bytes());
+            let written = out.data().len();
             let mut body = Pump::new(head.framing, Side::Client, limits);
             let used = body.append(rest, &mut out)?;
             let prepared = Prepared {
                 facts: head.facts(),
                 repeatable: head.is_idempotent() && head.framing == Framing::None,
                 out,
+                head: written,
                 body,
                 hop,
                 backend,
