@@ -25,13 +25,14 @@ use crate::kernel::Kernel;
 use crate::path::Proxy;
 use crate::sys::monotonic_ns;
 
-/// Starts its tasks; they run as long as the agent does. Counts connections that a change has ended.
-pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config) -> Arc<AtomicU64> {
+/// Starts its tasks; they run as long as the agent does. Counts connections that a change has ended. `took_over`: see
+/// [`revoke::follow`].
+pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config, took_over: bool) -> Arc<AtomicU64> {
     let ended = Arc::new(AtomicU64::new(0));
     let strangers = Arc::default();
     tokio::spawn(denials::follow(kernel.clone(), config.clone(), Arc::clone(&strangers)));
     tokio::spawn(senders::follow(kernel.clone(), proxy.clone(), config.clone(), strangers));
-    tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone()));
+    tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone(), took_over));
     ended
 }
 

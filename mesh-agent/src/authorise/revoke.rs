@@ -51,7 +51,15 @@ const ACCEPTED: Duration = Duration::from_millis(100);
 type Places = Vec<(WorkloadId, Arc<OwnedFd>)>;
 
 /// Looks at every epoch for as long as the agent runs.
-pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, ended: Arc<AtomicU64>) {
+///
+/// `took_over`: another agent serves connections still, and has asked about requests on them; it is not known which.
+pub(super) async fn follow(
+    kernel: Arc<Kernel>,
+    proxy: Proxy,
+    config: Config,
+    ended: Arc<AtomicU64>,
+    mut took_over: bool,
+) {
     let mut epochs = config.epoch();
     let mut known: HashMap<WorkloadId, PolicySetId> = HashMap::new();
     let mut policed: HashMap<WorkloadId, bool> = HashMap::new();
@@ -72,9 +80,17 @@ pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, en
         let closed = known.iter().map(|(id, set)| (*id, *set != 0 || strict(id))).collect();
         set_policed(&kernel, &closed, &mut policed);
         if !changed.is_empty() {
-            look(&kernel, &proxy, &config, &places, &changed, &ended).await;
+            let task = Task {
+                kernel: kernel.clone(),
+                proxy: proxy.clone(),
+                places,
+                ended: ended.clone(),
+                took_over,
+            };
+            took_over = false;
+            task.look(&config, &changed).await;
             tokio::time::sleep(AGAIN).await;
-            look(&kernel, &proxy, &config, &places, &changed, &ended).await;
+            task.look(&config, &changed).await;
         }
         // A workload may come without an epoch.
         if let Ok(Err(_)) = tokio::time::timeout(LOOK, epochs.changed()).await {
@@ -100,40 +116,41 @@ fn set_policed(kernel: &Kernel, known: &HashMap<WorkloadId, bool>, told: &mut Ha
     }
 }
 
-async fn look(
-    kernel: &Arc<Kernel>,
-    proxy: &Proxy,
-    config: &Config,
-    places: &Places,
-    changed: &[WorkloadId],
-    ended: &Arc<AtomicU64>,
-) {
-    let (kernel, snapshot, proxy) = (kernel.clone(), config.snapshot(), proxy.clone());
-    let (places, changed, ended) = (places.clone(), changed.to_vec(), ended.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        let (kernel, snapshot, proxy) = (&kernel, &snapshot, &proxy);
-        Look { kernel, proxy, snapshot, places: &places, ends: None, ended: &ended }.all(&changed);
-    });
-    if let Err(error) = looked.await {
-        tracing::error!(%error, "connections could not be looked at after a change of policy");
+/// What a look needs.
+#[derive(Clone)]
+struct Task {
+    kernel: Arc<Kernel>,
+    proxy: Proxy,
+    places: Places,
+    /// Connections ended, in all.
+    ended: Arc<AtomicU64>,
+    /// See [`follow`].
+    took_over: bool,
+}
+
+impl Task {
+    async fn look(&self, config: &Config, changed: &[WorkloadId]) {
+        let (task, snapshot, changed) = (self.clone(), config.snapshot(), changed.to_vec());
+        let looked = tokio::task::spawn_blocking(move || {
+            Look { task: &task, snapshot: &snapshot, ends: None }.all(&changed);
+        });
+        if let Err(error) = looked.await {
+            tracing::error!(%error, "connections could not be looked at after a change of policy");
+        }
     }
 }
 
 struct Look<'a> {
-    kernel: &'a Kernel,
-    proxy: &'a Proxy,
+    task: &'a Task,
     snapshot: &'a Snapshot,
-    places: &'a Places,
     /// Who holds the other end of connections on this node; `None`: not asked yet.
     ends: Option<HashMap<(SocketAddr, SocketAddr), WorkloadId>>,
-    /// Connections ended, in all.
-    ended: &'a AtomicU64,
 }
 
 impl Look<'_> {
     fn all(&mut self, changed: &[WorkloadId]) {
         for workload in changed {
-            let Some((_, netns)) = self.places.iter().find(|(id, _)| id == workload) else { continue };
+            let Some((_, netns)) = self.task.places.iter().find(|(id, _)| id == workload) else { continue };
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 match sys::in_netns(netns.as_fd(), || {
                     let diag = Diag::new()?;
@@ -186,13 +203,16 @@ impl Look<'_> {
             };
             if let Some(why) = ask(if udp { Seen::Opaque } else { Seen::Unknown }) {
                 ended += u64::from(end(diag, socket, &why));
-            } else if !by_agent && let Some(why) = ask(Seen::Opaque) {
+            } else if !by_agent
+                && !self.task.took_over
+                && let Some(why) = ask(Seen::Opaque)
+            {
                 direct.push((socket, why));
             }
         }
         // Of what may bring requests that are allowed, those that nobody asks about. One that has just been accepted is
         // not known to be asked about yet.
-        let asked = |socket: &Socket| self.proxy.asks_requests_of(socket.remote, socket.local);
+        let asked = |socket: &Socket| self.task.proxy.asks_requests_of(socket.remote, socket.local);
         direct.retain(|(socket, _)| !asked(socket));
         if !direct.is_empty() {
             std::thread::sleep(ACCEPTED);
@@ -200,7 +220,7 @@ impl Look<'_> {
                 ended += u64::from(end(diag, socket, why));
             }
         }
-        self.ended.fetch_add(ended, Relaxed);
+        self.task.ended.fetch_add(ended, Relaxed);
         if ended > 0 {
             tracing::info!(
                 workload = self.name(workload),
@@ -219,12 +239,12 @@ impl Look<'_> {
             dst_port_be: socket.local.port().to_be(),
         };
         if protocol == Protocol::Udp {
-            let sender = self.kernel.sender_of(&flow);
+            let sender = self.task.kernel.sender_of(&flow);
             return sender.map_or((UNPROVED, 0, false), |sender| {
                 (Caller { identity: sender.identity, namespace: sender.namespace }, sender.workload, false)
             });
         }
-        if let Some(source) = self.kernel.source_of(&flow) {
+        if let Some(source) = self.task.kernel.source_of(&flow) {
             let by_agent = source.authorised != 0;
             if source.namespace == 0 {
                 return (caller(self.snapshot, source.workload), source.workload, by_agent);
@@ -232,8 +252,8 @@ impl Look<'_> {
             let caller = Caller { identity: source.identity, namespace: source.namespace };
             return (caller, source.workload, by_agent);
         }
-        let (places, snapshot, kernel) = (self.places, self.snapshot, self.kernel);
-        let ends = self.ends.get_or_insert_with(|| other_ends(places, snapshot, kernel));
+        let (task, snapshot) = (self.task, self.snapshot);
+        let ends = self.ends.get_or_insert_with(|| other_ends(&task.places, snapshot, &task.kernel));
         let holder = ends.get(&(socket.remote, socket.local)).copied();
         holder.map_or((UNPROVED, 0, false), |holder| (caller(self.snapshot, holder), holder, false))
     }

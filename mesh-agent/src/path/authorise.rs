@@ -194,26 +194,26 @@ pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Res
     })
 }
 
-/// May this request go this way? `head`: as it is passed on. `true`: something of it was asked.
+/// May this request go this way? `head`: as it is passed on.
 pub fn request(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     head: &[u8],
-) -> Result<bool, ProxyError> {
+) -> Result<(), ProxyError> {
     if let (Whose::Member, 0) = (whose, hop.policed) {
-        return Ok(false);
+        return Ok(());
     }
     worker.with_snapshot(|snapshot| {
-        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(false) };
+        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(()) };
         let port = hop.address.port();
         if !case.set.looks(Some(port)) {
-            return case.decide(worker, snapshot, port, Seen::Unknown).map(|()| false);
+            return case.decide(worker, snapshot, port, Seen::Unknown);
         }
         // It may have grown a little on its way.
         let head = parse_request(head, &Limits::default())?;
-        case.decide(worker, snapshot, port, Seen::Request(&head.request())).map(|()| true)
+        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
     })
 }
 

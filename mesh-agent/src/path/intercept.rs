@@ -48,8 +48,7 @@ pub struct Hop {
     pub address: SocketAddr,
     /// The client that the application is to see.
     pub show: Option<SocketAddr>,
-    /// Its workload, where that lives here and has policies that are to be asked, or may get some while the hop lasts;
-    /// 0: nobody is asked.
+    /// Its workload, where that lives here: it may have policies, or get some while the hop lasts; 0: nobody is asked.
     pub policed: u32,
     /// The workload of another node to which the way is a tunnel; 0: the way is plain.
     pub tunnel: u32,
@@ -59,7 +58,7 @@ impl Hop {
     /// The way to an endpoint of a service.
     pub fn to(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
         let address = endpoint.address(prefer_v6)?;
-        let policed = if endpoint.policy_set == 0 { 0 } else { endpoint.workload };
+        let policed = if endpoint.local { endpoint.workload } else { 0 };
         let tunnel = if endpoint.tunnel { endpoint.workload } else { 0 };
         Some(Self {
             service,
@@ -70,12 +69,6 @@ impl Hop {
             policed,
             tunnel,
         })
-    }
-
-    /// The same for as long as a connection lasts: policies may come.
-    fn lasting(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
-        let policed = if endpoint.local { endpoint.workload } else { 0 };
-        Self::to(service, endpoint, prefer_v6).map(|hop| Self { policed, ..hop })
     }
 
     /// The way to an address of a workload where it serves no service; `None`: it has another address by now.
@@ -329,7 +322,7 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
             .endpoints
             .iter()
             .find(|e| e.id == record.endpoint)
-            .and_then(|e| Hop::lasting(service.id, e, prefer_v6))
+            .and_then(|e| Hop::to(service.id, e, prefer_v6))
     };
     let Some(service) = snapshot.services.get(&record.service) else {
         // The service has gone since, or the address was a workload's own.
@@ -341,14 +334,13 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     if !service.vips.contains(&wanted.ip()) {
         // Its own address was asked for, so nobody else will do.
         let endpoint = service.endpoints.iter().find(|e| e.address(prefer_v6) == Some(wanted));
-        let hop =
-            endpoint.and_then(|e| Hop::lasting(service.id, e, prefer_v6)).or_else(|| chosen(service))?;
+        let hop = endpoint.and_then(|e| Hop::to(service.id, e, prefer_v6)).or_else(|| chosen(service))?;
         return Some(Way { to: To::Hop(hop), spoken, prefer_v6 });
     }
     if http {
         return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
     }
-    let any = || pick_other(service, &[], random()).and_then(|e| Hop::lasting(service.id, e, prefer_v6));
+    let any = || pick_other(service, &[], random()).and_then(|e| Hop::to(service.id, e, prefer_v6));
     Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
 }
 

@@ -71,7 +71,8 @@ impl Connection {
     fn ask(&self, hop: &Hop, prepared: &Prepared, account: &mut Account) -> Result<(), ProxyError> {
         let Session { worker, member, whose, .. } = &self.session;
         let head = prepared.out.data().get(..prepared.head).unwrap_or_default();
-        if request(worker, member, whose, hop, head)? && prepared.facts.may_switch() {
+        request(worker, member, whose, hop, head)?;
+        if prepared.facts.may_switch() {
             account.asked = Some(head.into());
         }
         Ok(())

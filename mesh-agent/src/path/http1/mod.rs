@@ -63,7 +63,7 @@ struct Account {
     route: Arc<str>,
     status: u16,
     reason: &'static str,
-    /// Its head, where policies have looked at it and it may end HTTP.
+    /// Its head, where it may end HTTP: policies may ask for it later.
     asked: Option<Box<[u8]>>,
 }
 
