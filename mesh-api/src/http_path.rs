@@ -12,7 +12,7 @@
 //! Not here: the query, hosts, which rules a path is compared with (mesh-core's authorise).
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// Why two servers may read a path differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,8 @@ fn unescaped(path: &str) -> Result<String, Unclear> {
                 return Err(Unclear::EscapedTwice);
             }
             0..=0x1f | 0x7f => return Err(Unclear::Control),
-            b'%' | b' ' | 0x80.. => out.push_str(&format!("%{byte:02X}")),
+            // Writing to a String cannot fail.
+            b'%' | b' ' | 0x80.. => drop(write!(out, "%{byte:02X}")),
             plain => out.push(char::from(plain)),
         }
     }

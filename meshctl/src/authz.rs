@@ -70,7 +70,7 @@ impl Check {
         ];
         for (name, value) in more {
             if let Some(value) = value {
-                asks += &format!("&{name}={}", query(&value));
+                asks.extend(["&", name, "=", &query(&value)]);
             }
         }
         asks

@@ -327,10 +327,8 @@ impl HeaderTerm {
         let known = ["name", "values", "prefix", "present", "absent"];
         let fields = at.object(&known, &["regex", "notValues"])?;
         let name = fields.need("name", HEADER_NAME.accepted)?.checked(&HEADER_NAME)?.to_ascii_lowercase();
-        let yes = |at: At<'_>| match at.boolean()? {
-            true => Ok(()),
-            false => Err(at.refuse(Reason::OutOfRange, "true")),
-        };
+        let yes =
+            |at: At<'_>| if at.boolean()? { Ok(()) } else { Err(at.refuse(Reason::OutOfRange, "true")) };
         let values = fields.each("values", 1..=MAX_VALUES, |at| at.checked(&HEADER_VALUE))?;
         let said = [
             (!values.is_empty()).then_some(HeaderIs::Values(values)),

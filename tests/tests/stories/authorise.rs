@@ -281,12 +281,16 @@ fn a_change_decides_the_next_request_and_ends_what_is_no_http_any_more() {
     let steps = serde_json::json!([["send", upgrade], ["read"], ["send", "hello\n"], ["read"], ["read"]]);
     let upgraded = Talk::start(&cart, "upgraded", at(site.ip(), 8090), &steps);
     upgraded.says(&["101", "hello"]);
-    kept.iter().for_each(|talk| talk.says(&["200", "waits"]));
+    for talk in &kept {
+        talk.says(&["200", "waits"]);
+    }
     let elsewhere = "[{from: [{serviceAccounts: [cart]}], to: [{methods: [GET], paths: [/other]}]}]";
     mesh.apply(&authorization("site", "site", "allow", elsewhere));
     eventually("the change holds", || status(&cart, &[&url(site.ip(), 8081, "/users/7")]) == 403);
     std::fs::write(&flag, "").unwrap();
-    kept.iter().for_each(|talk| talk.says(&["200", "waits", "403", "403", "done"]));
+    for talk in &kept {
+        talk.says(&["200", "waits", "403", "403", "done"]);
+    }
     upgraded.says(&["101", "hello", "reset", "done"]);
     drop((direct, lines));
 }
