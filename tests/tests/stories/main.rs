@@ -6,6 +6,7 @@
 
 mod addresses;
 mod agent_loss;
+mod authorise;
 mod bad_input;
 mod balance;
 mod breaking;
