@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, Pod, eventually,
+    load::Load,
     process::Process,
     programs::{Nginx, connect_lines, curl, line_server, nginx, url},
-    resources::{Service, at, authorization, vip4, vip6},
+    resources::{Service, at, authorization, transport, vip4, vip6},
+    udp::{Sockets, udp_server},
 };
 
 /// A pod `site-0` labelled `app: site` with nginx on 8080 behind the service `site` (number 1): port 80 is declared to
@@ -382,4 +384,96 @@ fn what_audits_counts_and_refuses_nothing() {
     assert_eq!(status(&cart, &["-X", "DELETE", &url(site.ip(), 8080, "/x")]), 200);
     assert!(connect_lines(&cart, at(site.ip6(), 7000), 3).errors.is_empty());
     node.start_agent();
+}
+
+#[test]
+fn exclusions_and_datagrams_are_no_way_around() {
+    let mesh = Mesh::builder().up();
+    let (site, _log) = site(&mesh);
+    let _udp = udp_server(&site, 9000);
+    let (cart, ops) = (
+        mesh.pod(1, "cart").label("app", "cart").account("cart").up(),
+        mesh.pod(1, "ops").account("ops").up(),
+    );
+    let said = |pod: &Pod| Sockets::of(pod).ask(0, at(site.ip(), 9000)).is_ok();
+    eventually("datagrams are heard", || said(&cart));
+    let lines = ["selector: {matchLabels: {app: site}}", "exclude: {inbound: {ports: [8081]}}"];
+    mesh.apply(&transport("left-alone", &lines));
+    mesh.apply(&transport(
+        "cart",
+        &["selector: {matchLabels: {app: cart}}", "exclude: {outbound: {ports: [8082]}}"],
+    ));
+    let reads = "[{from: [{serviceAccounts: [cart]}], to: [{methods: [GET], paths: [/users/*]}]}, \
+                 {from: [{serviceAccounts: [ops]}]}]";
+    mesh.apply(&authorization("site", "site", "allow", reads));
+    for port in [8081, 8082] {
+        let to = url(site.ip(), port, "");
+        eventually("requests decide", || status(&cart, &[&format!("{to}/admin")]) == 403);
+        assert_eq!(status(&cart, &[&format!("{to}/users/7")]), 200);
+    }
+    // A datagram is no request.
+    eventually("who may only read is not heard", || !said(&cart));
+    assert!(said(&ops));
+}
+
+#[test]
+fn requests_decide_for_workloads_of_the_host() {
+    let mesh = Mesh::builder().up();
+    mesh.apply(&Service::vip("site", 1).tcp("tcp", 80).yaml());
+    let pod = mesh.pod(1, "site-0").label("app", "site").serves("site", "tcp", 8080);
+    let mut site = pod.on_host().outside().up();
+    let _server = nginx(&site, &[8080]);
+    site.enrol();
+    let cart = mesh.pod(1, "cart").account("cart").up();
+    let unit = mesh.pod(1, "unit").account("cart").on_host().up();
+    let reads =
+        "[{from: [{serviceAccounts: [cart]}], to: [{ports: [8080], methods: [GET], paths: [/users/*]}]}]";
+    mesh.apply(&authorization("site", "site", "allow", reads));
+    for pod in [&cart, &unit] {
+        for to in [url(vip4(1), 80, ""), url(site.ip(), 8080, ""), url(site.ip6(), 8080, "")] {
+            eventually(&format!("{to} decides for {}", pod.name()), || {
+                status(pod, &[&format!("{to}/admin")]) == 403
+                    && status(pod, &[&format!("{to}/users/7")]) == 200
+            });
+        }
+    }
+}
+
+#[test]
+fn nothing_that_is_allowed_fails_while_an_agent_takes_over_and_policies_change() {
+    let mesh = Mesh::builder().up();
+    let (site, _log) = site(&mesh);
+    std::fs::create_dir_all(site.work().join("files/users")).unwrap();
+    std::fs::write(site.work().join("files/long"), vec![b'l'; 4 << 20]).unwrap();
+    let cart = mesh.pod(1, "cart").account("cart").up();
+    let reads = |more: &str| {
+        format!(
+            "[{{from: [{{serviceAccounts: [cart]}}], to: [{{methods: [GET], paths: [/users/*, /files/*{more}]}}]}}]"
+        )
+    };
+    mesh.apply(&authorization("site", "site", "allow", &reads("")));
+    let (direct, proxied) = (at(site.ip(), 8081), at(vip4(1), 80));
+    for to in [direct, proxied] {
+        eventually("requests decide", || status(&cart, &[&url(to.ip(), to.port(), "/admin")]) == 403);
+    }
+    let loads = [direct, proxied].map(|to| Load::to(to).path("/users/7").threads(2).rate(200).start(&cart));
+    let node = mesh.node(1);
+    for round in 0..3 {
+        loads.iter().for_each(|load| drop(load.go_on(50)));
+        let long = url(direct.ip(), direct.port(), "/files/long");
+        let args = ["-sS", "-f", "--limit-rate", "2M", "-o", "long", &long];
+        let mut download = cart.start(&format!("long-{round}"), "curl", &args);
+        mesh.apply(&authorization("site", "site", "allow", &reads(&format!(", /more/{round}"))));
+        let ended = node.hand_over();
+        assert!(ended.success(), "the predecessor ended with {ended}:\n{}", node.log());
+        mesh.apply(&authorization("site", "site", "allow", &reads(&format!(", /again/{round}"))));
+        let curl = download.wait(std::time::Duration::from_secs(20));
+        assert!(curl.success(), "the download was cut: {}\n{}", download.log(), node.log());
+        node.wait_ready();
+        assert_eq!(status(&cart, &[&url(direct.ip(), direct.port(), "/admin")]), 403);
+    }
+    for load in loads {
+        let report = load.stop();
+        assert_eq!(report.failed(), 0, "{report:?}\n{}", node.log());
+    }
 }
