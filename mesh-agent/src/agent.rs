@@ -28,6 +28,7 @@ use crate::carriage::Carriage;
 use crate::config::connect::ControlPlane;
 use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
+use crate::external::{ExternalStats, Lookups};
 use crate::handover::{self, Leaving, Predecessor};
 use crate::identity::Identities;
 use crate::identity::member::Member;
@@ -156,6 +157,9 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(renewal.run());
     let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
     tokio::spawn(client.run());
+    let lookups = Lookups::new(config.clone(), args.resolv_conf.clone(), &args.state_dir).await;
+    let external = lookups.stats();
+    tokio::spawn(lookups.follow());
     first_configuration(&config).await;
     enrolments.restore().await;
     config.begin().await;
@@ -164,8 +168,15 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(enrolments.clone().follow(verdicts));
     tokio::spawn(carriage.follow());
     let (successors, mut successor) = mpsc::channel(1);
-    let running =
-        Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments, identities };
+    let running = Running {
+        kernel,
+        proxy: proxy.clone(),
+        config: config.clone(),
+        xds,
+        enrolments,
+        identities,
+        external,
+    };
     let passed_on = metrics.try_clone()?;
     let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
@@ -227,6 +238,7 @@ struct Running {
     xds: Arc<xds::XdsStats>,
     enrolments: Enrolments,
     identities: Identities,
+    external: Arc<ExternalStats>,
 }
 
 impl Running {
@@ -239,7 +251,7 @@ impl Running {
         socket: Listener,
         metrics: TcpListener,
     ) -> anyhow::Result<telemetry::Readiness> {
-        let Self { kernel, proxy, config, xds, enrolments, identities } = self;
+        let Self { kernel, proxy, config, xds, enrolments, identities, external } = self;
         let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
         let open = Arc::new(Open::new(kernel.clone(), config.clone()));
         let admin = Admin {
@@ -266,6 +278,7 @@ impl Running {
             xds: xds.clone(),
             revoked,
             identities: identities.clone(),
+            external: external.clone(),
         };
         telemetry::start(sources, metrics).context("telemetry")
     }

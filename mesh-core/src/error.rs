@@ -50,9 +50,13 @@ pub enum ProxyError {
     /// The agent has no certificate for the workload, or does not know yet whom to believe.
     #[error("there is no certificate for this workload yet")]
     NoCertificate,
-    /// What is at the endpoint's address cannot prove that it belongs to the mesh.
-    #[error("the endpoint's certificate is not one of this mesh")]
+    /// What is at the endpoint's address cannot prove that it belongs to the mesh; outside of that, that it is who was
+    /// to be there.
+    #[error("the endpoint's certificate is not one that is trusted here")]
     TlsPeerUntrusted,
+    /// TLS with an endpoint outside of the mesh did not come up.
+    #[error("TLS with the endpoint outside of the mesh did not come up")]
+    TlsOriginationFailed,
     /// Somebody else is at the endpoint's address.
     #[error("somebody else than the endpoint's workload is at its address")]
     TlsWrongIdentity,
@@ -102,7 +106,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -116,6 +120,7 @@ impl ProxyError {
         Self::ConnectFailed(ErrorKind::Other),
         Self::NoCertificate,
         Self::TlsPeerUntrusted,
+        Self::TlsOriginationFailed,
         Self::TlsWrongIdentity,
         Self::TlsRefusedByPeer,
         Self::TunnelTimeout,
@@ -176,6 +181,7 @@ impl ProxyError {
             Self::ConnectFailed(_) => "connect_failed",
             Self::NoCertificate => "no_certificate",
             Self::TlsPeerUntrusted => "tls_peer_untrusted",
+            Self::TlsOriginationFailed => "tls_origination_failed",
             Self::TlsWrongIdentity => "tls_wrong_identity",
             Self::TlsRefusedByPeer => "tls_refused_by_peer",
             Self::TunnelTimeout => "tunnel_handshake_timeout",
@@ -210,6 +216,7 @@ impl ProxyError {
             | Self::ConnectFailed(_)
             | Self::NoCertificate
             | Self::TlsPeerUntrusted
+            | Self::TlsOriginationFailed
             | Self::TlsWrongIdentity
             | Self::TlsRefusedByPeer
             | Self::TunnelFailed

@@ -65,6 +65,9 @@ impl Wanted {
         if transport.plain {
             wanted.flags |= enrolled::PLAIN;
         }
+        if transport.allow_list {
+            wanted.flags |= enrolled::ALLOW_LIST;
+        }
         if told.splicing == Splicing::On {
             wanted.flags |= enrolled::SPLICE;
         }

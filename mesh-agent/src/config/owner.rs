@@ -227,6 +227,13 @@ impl Owner {
                 self.save_soon();
                 let _ = reply.send(());
             }
+            Command::Resolved(resolved, reply) => {
+                let began = Instant::now();
+                let outcome = self.compiler.resolve(resolved);
+                self.publish(outcome, began);
+                self.save_soon();
+                let _ = reply.send(());
+            }
             Command::Save(reply) => {
                 self.savers.push(reply);
                 self.timers.save = None;

@@ -35,6 +35,7 @@ pub mod http1;
 pub mod intercept;
 pub mod link;
 pub mod member;
+pub mod origin;
 pub mod pool;
 mod proxy;
 pub mod pump;

@@ -34,6 +34,7 @@ use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
 use super::link::FlushQueue;
 use super::member::Member;
+use super::origin::Origins;
 use super::pool::Upstreams;
 use super::sockets::Sockets;
 use super::stats::{Counters, Requests};
@@ -127,6 +128,8 @@ pub struct Worker {
     pub tunnels: Tunnels,
     /// Whom they prove to be, and whom they believe.
     pub identities: Identities,
+    /// How TLS is spoken with the outside.
+    pub origins: Origins,
     /// Connections end after their request.
     pub draining: Cell<bool>,
     /// Everybody.
@@ -166,6 +169,7 @@ impl Worker {
             transport: Plain { sockets: common.sockets.clone(), clock: clock.clone() },
             tunnels: Tunnels::default(),
             identities: Identities::new(common.keys.clone()),
+            origins: Origins::default(),
             draining: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
@@ -220,6 +224,7 @@ impl Worker {
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
                 self.tunnels.judge(snapshot);
+                self.origins.retain(snapshot);
             }
         });
         self.shared.counters.upstream_idle.store(self.upstreams.idle() as u64, Relaxed);

@@ -8,7 +8,9 @@
 //! Not here: whether what is referred to exists (mesh-registry says so in conditions).
 
 mod authorization_policy;
+mod egress;
 mod envelope;
+mod external_service;
 mod http_route;
 mod kind;
 mod l4_route;
@@ -23,7 +25,9 @@ mod workload;
 pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, Selector, SourceTerms, TargetTerms,
 };
+pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
+pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
 pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
@@ -84,6 +88,8 @@ pub enum Spec {
     AuthorizationPolicy(AuthorizationPolicySpec),
     /// How the connections of workloads are carried.
     TransportPolicy(TransportPolicySpec),
+    /// Names or addresses outside of the mesh.
+    ExternalService(ExternalServiceSpec),
     /// Settings of the whole mesh.
     Mesh(MeshSpec),
 }
@@ -111,6 +117,7 @@ impl Resource {
             (Kind::TransportPolicy, Some(at)) => {
                 Spec::TransportPolicy(TransportPolicySpec::read(&at, &metadata.namespace)?)
             }
+            (Kind::ExternalService, Some(at)) => Spec::ExternalService(ExternalServiceSpec::read(&at)?),
             (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
         };
         let status = fields.read("status", |at| Status::read(&at))?.unwrap_or_default();
@@ -150,6 +157,7 @@ impl Resource {
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
             Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Spec::TransportPolicy(_) => Kind::TransportPolicy,
+            Spec::ExternalService(_) => Kind::ExternalService,
             Spec::Mesh(_) => Kind::Mesh,
         }
     }
