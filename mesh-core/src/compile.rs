@@ -35,6 +35,7 @@ use mesh_api::proto::v1;
 use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
 use crate::model::{Batch, Interned, Model, Name, Touched, join, l4_parents, parents};
+use crate::outside::Egress;
 use crate::route::RouteSpec;
 use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
 
@@ -135,7 +136,7 @@ pub struct Compiler {
     /// What the mesh says of encryption.
     mtls: v1::MtlsMode,
     /// And of what may be opened to the outside: what is on the list alone.
-    allow_list: bool,
+    egress: Egress,
     /// The number of the last origination of TLS.
     last_origination: u32,
     sets: HashMap<Arc<PolicySet>, PolicySetId>,
@@ -184,7 +185,7 @@ impl Compiler {
             authorizations: BTreeMap::new(),
             transports: BTreeMap::new(),
             mtls: v1::MtlsMode::Unset,
-            allow_list: false,
+            egress: Egress::All,
             last_origination: 0,
             sets: HashMap::new(),
             next_set: mesh_common::policy::FIRST_SET,
@@ -218,8 +219,8 @@ impl Compiler {
         if std::mem::replace(&mut self.mtls, mode) != mode {
             work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
         }
-        let listed = transport::allow_list(mesh.egress).unwrap_or(false);
-        if std::mem::replace(&mut self.allow_list, listed) != listed {
+        let egress = transport::egress(mesh.egress).unwrap_or_default();
+        if std::mem::replace(&mut self.egress, egress) != egress {
             work.workloads.extend(self.locals.iter().map(Arc::clone));
         }
         let renamed = self.compile(touched, &mut work) || renamed;

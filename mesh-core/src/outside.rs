@@ -15,6 +15,16 @@ pub enum Outside {
     Resolved,
 }
 
+/// What a workload may open to the outside of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Egress {
+    /// Everything.
+    #[default]
+    All,
+    /// What is on the list: names and addresses of external services.
+    Listed,
+}
+
 /// How the agent speaks TLS with the endpoints of a service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origination {

@@ -20,7 +20,7 @@ use crate::by_id::ById;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::mtls::{MtlsMode, MtlsRules};
-use crate::outside::{Origination, Outside};
+use crate::outside::{Egress, Origination, Outside};
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -311,8 +311,8 @@ pub struct Transport {
     pub splice: bool,
     /// What it opens is not encrypted.
     pub plain: bool,
-    /// To the outside of the mesh it opens nothing but what is on the list.
-    pub allow_list: bool,
+    /// What it may open to the outside of the mesh.
+    pub egress: Egress,
 }
 
 /// What is left alone in one direction: whatever one of these names.

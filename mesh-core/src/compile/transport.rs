@@ -17,6 +17,7 @@ use super::{Compiler, Work, port};
 use crate::authorise::Network;
 use crate::model::{Kind, Name};
 use crate::mtls::{MtlsMode, MtlsRules, PortModes};
+use crate::outside::Egress;
 use crate::snapshot::{Exclusions, Transport};
 
 /// A policy as it is held.
@@ -34,7 +35,7 @@ pub(super) struct TransportHeld {
     connections: Option<u32>,
     pending: Option<u16>,
     splice: Option<bool>,
-    allow_list: Option<bool>,
+    egress: Option<Egress>,
     mtls: Option<MtlsMode>,
     /// By port, in order.
     mtls_ports: Vec<(u16, MtlsMode)>,
@@ -61,7 +62,7 @@ const FIELDS: [Field; 9] = [
     Field { name: "spec.budget.connections", said: |p| p.connections.is_some() },
     Field { name: "spec.budget.pending", said: |p| p.pending.is_some() },
     Field { name: "spec.splice", said: |p| p.splice.is_some() },
-    Field { name: "spec.egress", said: |p| p.allow_list.is_some() },
+    Field { name: "spec.egress", said: |p| p.egress.is_some() },
     Field { name: "spec.mtls.mode", said: |p| p.mtls.is_some() },
     Field { name: "spec.mtls.ports", said: |p| !p.mtls_ports.is_empty() },
 ];
@@ -140,7 +141,7 @@ impl Compiler {
     /// What holds for a workload of this node whose own mode is `mtls`; `None`: nothing but what holds everywhere.
     pub(super) fn transport(&self, spec: &v1::Workload, mtls: MtlsMode) -> Option<Arc<Transport>> {
         let all = self.transports_of(spec);
-        if all.is_empty() && mtls == MtlsMode::Permissive && !self.allow_list {
+        if all.is_empty() && mtls == MtlsMode::Permissive && self.egress == Egress::All {
             return None;
         }
         let policies = || all.iter().map(|(_, policy)| *policy);
@@ -156,7 +157,7 @@ impl Compiler {
             pending: policies().find_map(|p| p.pending),
             splice: policies().find_map(|p| p.splice).unwrap_or(false),
             plain: mtls == MtlsMode::Off,
-            allow_list: policies().find_map(|p| p.allow_list).unwrap_or(self.allow_list),
+            egress: policies().find_map(|p| p.egress).unwrap_or(self.egress),
         }))
     }
 
@@ -259,19 +260,18 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
         connections: (spec.budget_connections > 0).then_some(spec.budget_connections),
         pending: (spec.budget_pending > 0).then(|| u16::try_from(spec.budget_pending).unwrap_or(u16::MAX)),
         splice,
-        allow_list: allow_list(spec.egress),
+        egress: egress(spec.egress),
         mtls,
         mtls_ports,
     }
 }
 
-/// Is what is on the list all that may be opened to the outside? `None`: nothing is said. A mode that is not known
-/// here opens nothing.
-pub(super) fn allow_list(said: i32) -> Option<bool> {
+/// What may be opened to the outside; `None`: nothing is said. A mode that is not known here opens nothing.
+pub(super) fn egress(said: i32) -> Option<Egress> {
     match v1::EgressMode::try_from(said) {
         Ok(v1::EgressMode::Unset) => None,
-        Ok(v1::EgressMode::AllowAll) => Some(false),
-        Ok(v1::EgressMode::AllowList) | Err(_) => Some(true),
+        Ok(v1::EgressMode::AllowAll) => Some(Egress::All),
+        Ok(v1::EgressMode::AllowList) | Err(_) => Some(Egress::Listed),
     }
 }
 

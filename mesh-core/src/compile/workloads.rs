@@ -147,7 +147,9 @@ impl Compiler {
         let outside = self.model.outside(name);
         if outside.is_some() {
             // Who dials its address speaks to it himself.
-            ports.iter_mut().for_each(|port| port.proxy = false);
+            for port in &mut ports {
+                port.proxy = false;
+            }
         }
         Workload {
             id: ids.workload,
