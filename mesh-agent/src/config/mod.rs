@@ -18,6 +18,7 @@ pub mod connect;
 pub mod disk;
 mod ejected;
 mod maps;
+mod outside;
 mod owner;
 pub mod resource;
 pub mod sync;

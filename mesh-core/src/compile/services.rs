@@ -169,9 +169,11 @@ impl Compiler {
                 continue;
             }
             // A connection to a workload's own address is treated as one to the service.
-            let treatment = |s: &Service| (s.why.is_some(), s.on_proxy_loss, s.inbound_proxy, s.protocol);
+            let treatment = |s: &Service| (s.why, s.on_proxy_loss, s.inbound_proxy, s.protocol);
             if old.is_none_or(|old| treatment(old) != treatment(&new)) {
                 work.workloads.extend(self.model.members(name).map(Arc::clone));
+                // And so is one to whoever sends here.
+                work.dirty.services.extend(self.senders.get(&port.id).into_iter().flatten());
             }
             let before = old.map_or_else(Vec::new, |old| old.backends.clone());
             self.note_backends(port.id, &before, &new.backends);
