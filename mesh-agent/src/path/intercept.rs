@@ -86,7 +86,10 @@ impl Hop {
 
     /// As a target of `source`.
     pub fn target(&self, worker: &Worker, source: &Arc<Member>) -> Result<Target, ProxyError> {
-        let via = worker.with_snapshot(|snapshot| self.via(snapshot, source.workload))?;
+        let (via, origination) = worker.with_snapshot(|snapshot| {
+            let via = self.via(snapshot, source.workload);
+            via.map(|via| (via, snapshot.originations.get(&self.service).cloned()))
+        })?;
         Ok(Target {
             source: source.clone(),
             address: self.address,
@@ -96,6 +99,7 @@ impl Hop {
             show: self.show,
             within: worker.limits.connect,
             via,
+            origination,
         })
     }
 
@@ -341,8 +345,11 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     if http {
         return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
     }
+    // Where a route splits them the kernel has chosen among the endpoints of others.
+    let backends = || service.backends.iter().filter_map(|id| snapshot.services.get(id));
+    let routed = || backends().find_map(|backend| chosen(backend));
     let any = || pick_other(service, &[], random()).and_then(|e| Hop::to(service.id, e, prefer_v6));
-    Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
+    Some(Way { to: To::Hop(chosen(service).or_else(routed).or_else(any)?), spoken, prefer_v6 })
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.

@@ -31,6 +31,7 @@ use prometheus::{Registry, TextEncoder};
 
 use crate::config::Handle as Config;
 use crate::config::xds::XdsStats;
+use crate::external::ExternalStats;
 use crate::identity::Identities;
 use crate::kernel::{Fill, Kernel};
 use crate::path::Proxy;
@@ -63,6 +64,8 @@ pub struct Sources {
     pub revoked: Arc<AtomicU64>,
     /// Certificates of this node.
     pub identities: Identities,
+    /// Look-ups of host names.
+    pub external: Arc<ExternalStats>,
 }
 
 /// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
@@ -188,6 +191,7 @@ impl Collector for Mesh {
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());
         families.extend(identities::families(&self.sources.identities));
+        families.extend(external(&self.sources.external));
         families
     }
 }
@@ -232,4 +236,12 @@ impl Mesh {
         ];
         values.into_iter().map(|(metric, value)| Family::single(metric, value)).collect()
     }
+}
+
+/// Look-ups of host names outside of the mesh.
+fn external(stats: &ExternalStats) -> [MetricFamily; 2] {
+    let mut lookups = Family::new(&m::EXTERNAL_LOOKUPS);
+    lookups.add(&["ok"], stats.ok.load(Relaxed) as f64);
+    lookups.add(&["failed"], stats.failed.load(Relaxed) as f64);
+    [lookups.finish(), Family::single(&m::EXTERNAL_FAILING, stats.failing.load(Relaxed) as f64)]
 }
