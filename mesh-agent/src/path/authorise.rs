@@ -22,7 +22,7 @@ use mesh_api::spiffe::SpiffeId;
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED, proves};
 use mesh_common::record::FlowKey;
-use mesh_core::authorise::{Asked, PolicySet, Refusal, Seen, at};
+use mesh_core::authorise::{Asked, PolicySet, Refusal, Request, Seen, at};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{Limits, parse_request};
 use mesh_core::snapshot::{Snapshot, Workload};
@@ -194,13 +194,40 @@ pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Res
     })
 }
 
-/// May this request go this way? `head`: as it is passed on.
+/// May this request go this way? `head`: as it is passed on, in HTTP/1.
 pub fn request(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     head: &[u8],
+) -> Result<(), ProxyError> {
+    asked(worker, member, whose, hop, |case, snapshot, port| {
+        // It may have grown a little on its way.
+        let head = parse_request(head, &Limits::default())?;
+        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
+    })
+}
+
+/// The same of any version of HTTP.
+pub fn request_as(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    request: &Request<'_>,
+) -> Result<(), ProxyError> {
+    asked(worker, member, whose, hop, |case, snapshot, port| {
+        case.decide(worker, snapshot, port, Seen::Request(request))
+    })
+}
+
+fn asked(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    decide: impl FnOnce(&Case<'_>, &Snapshot, u16) -> Result<(), ProxyError>,
 ) -> Result<(), ProxyError> {
     if let (Whose::Member, 0) = (whose, hop.policed) {
         return Ok(());
@@ -211,9 +238,7 @@ pub fn request(
         if !case.set.looks(Some(port)) {
             return case.decide(worker, snapshot, port, Seen::Unknown);
         }
-        // It may have grown a little on its way.
-        let head = parse_request(head, &Limits::default())?;
-        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
+        decide(&case, snapshot, port)
     })
 }
 

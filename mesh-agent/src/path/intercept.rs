@@ -32,7 +32,7 @@ use super::member::{Held, Member};
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
-use super::{hbone, http1, inbound, tcp};
+use super::{hbone, http1, http2, inbound, tcp};
 use crate::dns;
 
 /// One place that a connection can be opened to.
@@ -189,7 +189,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let ends = if record.is_none() { inbound::ends(&stream) } else { None };
     let whose = ends.map_or(Whose::Member, |(client, wanted)| Whose::Other(Other::new(client, wanted)));
     let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else { return stream.reset() };
-    let _noted = ends.filter(|_| way.spoken == Spoken::Http1).map(|ends| Noted::new(&worker, ends));
+    let _noted = ends.filter(|_| way.spoken != Spoken::Tcp).map(|ends| Noted::new(&worker, ends));
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
@@ -206,7 +206,8 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     };
     match (way.spoken, way.to) {
         (Spoken::Tcp, To::Hop(hop)) => serve_tcp(session, hop).await,
-        (Spoken::Http1, _) | (Spoken::Tcp, To::Service(_)) => http1::serve(session).await,
+        _ if http2::is_spoken(&session).await => http2::serve(session).await,
+        _ => http1::serve(session).await,
     }
     // The budget is given back last.
     drop(admitted);

@@ -112,7 +112,7 @@ impl Upstreams {
 }
 
 /// Does the snapshot still send new requests there?
-fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
+pub fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
     if key.endpoint == 0 {
         return true;
     }

@@ -29,6 +29,7 @@ mod long;
 mod mtls;
 mod odd_input;
 mod policy;
+mod routes;
 mod splice;
 mod spread;
 mod telemetry;

@@ -11,17 +11,20 @@
 //!
 //! Invariants: the client's connection is used on only where both messages were complete; after anything
 //! malformed it is closed. The snapshot is looked at once a request. No timer is armed a request.
-//! Not here: HTTP/2, retries after a response has begun.
+//! Not here: HTTP/2, retries once the client has seen a byte of a response.
 
 mod acquire;
 mod exchange;
+mod mirror;
 mod request;
+mod tries;
+
+pub use tries::Retries;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{HeadScan, Side, write_error};
@@ -30,7 +33,8 @@ use super::authorise::{Judged, opaque};
 use super::clock::Call;
 use super::intercept::{Session, To};
 use super::link::Link;
-use super::stats::{Direction, RequestKey, Spoken, one};
+use super::routing::{Account, Caller};
+use super::stats::{Spoken, one};
 use super::tcp;
 use exchange::Outcome;
 
@@ -56,17 +60,6 @@ enum Ended {
     Refused(ProxyError),
 }
 
-/// What is counted of a request.
-struct Account {
-    begun: Instant,
-    service: u32,
-    route: Arc<str>,
-    status: u16,
-    reason: &'static str,
-    /// Its head, where it may end HTTP: policies may ask for it later.
-    asked: Option<Box<[u8]>>,
-}
-
 /// Serves requests until the connection ends.
 pub async fn serve(session: Session) {
     let connection = Connection { session, own: RefCell::default() };
@@ -88,7 +81,7 @@ impl Connection {
                 Err(Ended::Broken) => return self.session.client.reset(),
                 Err(Ended::Refused(ProxyError::NotHttp)) if !self.is_opaque_allowed() => {
                     let error = ProxyError::DeniedByPolicy;
-                    self.account(&Account { reason: error.reason(), ..Account::new() });
+                    self.account(&Account { reason: error.reason(), ..Account::begun_now() });
                     return self.session.client.reset();
                 }
                 Err(Ended::Refused(error)) => {
@@ -97,7 +90,7 @@ impl Connection {
                 }
             };
             one(&self.session.worker.shared.counters.requests);
-            let mut account = Account::new();
+            let mut account = Account::begun_now();
             let outcome = self.request(head, &mut account).await;
             if let Outcome::Tunnel(hop, upstream) = outcome {
                 self.account(&account);
@@ -113,7 +106,9 @@ impl Connection {
             match outcome {
                 Outcome::Next => {}
                 Outcome::Close => return self.finish().await,
-                Outcome::Reset | Outcome::Tunnel(..) => return self.session.client.reset(),
+                Outcome::Reset | Outcome::Tunnel(..) | Outcome::Again(_) => {
+                    return self.session.client.reset();
+                }
             }
         }
     }
@@ -180,7 +175,7 @@ impl Connection {
 
     /// Answers in the endpoint's place, and closes.
     fn refuse(&self, error: ProxyError) {
-        let account = Account { status: error.status(), reason: error.reason(), ..Account::new() };
+        let account = Account { status: error.status(), reason: error.reason(), ..Account::begun_now() };
         self.reply(error, false, false);
         self.account(&account);
     }
@@ -226,26 +221,11 @@ impl Connection {
 
     fn account(&self, account: &Account) {
         let Session { worker, member, direction, .. } = &self.session;
-        let key = RequestKey {
-            source: if *direction == Direction::Out { member.workload } else { 0 },
-            service: account.service,
-            status: account.status,
-            direction: *direction,
-            spoken: Spoken::Http1,
-            route: account.route.clone(),
-            reason: account.reason,
-        };
-        worker.shared.requests.record(&key, account.begun.elapsed().as_micros() as u64, worker.clock.now());
-    }
-}
-
-impl Account {
-    fn new() -> Self {
-        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "", asked: None }
+        account.record(worker, member, *direction, Spoken::Http1);
     }
 
-    fn failed(&mut self, error: ProxyError) {
-        self.status = error.status();
-        self.reason = error.reason();
+    fn caller(&self) -> Caller<'_> {
+        let Session { worker, member, to, prefer_v6, .. } = &self.session;
+        Caller { worker, member, to: *to, prefer_v6: *prefer_v6 }
     }
 }
