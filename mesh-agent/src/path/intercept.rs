@@ -193,7 +193,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let ends = if record.is_none() { inbound::ends(&stream) } else { None };
     let whose = ends.map_or(Whose::Member, |(client, wanted)| Whose::Other(Other::new(client, wanted)));
     let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else { return stream.reset() };
-    let _noted = ends.filter(|_| way.spoken == Spoken::Http1).map(|ends| Noted::new(&worker, ends));
+    let _noted = ends.filter(|_| way.spoken != Spoken::Tcp).map(|ends| Noted::new(&worker, ends));
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
