@@ -126,7 +126,8 @@ impl Peers {
         // One that fails is replaced by a new one, which says why.
         if let Ok(peer) = run(worker, Io::new(stream, first), watch).await {
             peer.streams.set(0);
-            let place: Rc<Place> = self.places.borrow_mut().entry(key(worker, member, hop)).or_default().clone();
+            let place: Rc<Place> =
+                self.places.borrow_mut().entry(key(worker, member, hop)).or_default().clone();
             place.open.borrow_mut().push(Rc::new(peer));
         }
     }
