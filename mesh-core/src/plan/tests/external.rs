@@ -17,6 +17,7 @@ fn every_table_that_leads_to_tls_says_that_it_takes_the_proxy() {
         backends: vec![v1::WeightedBackend {
             backend: Some(v1::ServiceRef { namespace: "d".into(), service: "api".into(), port: 80 }),
             weight: 1,
+            ..Default::default()
         }],
         created_ms: 1,
     };
