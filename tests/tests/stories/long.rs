@@ -1,6 +1,9 @@
 //! Stories that take minutes: `cargo xtask test --all`.
 
 use std::{
+    fs,
+    io::Write,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +13,10 @@ use mesh_tests::{
     Mesh,
     eventually::until,
     load::{Load, Running},
-    resources::{Service, at, vip4, vip6},
+    mesh::CONTROL,
+    process,
+    resources::{Service, at, transport, vip4, vip6},
+    within,
 };
 
 use crate::words::{settled, web};
@@ -74,4 +80,60 @@ fn five_thousand_short_connections_a_second_for_two_minutes_each_way() {
         let wanted = u64::from(RATE) * TIME.as_secs();
         assert!(ok * 100 >= wanted * 95, "{way}: {ok} of {wanted} in {TIME:?}: {reports:?}");
     }
+}
+
+/// Identities that are renewed while requests go on, and the time over which agents spread that.
+const IDENTITIES: usize = 10_000;
+const SPREAD: Duration = Duration::from_secs(30);
+
+#[test]
+fn requests_do_not_notice_that_ten_thousand_certificates_are_rotated() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
+    mesh.apply(&transport("strict", &["mtls: {mode: strict}"]));
+    let _server = web(&mesh, 1, "a", "site", "http", 1);
+    let client = mesh.pod(2, "client").up();
+    settled(&client, at(vip4(1), 80), &["a"]);
+    // A node of nothing but identities.
+    let work = mesh.place().work.join("crowd");
+    fs::create_dir_all(&work).unwrap();
+    let token = mesh.meshctl(&["token", "create", "--node", "crowd", "--allow", "default/*"], "");
+    fs::write(work.join("token"), token.trim()).unwrap();
+    let mut command = process::command(mesh.fabric().cgroup(), process::own_program("mesh-svids"));
+    command.args(["crowd", &format!("https://{CONTROL}:15012")]).arg(work.join("token")).arg(&work);
+    command.args([IDENTITIES.to_string(), SPREAD.as_secs().to_string()]);
+    let log = work.join("log");
+    command.stdin(Stdio::piped()).stdout(fs::File::create(&log).unwrap());
+    let mut crowd = mesh.fabric().netns.with(|| command.spawn()).unwrap();
+    let mut orders = crowd.stdin.take().unwrap();
+    let said = || fs::read_to_string(&log).unwrap();
+    within(Duration::from_mins(3), "everything is registered", || said().contains("registered"));
+    let p99 = |name: &str| {
+        let load = Load::to(at(vip4(1), 80)).threads(4).rate(200).time(SPREAD);
+        let report = load.run(&client);
+        assert_eq!(report.failed(), 0, "{report:?}");
+        let p99 = Duration::from_nanos(report.total_ns[1]);
+        println!(
+            "{name}: p99 {:.2} ms, median {:.2} ms",
+            p99.as_secs_f64() * 1e3,
+            report.total_ns[0] as f64 / 1e6
+        );
+        p99
+    };
+    p99("warm");
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for round in 1..=2 {
+        without.push(p99("without"));
+        orders.write_all(b"go\n").unwrap();
+        with.push(p99("with"));
+        within(SPREAD, "all are rotated", || said().matches("rotated").count() == round);
+        without.push(p99("without"));
+    }
+    println!("{}", said());
+    drop(orders);
+    assert!(crowd.wait().unwrap().success());
+    without.sort();
+    let differ = without[without.len() - 1] - without[0];
+    let (with, most) = (with.iter().min().unwrap(), without[without.len() - 1]);
+    assert!(*with <= most + differ, "with {with:?}, without {without:?}");
 }

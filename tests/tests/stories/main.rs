@@ -6,6 +6,7 @@
 
 mod addresses;
 mod agent_loss;
+mod alerts;
 mod bad_input;
 mod balance;
 mod breaking;
@@ -21,6 +22,7 @@ mod host;
 mod http;
 mod identity;
 mod kernel_view;
+mod keys;
 mod kills;
 mod limits;
 mod locality;
@@ -28,6 +30,7 @@ mod long;
 mod mtls;
 mod odd_input;
 mod policy;
+mod rotation;
 mod splice;
 mod spread;
 mod telemetry;
