@@ -32,7 +32,8 @@ pub fn fuzz(args: &[String]) -> Result<()> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--seconds" => {
-                seconds = args.next().and_then(|n| n.parse().ok()).context("--seconds takes a number")?
+                let number = args.next().and_then(|text| text.parse().ok());
+                seconds = number.context("--seconds takes a number")?;
             }
             name if TARGETS.contains(&name) => wanted.push(name),
             other => bail!("no target {other:?}: there are {}", TARGETS.join(", ")),

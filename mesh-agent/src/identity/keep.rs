@@ -38,7 +38,7 @@ const CAPACITY: u32 = 4096;
 /// Entries are allocated when they are written.
 const NO_PREALLOC: u32 = 1;
 /// Between two looks for certificates that have ended.
-const SWEEP: Duration = Duration::from_secs(60);
+const SWEEP: Duration = Duration::from_mins(1);
 
 /// Why nothing is kept.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,7 @@ impl Keep {
         }
         let seal = Seal::new(&key).ok_or(KeepError::Seal)?;
         let store = Store { seal, records: Mutex::new((records(&pin)?, Instant::now())) };
-        store.sweep(&mut store.records.lock().0);
+        sweep(&mut store.records.lock().0);
         Ok(Self { store: Some(store), ..Self::default() })
     }
 
@@ -139,7 +139,7 @@ impl Store {
         let mut held = self.records.lock();
         if held.1.elapsed() >= SWEEP {
             held.1 = Instant::now();
-            self.sweep(&mut held.0);
+            sweep(&mut held.0);
         }
         let put = held.0.insert(seal::name(identity), *record, 0);
         if let Err(error) = &put {
@@ -147,15 +147,15 @@ impl Store {
         }
         put.is_ok()
     }
+}
 
-    /// Forgets what has ended: of workloads, say, that left while no agent ran.
-    fn sweep(&self, records: &mut Records) {
-        let now = unix_now();
-        let ended = |name: &[u8; 32]| records.get(name, 0).is_ok_and(|record| seal::ends(&record) <= now);
-        let gone: Vec<[u8; 32]> = records.keys().flatten().filter(ended).collect();
-        for name in gone {
-            let _ = records.remove(&name);
-        }
+/// Forgets what has ended: of workloads, say, that left while no agent ran.
+fn sweep(records: &mut Records) {
+    let now = unix_now();
+    let ended = |name: &[u8; 32]| records.get(name, 0).is_ok_and(|record| seal::ends(&record) <= now);
+    let gone: Vec<[u8; 32]> = records.keys().flatten().filter(ended).collect();
+    for name in gone {
+        let _ = records.remove(&name);
     }
 }
 

@@ -141,7 +141,9 @@ fn a_change_to_strict_ends_the_plaintext_that_is_open_and_nothing_else() {
     let [vip, _, own, own6, other] = ways(&db);
     let (all, outside) = ([vip, own, own6, other], [own, own6, other]);
     for pod in [&near, &pay] {
-        all.iter().for_each(|to| answered(pod, *to));
+        for to in all {
+            answered(pod, to);
+        }
     }
     let talks = [talk(&near, "talk", &all), talk(&pay, "talk", &all), talk(&kubelet, "talk", &outside)];
     let plain = talk(&far, "talk", &outside);

@@ -45,7 +45,7 @@ fn loads(client: &Pod) -> [Running; 3] {
 fn all_ok(loads: [Running; 3], nodes: &Mesh) {
     for load in loads {
         let report = load.stop();
-        let logs = || nodes.nodes().map(|node| node.report()).collect::<String>();
+        let logs = || nodes.nodes().map(Node::report).collect::<String>();
         assert_eq!(report.failed(), 0, "{report:?}\n{}", logs());
         println!("{} passed in {:.0} s", report.ok, report.seconds);
     }
@@ -133,7 +133,7 @@ fn a_revoked_node_is_heard_no_more_and_others_are_not_disturbed() {
     let (revoked, others) = (loads(&out), loads(&stays));
     let begun = Instant::now();
     mesh.meshctl(&["node", "revoke", "node2"], "");
-    let counts = || revoked.each_ref().map(|load| load.now());
+    let counts = || revoked.each_ref().map(Running::now);
     let answered = || counts().map(|report| report.ok);
     let failed = || counts().map(|report| report.failed());
     let at_first = failed();
@@ -156,7 +156,9 @@ fn a_revoked_node_is_heard_no_more_and_others_are_not_disturbed() {
         failed().iter().zip(before).all(|(now, before)| *now > before + 50)
     });
     assert_eq!(answered(), last, "a revoked node was heard");
-    revoked.into_iter().for_each(|load| drop(load.stop()));
+    for load in revoked {
+        load.stop();
+    }
     all_ok(others, &mesh);
 }
 
