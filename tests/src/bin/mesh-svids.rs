@@ -125,7 +125,9 @@ async fn say(up: &mpsc::Sender<SessionUp>, message: Up) -> Result<()> {
 
 /// Somewhere that nobody calls.
 fn workload(node: &str, number: usize) -> WorkloadUpsert {
-    let address = format!("10.200.{}.{}", number / 250, number % 250 + 1);
+    // Each node's of their own.
+    let crowd = 200 + node.bytes().last().unwrap_or_default() % 10;
+    let address = format!("10.{crowd}.{}.{}", number / 250, number % 250 + 1);
     let workload = Workload {
         namespace: "default".to_owned(),
         name: format!("{node}-{number}"),
