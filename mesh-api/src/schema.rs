@@ -4,6 +4,8 @@
 //! (addresses that are unicast, names that are distinct) are only in the parsers.
 //! Not here: status (it is never written).
 
+mod http;
+
 use serde_json::{Value, json};
 
 use crate::resource::{Kind, PRIORITY_MAX};
@@ -53,7 +55,7 @@ fn spec(kind: Kind) -> Value {
     match kind {
         Kind::Service => service(),
         Kind::Workload => workload(),
-        Kind::HttpRoute => http_route(),
+        Kind::HttpRoute => http::route(),
         Kind::TcpRoute | Kind::UdpRoute => l4_route(),
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
@@ -173,30 +175,6 @@ fn l4_route() -> Value {
     object(
         &json!(["parentRefs", "rules"]),
         &json!({ "parentRefs": list(&parent_ref(), 1, 32), "rules": list(&rule, 1, 1) }),
-    )
-}
-
-fn http_route() -> Value {
-    let path = object(
-        &json!([]),
-        &json!({
-            "type": words(&["Exact", "PathPrefix"]),
-            "value": { "type": "string", "maxLength": 1024, "pattern": "^/" },
-        }),
-    );
-    let path_match = object(&json!([]), &json!({ "path": path }));
-    let rule = object(
-        &json!([]),
-        &json!({ "matches": list(&path_match, 0, 64), "backendRefs": list(&backend_ref(), 0, 16) }),
-    );
-    let hostname = json!({ "type": "string", "minLength": 1, "maxLength": 253 });
-    object(
-        &json!(["parentRefs", "rules"]),
-        &json!({
-            "parentRefs": list(&parent_ref(), 1, 32),
-            "hostnames": list(&hostname, 0, 16),
-            "rules": list(&rule, 1, 16),
-        }),
     )
 }
 

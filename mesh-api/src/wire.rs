@@ -4,12 +4,14 @@
 //! the services.
 //! Not here: delta xDS (mesh-control), hashes (mesh-registry).
 
+mod http;
+
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode,
-    HttpRouteSpec, HttpRule, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode,
-    OnProxyLoss, ParentRef, PathMatch, PolicyScope, PortMtls, Protocol, Resource, Scope, ServicePort,
-    ServiceSpec, Spec, TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode, Inbound,
+    Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope,
+    PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TrafficPolicySpec,
+    TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -73,7 +75,7 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
     match &resource.spec {
         Spec::Service(spec) => Wire::Service(service(resource, spec)),
         Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
-        Spec::HttpRoute(spec) => Wire::HttpRoute(http_route(resource, spec)),
+        Spec::HttpRoute(spec) => Wire::HttpRoute(http::route(resource, spec)),
         Spec::TcpRoute(spec) => Wire::TcpRoute(tcp_route(resource, spec)),
         Spec::UdpRoute(spec) => {
             // The same in all but the name.
@@ -135,29 +137,6 @@ fn workload(resource: &Resource, spec: &WorkloadSpec, memberships: Vec<v1::Workl
     }
 }
 
-fn http_route(resource: &Resource, spec: &HttpRouteSpec) -> v1::HttpRoute {
-    let own = &resource.metadata.namespace;
-    v1::HttpRoute {
-        namespace: own.clone(),
-        name: resource.metadata.name.clone(),
-        parents: spec.parent_refs.iter().map(|parent| parent_ref(parent, own)).collect(),
-        hostnames: spec.hostnames.clone(),
-        rules: spec.rules.iter().map(|rule| http_rule(rule, own)).collect(),
-        created_ms: resource.metadata.created_ms,
-    }
-}
-
-fn http_rule(rule: &HttpRule, own: &str) -> v1::HttpRule {
-    let matches = rule.matches.iter().map(|path| v1::HttpMatch {
-        path: Some(match path {
-            PathMatch::Exact(path) => v1::http_match::Path::Exact(path.clone()),
-            PathMatch::PathPrefix(path) => v1::http_match::Path::Prefix(path.clone()),
-        }),
-    });
-    let backends = rule.backend_refs.iter().map(|backend| weighted_backend(backend, own));
-    v1::HttpRule { matches: matches.collect(), backends: backends.collect() }
-}
-
 fn tcp_route(resource: &Resource, spec: &L4RouteSpec) -> v1::TcpRoute {
     let own = &resource.metadata.namespace;
     v1::TcpRoute {
@@ -179,12 +158,17 @@ fn parent_ref(parent: &ParentRef, own: &str) -> v1::ServiceRef {
 
 fn weighted_backend(backend: &BackendRef, own: &str) -> v1::WeightedBackend {
     v1::WeightedBackend {
-        backend: Some(v1::ServiceRef {
-            namespace: backend.namespace.clone().unwrap_or_else(|| own.to_owned()),
-            service: backend.name.clone(),
-            port: backend.port.into(),
-        }),
+        backend: Some(service_ref(backend, own)),
         weight: backend.weight,
+        filters: http::filters(&backend.filters, own),
+    }
+}
+
+fn service_ref(backend: &BackendRef, own: &str) -> v1::ServiceRef {
+    v1::ServiceRef {
+        namespace: backend.namespace.clone().unwrap_or_else(|| own.to_owned()),
+        service: backend.name.clone(),
+        port: backend.port.into(),
     }
 }
 

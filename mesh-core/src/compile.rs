@@ -16,6 +16,7 @@ mod authorisation;
 mod l4_routes;
 mod policy;
 mod problems;
+mod route_wire;
 mod routes;
 mod services;
 mod spread;

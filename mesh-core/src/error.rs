@@ -92,6 +92,12 @@ pub enum ProxyError {
     /// The endpoint did not answer in time.
     #[error("the endpoint did not answer in time")]
     UpstreamTimeout,
+    /// All tries of a request together took longer than its route allows.
+    #[error("the request took longer than its route allows")]
+    RequestTimeout,
+    /// One try took longer than the route allows, and it was the last.
+    #[error("the endpoint took longer than the route allows one try")]
+    TryTimeout,
     /// The agent is stopping.
     #[error("the agent is shutting down")]
     Draining,
@@ -102,7 +108,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -129,6 +135,8 @@ impl ProxyError {
         Self::UpstreamClosed,
         Self::UpstreamProtocol(Malformed::Version),
         Self::UpstreamTimeout,
+        Self::RequestTimeout,
+        Self::TryTimeout,
         Self::Draining,
         Self::Internal,
     ];
@@ -189,6 +197,8 @@ impl ProxyError {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamProtocol(_) => "upstream_protocol",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "try_timeout",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
@@ -204,7 +214,11 @@ impl ProxyError {
             Self::HeadTooLarge => 431,
             Self::NoBackend | Self::Internal => 500,
             Self::UpstreamReset | Self::UpstreamClosed | Self::UpstreamProtocol(_) => 502,
-            Self::ConnectTimeout | Self::TunnelTimeout | Self::UpstreamTimeout => 504,
+            Self::ConnectTimeout
+            | Self::TunnelTimeout
+            | Self::UpstreamTimeout
+            | Self::RequestTimeout
+            | Self::TryTimeout => 504,
             Self::NoEndpoints
             | Self::ConnectRefused
             | Self::ConnectFailed(_)

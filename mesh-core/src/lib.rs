@@ -20,5 +20,6 @@ pub mod maglev;
 pub mod model;
 pub mod mtls;
 pub mod plan;
+pub mod retry;
 pub mod route;
 pub mod snapshot;

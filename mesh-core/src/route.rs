@@ -2,18 +2,25 @@
 //!
 //! compile ──`RouteSpec`s──▶ **RouteTable** ──`Rule`──▶ balance
 //!
-//! Precedence is the Gateway API's: exact host, then longest wildcard, then any host; within a host exact path,
-//! then longest prefix (of whole segments); then the older route, the name, the rule's order. A host that
-//! matches but has no path that does leaves the request to a less specific host.
+//! Precedence is the Gateway API's: exact host, then longest wildcard, then any host; within a host exact path, then
+//! expressions (longest first: where they stand is left to implementations), then longest prefix (of whole
+//! segments); for one path a method, then more headers, then more parameters of the query; then the older route, the
+//! name, the rule's order. What matches in part only, a host without a path or a path without its headers, leaves the
+//! request to what is less specific.
 //!
 //! Invariant: the table is resolved when it is built, so equal inputs in any order give equal tables, and a
-//! look-up never compares routes. Cost of a look-up: per host candidate one search for the exact path and one
-//! for each distinct length of prefix; no allocation.
-//! Not here: which endpoint of the backend (balance); header, method and query matches (refused as not built
-//! when a route is stored).
+//! look-up never compares routes. Cost of a look-up: per host candidate one search for the exact path, one match of
+//! each expression, and one search for each distinct length of prefix; no allocation.
+//! Not here: which endpoint of the backend (balance).
+
+mod action;
+mod condition;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use action::{Action, Edits, HeaderEdits, Line, Mirror, PathEdit, Redirect, Retry, Rewrite};
+pub use condition::{Condition, FieldMatch, Pattern, ValueMatch};
 
 use crate::error::ProxyError;
 use crate::head::Head;
@@ -36,12 +43,31 @@ pub struct RouteSpec {
 }
 
 /// One rule of a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// Any of these; none: every path.
-    pub matches: Vec<PathMatch>,
+    /// Any of these; none: every request.
+    pub matches: Vec<MatchSpec>,
     /// Where to, by weight.
     pub backends: Vec<Backend>,
+    /// What changes on the way, whatever the backend.
+    pub edits: Edits,
+    /// What else is done; `None`: nothing.
+    pub action: Option<Arc<Action>>,
+}
+
+/// A condition on the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchSpec {
+    /// On its path.
+    pub path: PathMatch,
+    /// On the rest.
+    pub condition: Condition,
+}
+
+impl From<PathMatch> for MatchSpec {
+    fn from(path: PathMatch) -> Self {
+        Self { path, condition: Condition::default() }
+    }
 }
 
 /// A condition on the path, without the query.
@@ -51,15 +77,19 @@ pub enum PathMatch {
     Exact(String),
     /// The path begins with these segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     Prefix(String),
+    /// The expression matches the whole path.
+    Regex(Pattern),
 }
 
 /// A weighted destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backend {
     /// Service port; `None`: the route names one that does not exist. Its share of the requests fails.
     pub service: Option<ServiceId>,
     /// Share.
     pub weight: u32,
+    /// What changes on the way to it and back; `None`: nothing. In a table the rule's are among them.
+    pub edits: Option<Arc<Edits>>,
 }
 
 /// What a request is matched to.
@@ -69,17 +99,44 @@ pub struct Rule {
     pub name: Arc<str>,
     /// Where to, by weight.
     pub backends: Vec<Backend>,
+    /// What else is done; `None`: nothing.
+    pub action: Option<Arc<Action>>,
     total: u64,
 }
 
+/// The rule of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'t> {
+    /// It.
+    pub rule: &'t Rule,
+    /// Bytes of the path that are the prefix by which it was found, without a slash at its end.
+    pub matched: usize,
+}
+
 impl Rule {
+    fn new(route: &RouteSpec, number: usize, rule: &RuleSpec) -> Self {
+        let backends = rule.backends.iter().map(|backend| {
+            let edits = match &backend.edits {
+                Some(own) => rule.edits.then(own),
+                None => rule.edits.clone(),
+            };
+            Backend { edits: (!edits.is_empty()).then(|| Arc::new(edits)), ..backend.clone() }
+        });
+        Self {
+            name: format!("{}/{number}", route.name).into(),
+            backends: backends.collect(),
+            action: rule.action.clone(),
+            total: rule.backends.iter().map(|b| u64::from(b.weight)).sum(),
+        }
+    }
+
     /// Backend for one request. `random` is uniform over all values.
-    pub fn pick(&self, random: u64) -> Result<ServiceId, ProxyError> {
+    pub fn pick(&self, random: u64) -> Result<(ServiceId, &Backend), ProxyError> {
         let mut point = ((u128::from(random) * u128::from(self.total)) >> 64) as u64;
         for backend in &self.backends {
             let weight = u64::from(backend.weight);
             if point < weight {
-                return backend.service.ok_or(ProxyError::NoBackend);
+                return backend.service.map(|id| (id, backend)).ok_or(ProxyError::NoBackend);
             }
             point -= weight;
         }
@@ -107,11 +164,7 @@ impl RouteTable {
         for route in order {
             for (number, rule) in route.rules.iter().enumerate() {
                 let index = table.rules.len();
-                table.rules.push(Rule {
-                    name: format!("{}/{number}", route.name).into(),
-                    backends: rule.backends.clone(),
-                    total: rule.backends.iter().map(|b| u64::from(b.weight)).sum(),
-                });
+                table.rules.push(Rule::new(route, number, rule));
                 table.claim(route, rule, index);
             }
         }
@@ -137,28 +190,23 @@ impl RouteTable {
     }
 
     /// The rule for a request; `None`: 404, [`ProxyError::NoRoute`].
-    pub fn find(&self, head: &impl Head) -> Option<&Rule> {
-        self.find_by(head.authority(), head.path())
+    pub fn find(&self, head: &impl Head) -> Option<Found<'_>> {
+        let (index, matched) = self.find_named(head).or_else(|| self.any.find(head))?;
+        Some(Found { rule: self.rules.get(index)?, matched })
     }
 
-    /// The rule for `host[:port]` and a path without its query.
-    pub fn find_by(&self, authority: &str, path: &str) -> Option<&Rule> {
-        let index = self.find_named(authority, path).or_else(|| self.any.find(path))?;
-        self.rules.get(index)
-    }
-
-    fn find_named(&self, authority: &str, path: &str) -> Option<usize> {
+    fn find_named(&self, head: &impl Head) -> Option<(usize, usize)> {
         if self.exact.is_empty() && self.wildcard.is_empty() {
             return None;
         }
         let mut lower = [0; HOST_BYTES];
-        let host = host_of(authority);
+        let host = host_of(head.authority());
         let lower = lower.get_mut(..host.len())?;
         lower.copy_from_slice(host.as_bytes());
         lower.make_ascii_lowercase();
         let host = str::from_utf8(lower).ok()?;
-        if let Some(index) = self.exact.get(host).and_then(|paths| paths.find(path)) {
-            return Some(index);
+        if let Some(found) = self.exact.get(host).and_then(|paths| paths.find(head)) {
+            return Some(found);
         }
         if self.wildcard.is_empty() {
             return None;
@@ -166,17 +214,12 @@ impl RouteTable {
         // Suffixes from the longest on. Something must stand where the `*` is.
         host.match_indices('.')
             .filter(|(dot, _)| *dot > 0)
-            .find_map(|(dot, _)| self.wildcard.get(&host[dot..]).and_then(|paths| paths.find(path)))
+            .find_map(|(dot, _)| self.wildcard.get(&host[dot..]).and_then(|paths| paths.find(head)))
     }
 
     /// All rules, best claim first within a host and path.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
-    }
-
-    /// The rule that takes every request no other rule takes: any host, every path.
-    pub fn catch_all(&self) -> Option<&Rule> {
-        self.rules.get(*self.any.prefixes.get("")?)
     }
 }
 
@@ -189,12 +232,44 @@ fn host_of(authority: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// Rules of one host by path, as indices.
+/// A rule's claim on a path, on a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    condition: Condition,
+    rule: usize,
+}
+
+/// Claims on one path, in the order in which they are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Claims(Vec<Claim>);
+
+impl Claims {
+    fn add(&mut self, condition: &Condition, rule: usize) {
+        self.0.push(Claim { condition: condition.clone(), rule });
+    }
+
+    /// The narrower come first; of two alike the one that came first. What comes behind one without a condition is
+    /// never asked.
+    fn finish(&mut self) {
+        self.0.sort_by_key(|claim| claim.condition.rank());
+        if let Some(end) = self.0.iter().position(|claim| claim.condition.is_empty()) {
+            self.0.truncate(end + 1);
+        }
+    }
+
+    fn find(&self, head: &impl Head) -> Option<usize> {
+        self.0.iter().find(|claim| claim.condition.holds(head)).map(|claim| claim.rule)
+    }
+}
+
+/// Rules of one host by path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Paths {
-    exact: BTreeMap<Box<str>, usize>,
+    exact: BTreeMap<Box<str>, Claims>,
+    /// Longest expression first.
+    regexes: Vec<(Pattern, Claims)>,
     /// Without the final slash, so that `/` is empty.
-    prefixes: BTreeMap<Box<str>, usize>,
+    prefixes: BTreeMap<Box<str>, Claims>,
     /// Distinct lengths of `prefixes`, longest first.
     lengths: Vec<usize>,
 }
@@ -202,33 +277,56 @@ struct Paths {
 impl Paths {
     fn claim(&mut self, rule: &RuleSpec, index: usize) {
         if rule.matches.is_empty() {
-            self.prefixes.entry("".into()).or_insert(index);
+            self.prefixes.entry("".into()).or_default().add(&Condition::default(), index);
         }
-        for path in &rule.matches {
-            match path {
-                PathMatch::Exact(path) => self.exact.entry(path.as_str().into()).or_insert(index),
+        for MatchSpec { path, condition } in &rule.matches {
+            let claims = match path {
+                PathMatch::Exact(path) => self.exact.entry(path.as_str().into()).or_default(),
                 PathMatch::Prefix(path) => {
                     let segments = path.strip_suffix('/').unwrap_or(path);
-                    self.prefixes.entry(segments.into()).or_insert(index)
+                    self.prefixes.entry(segments.into()).or_default()
                 }
+                PathMatch::Regex(pattern) => self.of_pattern(pattern),
             };
+            claims.add(condition, index);
         }
+    }
+
+    fn of_pattern(&mut self, pattern: &Pattern) -> &mut Claims {
+        let at = self.regexes.iter().position(|(known, _)| known == pattern).unwrap_or_else(|| {
+            self.regexes.push((pattern.clone(), Claims::default()));
+            self.regexes.len() - 1
+        });
+        &mut self.regexes[at].1
     }
 
     fn finish(&mut self) {
+        self.regexes.sort_by_key(|(pattern, _)| usize::MAX - pattern.text().len());
         self.lengths = self.prefixes.keys().map(|prefix| prefix.len()).collect();
         self.lengths.sort_unstable_by(|a, b| b.cmp(a));
         self.lengths.dedup();
+        let paths = self.exact.values_mut().chain(self.prefixes.values_mut());
+        for claims in paths.chain(self.regexes.iter_mut().map(|(_, claims)| claims)) {
+            claims.finish();
+        }
     }
 
-    fn find(&self, path: &str) -> Option<usize> {
-        if let Some(index) = self.exact.get(path) {
-            return Some(*index);
+    /// The rule, and how much of the path is the prefix that it matched.
+    fn find(&self, head: &impl Head) -> Option<(usize, usize)> {
+        let path = head.path();
+        if let Some(index) = self.exact.get(path).and_then(|claims| claims.find(head)) {
+            return Some((index, 0));
+        }
+        let expressed = |(pattern, claims): &(Pattern, Claims)| {
+            if pattern.holds(path.as_bytes()) { claims.find(head) } else { None }
+        };
+        if let Some(index) = self.regexes.iter().find_map(expressed) {
+            return Some((index, 0));
         }
         self.lengths.iter().find_map(|&length| {
             let whole = length == 0 || matches!(path.as_bytes().get(length), None | Some(b'/'));
             let prefix = path.get(..length).filter(|_| whole)?;
-            self.prefixes.get(prefix).copied()
+            self.prefixes.get(prefix)?.find(head).map(|index| (index, length))
         })
     }
 }

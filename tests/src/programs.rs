@@ -37,7 +37,11 @@ pub fn nginx(pod: &Pod, ports: &[u16]) -> Nginx {
            uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5;\n\
            server {{ {listen}\n\
              location / {{\n\
-               return 200 \"name={name} peer=$remote_addr:$remote_port host=$host uri=$request_uri\\n\";\n\
+               return 200 \"name={name} peer=$remote_addr:$remote_port host=$host uri=$request_uri echo=$http_x_echo\\n\";\n\
+             }}\n\
+             location /maybe/ {{\n\
+               if (-f {work}/busy) {{ return 503; }}\n\
+               return 200 \"name={name}\\n\";\n\
              }}\n\
              location /files/ {{ alias {work}/files/; }}\n\
            }}\n\

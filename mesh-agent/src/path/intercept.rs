@@ -34,7 +34,7 @@ use super::pool::is_plain;
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
-use super::{hbone, http1, tcp};
+use super::{hbone, http1, http2, tcp};
 use crate::dns;
 
 /// One place that a connection can be opened to.
@@ -198,7 +198,8 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     };
     match (way.spoken, way.to) {
         (Spoken::Tcp, To::Hop(hop)) => serve_tcp(session, hop).await,
-        (Spoken::Http1, _) | (Spoken::Tcp, To::Service(_)) => http1::serve(session).await,
+        _ if http2::is_spoken(&session).await => http2::serve(session).await,
+        _ => http1::serve(session).await,
     }
     // The budget is given back last.
     drop(admitted);

@@ -55,6 +55,11 @@ impl Link {
         }
     }
 
+    /// The stream, and what was read of it and not used.
+    pub fn into_parts(self) -> (Stream, Option<Buf>) {
+        (self.io.into_inner(), self.input.into_inner())
+    }
+
     /// Whose task uses it from now on; `None`: nobody, it goes into a pool.
     pub fn own(&self, owner: Option<Rc<Watch>>) {
         *self.owner.borrow_mut() = owner;

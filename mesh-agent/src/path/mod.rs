@@ -3,20 +3,21 @@
 //! ```text
 //! application ─▶ accept      its home worker accepts, and may hand on to a less busy one
 //!                intercept   capture record ─▶ which workload calls which service
-//!                detect      (not built: the port's declared protocol is believed)
-//!                route       HTTP: host and path ─▶ backend service, by weight      mesh-core::route
+//!                detect      HTTP/1 or HTTP/2, by what the client says first (http2); what else a port
+//!                            speaks is what it declares
+//!                routing     HTTP: the request ─▶ backend service, by weight        mesh-core::route
 //!                authorise   may it be called? asked of workloads of this node         mesh-core::authorise
 //!                balance     HTTP: an endpoint a request; TCP: the kernel's choice  mesh-core::balance
-//!                resilience  a failed connect is tried elsewhere; a stale connection is replaced
-//!                            (breakers, limits, retries on answers: not built)
+//!                resilience  a failed connect is tried elsewhere; a stale connection is replaced; what a route
+//!                            asks to be tried again is (breakers, limits: not built)  mesh-core::retry
 //!                pool        an idle connection of this workload to that endpoint, else
 //!                transport   a new one, from the workload's own namespace, plain or in a tunnel (hbone)
 //!                pump        bodies, both ways, one buffer each                     mesh-core::http1
 //! endpoint ◀──── telemetry   counters and histograms by source, service, route, outcome
 //! ```
 //!
-//! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`authorise`],
-//! [`http1`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`routing`], [`authorise`],
+//! [`http1`], [`http2`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
 //! [`sockets`] what is asked of the kernel.
 //!
@@ -32,12 +33,14 @@ pub mod clock;
 pub mod hash;
 pub mod hbone;
 pub mod http1;
+pub mod http2;
 pub mod intercept;
 pub mod link;
 pub mod member;
 pub mod pool;
 mod proxy;
 pub mod pump;
+pub mod routing;
 pub mod sockets;
 pub mod stats;
 pub mod tcp;

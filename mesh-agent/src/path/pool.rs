@@ -124,7 +124,7 @@ fn is_as_wanted(snapshot: &Snapshot, key: &PoolKey, link: &Link) -> bool {
 }
 
 /// Does the snapshot still send new requests there?
-fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
+pub fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
     if key.endpoint == 0 {
         return true;
     }

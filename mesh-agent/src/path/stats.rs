@@ -43,6 +43,8 @@ pub enum Spoken {
     Tcp,
     /// HTTP/1.
     Http1,
+    /// HTTP/2.
+    Http2,
 }
 
 impl Spoken {
@@ -51,6 +53,7 @@ impl Spoken {
         match self {
             Self::Tcp => "tcp",
             Self::Http1 => "http",
+            Self::Http2 => "http2",
         }
     }
 }
@@ -199,8 +202,15 @@ counters! {
     upstream_failed,
     /// Upstream connections waiting in the pool (a gauge).
     upstream_idle,
-    /// Requests sent again: another endpoint after a failed connect, or a reused connection that had closed.
+    /// Requests sent again: another endpoint after a failed connect, a reused connection that had closed, or as a
+    /// route asks for it.
     retried,
+    /// Copies of requests that were sent.
+    mirrored,
+    /// That were not: too many were under way, the body was, or there was no endpoint.
+    mirror_skipped,
+    /// That were sent, and not answered.
+    mirror_failed,
     /// HTTP requests begun; ids are made of it.
     requests,
     /// Resets passed on from one side to the other.

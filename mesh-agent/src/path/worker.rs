@@ -32,6 +32,8 @@ use super::clock::{Clock, LOOK_MS};
 use super::hbone::Identities;
 use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
+use super::http1::Retries;
+use super::http2::peers::Peers;
 use super::link::FlushQueue;
 use super::member::Member;
 use super::pool::Upstreams;
@@ -127,6 +129,12 @@ pub struct Worker {
     pub tunnels: Tunnels,
     /// Whom they prove to be, and whom they believe.
     pub identities: Identities,
+    /// Connections of HTTP/2 to endpoints.
+    pub peers: Peers,
+    /// Requests that may be tried again.
+    pub retries: Retries,
+    /// Copies of requests that are under way.
+    pub mirrors: Cell<u32>,
     /// Connections end after their request.
     pub draining: Cell<bool>,
     /// Everybody.
@@ -166,6 +174,9 @@ impl Worker {
             transport: Plain { sockets: common.sockets.clone(), clock: clock.clone() },
             tunnels: Tunnels::default(),
             identities: Identities::new(common.keys.clone()),
+            peers: Peers::default(),
+            retries: Retries::default(),
+            mirrors: Cell::new(0),
             draining: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
@@ -198,6 +209,7 @@ impl Worker {
                     .borrow_mut()
                     .retain(|_, l| l.member.workload != workload || !l.member.usage.gone());
                 self.upstreams.forget(workload);
+                self.peers.forget(workload);
                 self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
                 self.clock.cut_gone();
             }
@@ -216,7 +228,10 @@ impl Worker {
         self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
         self.with_snapshot(|snapshot| {
             let changed = self.epoch.replace(snapshot.epoch) != snapshot.epoch;
-            self.upstreams.sweep(self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
+            let (now, idle, changes) =
+                (self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
+            self.upstreams.sweep(now, idle, changes);
+            self.peers.sweep(now, idle, changes);
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
                 self.tunnels.judge(snapshot);

@@ -77,7 +77,8 @@ metrics! {
     PROXY_OPEN = "mesh_proxy_open", Gauge, &[], "Connections in the proxy now.";
     PROXY_HANDED_ON = "mesh_proxy_handed_on_total", Counter, &[], "Connections that a workload's home worker gave to another.";
     PROXY_DROPPED = "mesh_proxy_dropped_total", Counter, &["reason"], "Connections that the proxy closed without serving them, or cut.";
-    PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, or a reused connection that had closed.";
+    PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, a reused connection that had closed, or as a route asks for it.";
+    PROXY_MIRRORED = "mesh_proxy_mirrored_total", Counter, &["outcome"], "Copies of requests that routes ask for: sent, skipped (too many were under way, the body was, or there was no endpoint), failed (sent and not answered).";
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
     PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
     DNS_QUESTIONS = "mesh_dns_questions_total", Counter, &["outcome"], "Questions of this node's workloads to resolvers: answered by the mesh; forwarded to the resolver that was asked, and answered there; failed, where nobody answered; refused, where too many of one workload waited.";

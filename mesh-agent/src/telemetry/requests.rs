@@ -119,6 +119,11 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     for (outcome, count) in outcomes {
         questions.add(&[outcome], count as f64);
     }
+    let mut mirrored = Family::new(&m::PROXY_MIRRORED);
+    for (outcome, count) in [("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)]
+    {
+        mirrored.add(&[outcome], count as f64);
+    }
     let plain = [
         (&m::PROXY_OPEN, c.open),
         (&m::PROXY_HANDED_ON, c.handed_on),
@@ -130,7 +135,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted.finish(), dropped.finish(), questions.finish()];
+    let mut all = vec![accepted.finish(), dropped.finish(), questions.finish(), mirrored.finish()];
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

@@ -1,12 +1,18 @@
-//! `HTTPRoute`, in the Gateway API's own shape, attached to Services (GAMMA): hosts and paths to weighted
-//! backends.
+//! `HTTPRoute`, in the Gateway API's own shape, attached to Services (GAMMA): which requests go to which weighted
+//! backends, and what becomes of them on their way.
 //!
-//! Built: hostnames, path matches (Exact, PathPrefix), weighted backends. Filters, timeouts, retries, and
-//! matches of headers, query and method are refused by name. The limits on list lengths are the Gateway API's.
-//! Not here: which rule wins (mesh-core's route).
+//! Session persistence, CORS and extension filters are refused by name. The limits on list lengths are the Gateway
+//! API's.
+//! Not here: what a request must be (`http_match`), what is done to it (`http_filter`), which rule wins (mesh-core's
+//! route).
+
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::http_filter::{HttpFilter, Of};
+use super::http_match::{HttpMatch, PathMatch};
+use crate::duration;
 use crate::error::{ApiError, Reason};
 use crate::name::{HOSTNAME, LABEL};
 use crate::walk::At;
@@ -42,22 +48,54 @@ pub struct ParentRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRule {
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// One of them must hold; none: every request.
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_matches")]
-    pub matches: Vec<PathMatch>,
-    /// Where requests go, by weight; none: they are answered 500.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<HttpMatch>,
+    /// What is done to requests and responses, whatever the backend.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<HttpFilter>,
+    /// Where requests go, by weight; none: they are answered 500, or redirected.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend_refs: Vec<BackendRef>,
+    /// How long requests may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+    /// What is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
-/// Which paths match.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "type", content = "value")]
-pub enum PathMatch {
-    /// This one.
-    Exact(String),
-    /// This one and those below it, by whole segments.
-    PathPrefix(String),
+/// How long requests may take; absent or zero: as long as they want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// From the head of the request to the end of the response, all tries together.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
+    pub request: Option<Duration>,
+    /// One try; not above the whole.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
+    pub backend_request: Option<Duration>,
+}
+
+/// What is tried again, where the request can be sent a second time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Retry {
+    /// Statuses, 400 to 599.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<u16>,
+    /// Tries after the first, 1 to 10.
+    pub attempts: u8,
+    /// The least time between two tries.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
+    pub backoff: Option<Duration>,
+}
+
+#[expect(clippy::ref_option, reason = "serde's signature")]
+fn as_duration<S: serde::Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&duration::format(value.unwrap_or_default()))
 }
 
 /// A service that requests go to.
@@ -72,14 +110,9 @@ pub struct BackendRef {
     pub port: u16,
     /// Share among the rule's backends; 0: none.
     pub weight: u32,
-}
-
-fn as_matches<S: serde::Serializer>(matches: &[PathMatch], to: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Match<'a> {
-        path: &'a PathMatch,
-    }
-    to.collect_seq(matches.iter().map(|path| Match { path }))
+    /// What is done to requests and responses of this backend, after the rule's. HTTP alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<HttpFilter>,
 }
 
 impl HttpRouteSpec {
@@ -91,6 +124,17 @@ impl HttpRouteSpec {
             parent_refs: parents.iter().map(|at| ParentRef::read(at, namespace)).collect::<Result<_, _>>()?,
             hostnames: fields.each("hostnames", 0..=16, |at| at.checked(&HOSTNAME))?,
             rules: rules.iter().map(HttpRule::read).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Every service that requests, or copies of them, go to.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
+        self.rules.iter().flat_map(|rule| {
+            let mirrors = rule.filters.iter().filter_map(|filter| match filter {
+                HttpFilter::RequestMirror { to } => Some(&to.backend_ref),
+                _ => None,
+            });
+            rule.backend_refs.iter().chain(mirrors)
         })
     }
 }
@@ -120,48 +164,69 @@ impl ParentRef {
 
 impl HttpRule {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(
-            &["matches", "backendRefs"],
-            &["name", "filters", "timeouts", "retry", "sessionPersistence"],
-        )?;
+        let known = ["name", "matches", "filters", "backendRefs", "timeouts", "retry"];
+        let fields = at.object(&known, &["sessionPersistence"])?;
+        let matches = fields.each("matches", 0..=64, |at| HttpMatch::read(&at))?;
+        let prefixes = matches.iter().all(|m| matches!(m.path, PathMatch::PathPrefix(_)));
+        let filters = fields.read("filters", |at| HttpFilter::each(&at, Of::Rule { prefixes }))?;
+        let rule = Self {
+            name: fields.read("name", |at| at.checked(&LABEL))?,
+            matches,
+            filters: filters.unwrap_or_default(),
+            backend_refs: fields.each("backendRefs", 0..=16, |at| BackendRef::read_http(&at))?,
+            timeouts: fields.read("timeouts", |at| Timeouts::read(&at))?,
+            retry: fields.read("retry", |at| Retry::read(&at))?,
+        };
+        let redirects = rule.filters.iter().any(|f| matches!(f, HttpFilter::RequestRedirect { .. }));
+        if let Some(at) = fields.get("backendRefs").filter(|_| redirects && !rule.backend_refs.is_empty()) {
+            return Err(at.refuse(Reason::Conflict, "none: the rule has a RequestRedirect"));
+        }
+        Ok(rule)
+    }
+}
+
+/// Longest timeout of a route.
+const TIMEOUT_MOST: Duration = Duration::from_hours(24);
+
+impl Timeouts {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["request", "backendRequest"], &[])?;
+        let read = |field| fields.read(field, |at: At<'_>| at.duration(Duration::ZERO..=TIMEOUT_MOST));
+        let timeouts = Self { request: read("request")?, backend_request: read("backendRequest")? };
+        let most = timeouts.request.filter(|most| !most.is_zero());
+        if let (Some(most), Some(one), Some(at)) =
+            (most, timeouts.backend_request, fields.get("backendRequest"))
+            && one > most
+        {
+            return Err(at.refuse(Reason::Conflict, "not above timeouts.request"));
+        }
+        Ok(timeouts)
+    }
+}
+
+impl Retry {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["codes", "attempts", "backoff"], &[])?;
+        let most = Duration::from_mins(1);
         Ok(Self {
-            matches: fields.each("matches", 0..=64, |at| PathMatch::read(&at))?,
-            backend_refs: fields.each("backendRefs", 0..=16, |at| BackendRef::read(&at))?,
+            codes: fields.each("codes", 0..=32, |at| at.integer(400..=599).map(|code| code as u16))?,
+            attempts: fields.read("attempts", |at| at.integer(1..=10))?.unwrap_or(1) as u8,
+            backoff: fields.read("backoff", |at| at.duration(Duration::ZERO..=most))?,
         })
     }
 }
 
-impl PathMatch {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["path"], &["headers", "queryParams", "method"])?;
-        // The Gateway API's default of a match without a path.
-        let Some(path) = fields.get("path") else { return Ok(Self::PathPrefix("/".to_owned())) };
-        let fields = path.object(&["type", "value"], &[])?;
-        let prefix = match fields.get("type") {
-            Some(at) => at.one_of(&[("Exact", false), ("PathPrefix", true)], &["RegularExpression"])?,
-            None => true,
-        };
-        let accepted = "a path of 1..=1024 printable ASCII characters from '/' on, without //, /./, /../, \
-                        %2f, '#' or '?'";
-        let value = fields.read("value", |at| at.parsed(accepted, path_value))?;
-        let value = value.unwrap_or_else(|| "/".to_owned());
-        Ok(if prefix { Self::PathPrefix(value) } else { Self::Exact(value) })
-    }
-}
-
-/// A path that requests can have after normalisation: one that they can't have would never match.
-fn path_value(text: &str) -> Option<String> {
-    let lower = text.to_ascii_lowercase();
-    let odd = ["//", "/./", "/../", "%2f", "#", "?"].iter().any(|part| lower.contains(part))
-        || lower.ends_with("/..")
-        || lower.ends_with("/.");
-    let holds = text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|b| b.is_ascii_graphic());
-    (holds && !odd).then(|| text.to_owned())
-}
-
 impl BackendRef {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["group", "kind", "namespace", "name", "port", "weight"], &["filters"])?;
+        Self::read_with(at, &["group", "kind", "namespace", "name", "port", "weight"])
+    }
+
+    fn read_http(at: &At<'_>) -> Result<Self, ApiError> {
+        Self::read_with(at, &["group", "kind", "namespace", "name", "port", "weight", "filters"])
+    }
+
+    fn read_with(at: &At<'_>, known: &[&str]) -> Result<Self, ApiError> {
+        let fields = at.object(known, &[])?;
         fields.read("kind", |at| at.one_of(&[("Service", ())], &["ExternalService"]))?;
         fields.read("group", |at| at.one_of(&[("", ())], &["nodemesh.io"]))?;
         Ok(Self {
@@ -169,6 +234,7 @@ impl BackendRef {
             name: fields.need("name", LABEL.accepted)?.checked(&LABEL)?,
             port: fields.need("port", "1..=65535")?.port()?,
             weight: fields.read("weight", |at| at.integer(0..=1_000_000))?.unwrap_or(1) as u32,
+            filters: fields.read("filters", |at| HttpFilter::each(&at, Of::Backend))?.unwrap_or_default(),
         })
     }
 }

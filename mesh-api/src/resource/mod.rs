@@ -9,6 +9,8 @@
 
 mod authorization_policy;
 mod envelope;
+mod http_filter;
+mod http_match;
 mod http_route;
 mod kind;
 mod l4_route;
@@ -24,7 +26,9 @@ pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, Selector, SourceTerms, TargetTerms,
 };
 pub use envelope::{Condition, Metadata, Status};
-pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, PathMatch};
+pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
+pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
+pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
 pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};

@@ -1,6 +1,7 @@
 //! Refusals name the exact place; what is accepted is read back as it was written.
 
 mod locality;
+mod routes;
 mod schemas;
 
 use serde_json::{Value, json};
@@ -50,6 +51,40 @@ fn examples() -> Vec<Value> {
                         "backendRefs": [{"name": "v1", "port": 80, "weight": 90}, {"name": "v2", "port": 80, "namespace": "x"}],
                     },
                     {},
+                    {
+                        "name": "all",
+                        "matches": [
+                            {
+                                "path": {"type": "RegularExpression", "value": "/v[0-9]+/.*"},
+                                "headers": [{"name": "x-canary", "value": "yes"}, {"type": "RegularExpression", "name": "x-v", "value": "[12]"}],
+                                "queryParams": [{"type": "Exact", "name": "debug", "value": "1"}],
+                                "method": "POST",
+                            },
+                        ],
+                        "filters": [
+                            {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-a", "value": "1"}], "add": [{"name": "x-b", "value": "2 3"}], "remove": ["x-c"]}},
+                            {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"remove": ["server"]}},
+                            {"type": "URLRewrite", "urlRewrite": {"hostname": "inside.example", "path": {"type": "ReplaceFullPath", "replaceFullPath": "/x"}}},
+                            {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "shadow", "port": 80}, "percent": 10}},
+                            {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "dark", "port": 80}, "fraction": {"numerator": 1, "denominator": 1000}}},
+                        ],
+                        "backendRefs": [{
+                            "name": "v1", "port": 80,
+                            "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"add": [{"name": "x-v", "value": "1"}]}}],
+                        }],
+                        "timeouts": {"request": "10s", "backendRequest": "2s"},
+                        "retry": {"codes": [502, 503], "attempts": 2, "backoff": "100ms"},
+                    },
+                    {
+                        "matches": [{"path": {"value": "/old"}}],
+                        "filters": [{
+                            "type": "RequestRedirect",
+                            "requestRedirect": {
+                                "scheme": "https", "hostname": "new.example", "port": 8443, "statusCode": 308,
+                                "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"},
+                            },
+                        }],
+                    },
                 ],
             }),
         ),
@@ -244,39 +279,6 @@ fn a_workload_is_refused_where_it_is_wrong() {
 }
 
 #[test]
-fn a_route_is_refused_where_it_is_wrong() {
-    use Reason::*;
-    refuses(&changed(4, "/spec/parentRefs/0/kind", json!("Gateway")), NotBuiltYet, "spec.parentRefs[0].kind");
-    refuses(
-        &changed(4, "/spec/parentRefs/0/namespace", json!("x")),
-        NotBuiltYet,
-        "spec.parentRefs[0].namespace",
-    );
-    refuses(&changed(4, "/spec/hostnames/0", json!("10.0.0.1")), BadFormat, "spec.hostnames[0]");
-    for unbuilt in ["filters", "timeouts", "retry", "sessionPersistence"] {
-        let path = format!("spec.rules[0].{unbuilt}");
-        refuses(&changed(4, &format!("/spec/rules/0/{unbuilt}"), json!([])), NotBuiltYet, &path);
-    }
-    for unbuilt in ["headers", "queryParams", "method"] {
-        let path = format!("spec.rules[0].matches[1].{unbuilt}");
-        refuses(&changed(4, &format!("/spec/rules/0/matches/1/{unbuilt}"), json!([])), NotBuiltYet, &path);
-    }
-    for bad in ["a", "//", "/a/../b", "/a%2Fb", "/a?b", "/a b", "", "/.."] {
-        let at = "/spec/rules/0/matches/0/path/value";
-        refuses(&changed(4, at, json!(bad)), BadFormat, "spec.rules[0].matches[0].path.value");
-    }
-    let regex = changed(4, "/spec/rules/0/matches/0/path/type", json!("RegularExpression"));
-    refuses(&regex, NotBuiltYet, "spec.rules[0].matches[0].path.type");
-    refuses(
-        &changed(4, "/spec/rules/0/backendRefs/1/port", Value::Null),
-        MissingField,
-        "spec.rules[0].backendRefs[1].port",
-    );
-    let heavy = changed(4, "/spec/rules/0/backendRefs/0/weight", json!(1_000_001));
-    refuses(&heavy, OutOfRange, "spec.rules[0].backendRefs[0].weight");
-}
-
-#[test]
 fn udp_ports_and_routes_below_http_are_refused_where_they_are_wrong() {
     use Reason::*;
     refuses(&changed(10, "/spec/ports/1/protocol", json!("udp")), Conflict, "spec.ports[1].port");
@@ -443,6 +445,14 @@ fn objects_become_wire_messages() {
     assert_eq!((to(0).namespace.as_str(), to(1).namespace.as_str()), ("default", "x"));
     assert_eq!((backends[0].weight, backends[1].weight), (90, 1));
     assert_eq!(route.rules[0].matches[1].path, Some(v1::http_match::Path::Prefix("/b".to_owned())));
+    let all = &route.rules[2];
+    assert_eq!((all.request_timeout_ms, all.backend_timeout_ms), (10_000, 2_000));
+    let filters = all.filters.clone().unwrap();
+    let fractions: Vec<_> = filters.mirrors.iter().map(|m| (m.numerator, m.denominator)).collect();
+    assert_eq!(fractions, [(10, 100), (1, 1000)]);
+    assert_eq!((filters.rewrite.unwrap().hostname.as_str(), filters.redirect), ("inside.example", None));
+    let redirect = route.rules[3].filters.clone().unwrap().redirect.unwrap();
+    assert_eq!((redirect.status, redirect.port, redirect.scheme.as_str()), (308, 8443, "https"));
 
     let Wire::Service(dns) = wire(&parse(10), vec![]) else { panic!("a service") };
     assert_eq!((dns.ports[0].protocol(), dns.ports[1].protocol()), (v1::Protocol::Udp, v1::Protocol::Tcp));

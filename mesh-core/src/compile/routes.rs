@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_api::proto::v1::{self, Protocol, http_match};
+use mesh_api::proto::v1::{self, Protocol};
 
-use super::Compiler;
+use super::{Compiler, route_wire};
 use crate::model::{Kind, Name, join};
-use crate::route::{Backend, PathMatch, RouteSpec, RouteTable, RuleSpec};
+use crate::route::{Action, Backend, MatchSpec, PathMatch, RouteSpec, RouteTable, RuleSpec};
 use crate::snapshot::ServiceId;
 
 /// A weight above this is not the Gateway API's; keeps sums within 64 bits.
@@ -31,10 +31,7 @@ impl Compiler {
             return;
         };
         let mut problems: Vec<String> = route.parents.iter().filter_map(|p| self.parent_problem(p)).collect();
-        let rules = route.rules.iter().enumerate().map(|(i, rule)| RuleSpec {
-            matches: rule.matches.iter().map(path).collect(),
-            backends: self.resolve_backends(i, rule, &mut problems),
-        });
+        let rules = route.rules.iter().enumerate().map(|(i, rule)| self.compile_rule(i, rule, &mut problems));
         let spec = RouteSpec {
             name: Name::clone(name),
             created_ms: route.created_ms,
@@ -45,24 +42,64 @@ impl Compiler {
         self.problems.set(Kind::HttpRoute, name, 0, problems);
     }
 
-    fn resolve_backends(&self, i: usize, rule: &v1::HttpRule, problems: &mut Vec<String>) -> Vec<Backend> {
-        let backends: Vec<Backend> = rule
-            .backends
-            .iter()
-            .enumerate()
-            .map(|(j, weighted)| {
-                let service = weighted.backend.as_ref().and_then(|b| {
-                    let found = self.port_id(&join(&b.namespace, &b.service), b.port, false);
-                    found.map_err(|why| problems.push(format!("rules[{i}].backendRefs[{j}]: {why}"))).ok()
-                });
-                Backend { service, weight: weighted.weight.min(WEIGHT_MAX) }
-            })
-            .collect();
-        if backends.iter().all(|b| b.weight == 0) {
+    fn compile_rule(&self, i: usize, rule: &v1::HttpRule, problems: &mut Vec<String>) -> RuleSpec {
+        let filters = rule.filters.as_ref();
+        let mirrors = filters.map_or(&[][..], |filters| &filters.mirrors);
+        let mirrors = mirrors.iter().enumerate().map(|(j, mirror)| {
+            let place = || format!("rules[{i}].filters.requestMirror[{j}]");
+            route_wire::mirror(mirror, self.backend(mirror.backend.as_ref(), place, problems))
+        });
+        let action = route_wire::action(rule, mirrors.collect());
+        let backends = self.resolve_backends(i, rule, problems);
+        if action.redirect.is_none() && backends.iter().all(|b| b.weight == 0) {
             let cause = if backends.is_empty() { "there is no backend" } else { "all weights are 0" };
             problems.push(format!("rules[{i}].backendRefs: {cause}: requests that match it fail"));
         }
-        backends
+        let mut matches = Vec::new();
+        for (j, wire) in rule.matches.iter().enumerate() {
+            match route_wire::matches(wire) {
+                Some(m) => matches.push(m),
+                None => {
+                    problems.push(format!("rules[{i}].matches[{j}]: its regular expression is too large"));
+                }
+            }
+        }
+        // Of a rule whose matches are all unusable nothing matches, rather than everything.
+        let lost = matches.is_empty() && !rule.matches.is_empty();
+        if lost {
+            matches.push(MatchSpec::from(PathMatch::Exact(String::new())));
+        }
+        RuleSpec {
+            matches,
+            backends,
+            edits: filters.map(route_wire::edits).unwrap_or_default(),
+            action: (action != Action::default()).then(|| Arc::new(action)),
+        }
+    }
+
+    /// The id of a service port that a route names.
+    fn backend(
+        &self,
+        backend: Option<&v1::ServiceRef>,
+        place: impl FnOnce() -> String,
+        problems: &mut Vec<String>,
+    ) -> Option<ServiceId> {
+        let backend = backend?;
+        let found = self.port_id(&join(&backend.namespace, &backend.service), backend.port, false);
+        found.map_err(|why| problems.push(format!("{}: {why}", place()))).ok()
+    }
+
+    fn resolve_backends(&self, i: usize, rule: &v1::HttpRule, problems: &mut Vec<String>) -> Vec<Backend> {
+        let resolve = |(j, weighted): (usize, &v1::WeightedBackend)| Backend {
+            service: self.backend(
+                weighted.backend.as_ref(),
+                || format!("rules[{i}].backendRefs[{j}]"),
+                problems,
+            ),
+            weight: weighted.weight.min(WEIGHT_MAX),
+            edits: weighted.filters.as_ref().map(|filters| Arc::new(route_wire::edits(filters))),
+        };
+        rule.backends.iter().enumerate().map(resolve).collect()
     }
 
     fn parent_problem(&self, parent: &v1::ServiceRef) -> Option<String> {
@@ -101,8 +138,11 @@ impl Compiler {
             return self.l4_routed(service, id, port);
         }
         specs.sort_by(|a, b| (a.created_ms, &a.name).cmp(&(b.created_ms, &b.name)));
-        let all = specs.iter().flat_map(|s| &s.rules).flat_map(|r| &r.backends).filter(|b| b.weight > 0);
-        let backends: BTreeSet<ServiceId> = all.filter_map(|b| b.service).collect();
+        let rules = || specs.iter().flat_map(|spec| &spec.rules);
+        let weighted = rules().flat_map(|rule| &rule.backends).filter(|b| b.weight > 0);
+        let mirrors = rules().filter_map(|rule| rule.action.as_ref()).flat_map(|action| &action.mirrors);
+        let all = weighted.filter_map(|b| b.service).chain(mirrors.filter_map(|m| m.service));
+        let backends: BTreeSet<ServiceId> = all.collect();
         Routed {
             fallback: fallback(&specs, id),
             split: false,
@@ -117,8 +157,11 @@ impl Compiler {
 /// that rule leads nowhere.
 fn fallback(specs: &[RouteSpec], own: ServiceId) -> Vec<(ServiceId, u32)> {
     let catch_all = |rule: &&RuleSpec| {
-        let slash = |m: &PathMatch| matches!(m, PathMatch::Prefix(p) if p.is_empty() || p == "/");
-        rule.matches.is_empty() || rule.matches.iter().any(slash)
+        let slash = |m: &MatchSpec| {
+            m.condition.is_empty() && matches!(&m.path, PathMatch::Prefix(p) if p.is_empty() || p == "/")
+        };
+        let redirects = rule.action.as_ref().is_some_and(|action| action.redirect.is_some());
+        !redirects && (rule.matches.is_empty() || rule.matches.iter().any(slash))
     };
     let (any_host, some_hosts): (Vec<_>, Vec<_>) = specs.iter().partition(|s| s.hostnames.is_empty());
     let mut rules = any_host.into_iter().chain(some_hosts).flat_map(|s| &s.rules);
@@ -131,12 +174,4 @@ fn fallback(specs: &[RouteSpec], own: ServiceId) -> Vec<(ServiceId, u32)> {
         }
     }
     weights.into_iter().collect()
-}
-
-fn path(m: &v1::HttpMatch) -> PathMatch {
-    match &m.path {
-        Some(http_match::Path::Exact(path)) => PathMatch::Exact(path.clone()),
-        Some(http_match::Path::Prefix(path)) => PathMatch::Prefix(path.clone()),
-        None => PathMatch::Prefix("/".to_owned()),
-    }
 }

@@ -59,11 +59,19 @@ pub type Rule<'a> = (&'a str, &'a [(&'a str, u32, u32)]);
 pub fn route(name: &str, parent: &str, rules: &[Rule<'_>]) -> v1::HttpRoute {
     let to = |service: &str, port| v1::ServiceRef { namespace: "d".into(), service: service.into(), port };
     let rules = rules.iter().map(|(prefix, backends)| v1::HttpRule {
-        matches: vec![v1::HttpMatch { path: Some(v1::http_match::Path::Prefix((*prefix).to_owned())) }],
+        matches: vec![v1::HttpMatch {
+            path: Some(v1::http_match::Path::Prefix((*prefix).to_owned())),
+            ..v1::HttpMatch::default()
+        }],
         backends: backends
             .iter()
-            .map(|&(service, port, weight)| v1::WeightedBackend { backend: Some(to(service, port)), weight })
+            .map(|&(service, port, weight)| v1::WeightedBackend {
+                backend: Some(to(service, port)),
+                weight,
+                filters: None,
+            })
             .collect(),
+        ..v1::HttpRule::default()
     });
     v1::HttpRoute {
         namespace: "d".into(),

@@ -28,6 +28,15 @@ pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out
     }
 }
 
+/// Appends an answer without a body that sends the client elsewhere; `location` writes where.
+pub fn write_redirect(status: u16, keep_alive: bool, location: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "HTTP/1.1 {status} {}\r\nlocation: ", phrase(status));
+    location(out);
+    let _ = write!(out, "\r\ncontent-length: 0\r\nconnection: {connection}\r\n\r\n");
+}
+
 struct Body {
     text: [u8; 256],
     len: usize,
@@ -49,6 +58,11 @@ impl std::io::Write for Body {
 
 fn phrase(status: u16) -> &'static str {
     match status {
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         404 => "Not Found",
         408 => "Request Timeout",

@@ -76,6 +76,11 @@ impl RequestHead<'_> {
         }
     }
 
+    /// Bytes of the head as it came.
+    pub fn length(&self) -> usize {
+        self.buf.len()
+    }
+
     /// The method may be sent a second time without a second effect (RFC 9110 section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
         matches!(self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
@@ -91,12 +96,21 @@ impl Head for RequestHead<'_> {
         self.path
     }
 
+    fn query(&self) -> Option<&str> {
+        self.target.split_once('?').map(|(_, query)| query)
+    }
+
     fn authority(&self) -> &str {
         self.authority
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.fields.find(self.buf, name)
+    }
+
+    fn any_header(&self, name: &str, holds: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let named = |f: &&super::fields::Field| f.name(self.buf).eq_ignore_ascii_case(name.as_bytes());
+        self.fields.all().iter().filter(named).any(|field| holds(field.value(self.buf)))
     }
 }
 

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use super::fields::{Field, Fields, Kind, list};
 use super::response::forwards;
 use super::{RequestHead, ResponseHead, Version};
+use crate::head::Head as _;
+use crate::route::HeaderEdits;
 
 /// What changes in a request on its way to the endpoint.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,15 +21,23 @@ pub struct RequestEdits<'a> {
     pub request_id: Option<&'a str>,
     /// Tell the endpoint to close after this exchange.
     pub close: bool,
+    /// A path in place of the request's, in two parts that follow each other; the query stays.
+    pub path: Option<(&'a str, &'a str)>,
+    /// A host in place of the request's.
+    pub host: Option<&'a str>,
+    /// What a route asks for.
+    pub headers: Option<&'a HeaderEdits>,
 }
 
 /// What changes in a response on its way to the client.
 #[derive(Clone, Copy, Debug)]
-pub struct ResponseEdits {
+pub struct ResponseEdits<'a> {
     /// The client's connection stays open: the caller's decision, not above `client_keep_alive`.
     pub keep_alive: bool,
     /// Version that the client speaks.
     pub client: Version,
+    /// What a route asks for.
+    pub headers: Option<&'a HeaderEdits>,
 }
 
 /// Appends the request head as the endpoint shall see it. The version stays the client's: an HTTP/1.0 client
@@ -36,22 +46,25 @@ pub struct ResponseEdits {
 pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut Vec<u8>) {
     let absolute = !head.target.starts_with('/') && head.target != "*" && head.method != "CONNECT";
     let mut lines = Lines::new(head.buf, &head.fields, out);
-    if absolute {
-        write_absolute(head, &mut lines);
+    let renamed = absolute || edits.host.is_some();
+    if renamed || edits.path.is_some() {
+        write_start(head, edits, renamed, &mut lines);
     }
+    let dropped = |field: &Field| edits.headers.is_some_and(|edits| edits.drops(field.name(head.buf)));
     let last_forwarded = head.fields.of(Kind::ForwardedFor).last().map(|f| f.start);
     let mut trailers = false;
     let mut has_id = false;
     for (index, field) in head.fields.all().iter().enumerate() {
         match field.kind {
             Kind::Hop | Kind::Connection => lines.skip(index),
-            Kind::Host if absolute => lines.skip(index),
+            Kind::Host if renamed => lines.skip(index),
             Kind::Upgrade if !head.upgrade => lines.skip(index),
             Kind::Te => {
                 trailers |=
                     list(field.value(head.buf)).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
                 lines.skip(index);
             }
+            Kind::Other | Kind::ForwardedFor | Kind::RequestId if dropped(field) => lines.skip(index),
             Kind::ForwardedFor if last_forwarded == Some(field.start) => {
                 if let Some(address) = edits.forwarded_for {
                     lines.append(index, field, address);
@@ -63,6 +76,7 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
         }
     }
     lines.finish();
+    write_lines(edits.headers, out);
     if let (Some(address), None) = (edits.forwarded_for, last_forwarded) {
         line(out, format_args!("x-forwarded-for: {address}"));
     }
@@ -87,24 +101,33 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
     out.extend_from_slice(b"\r\n");
 }
 
-/// Request line in origin form, and Host from the target.
-fn write_absolute(head: &RequestHead<'_>, lines: &mut Lines<'_>) {
-    let after = head.target.find("://").map_or(0, |at| at + 3) + head.authority.len();
-    let rest = &head.target[after..];
-    let slash = match rest.as_bytes().first() {
-        None if head.path == "*" => "*",
-        Some(b'/') => "",
-        _ => "/",
-    };
+/// The lines that a route adds.
+fn write_lines(edits: Option<&HeaderEdits>, out: &mut Vec<u8>) {
+    for (name, value) in edits.map_or(&[][..], HeaderEdits::lines) {
+        line(out, format_args!("{name}: {value}"));
+    }
+}
+
+/// Request line in origin form with the path that the endpoint shall see; `renamed`: and a Host of our own.
+fn write_start(head: &RequestHead<'_>, edits: &RequestEdits<'_>, renamed: bool, lines: &mut Lines<'_>) {
     let version = if head.version == Version::Http10 { "1.0" } else { "1.1" };
-    line(lines.out, format_args!("{} {slash}{rest} HTTP/{version}", head.method));
-    line(lines.out, format_args!("host: {}", head.authority));
+    let (path, rest) = match edits.path {
+        // What names no path has none to be replaced.
+        Some(parts) if head.path.starts_with('/') => parts,
+        _ if head.method == "CONNECT" => (head.target, ""),
+        _ => (head.path, ""),
+    };
+    let (mark, query) = head.query().map_or(("", ""), |query| ("?", query));
+    line(lines.out, format_args!("{} {path}{rest}{mark}{query} HTTP/{version}", head.method));
+    if renamed {
+        line(lines.out, format_args!("host: {}", edits.host.unwrap_or(head.authority)));
+    }
     lines.from = head.fields.all().first().map_or(lines.end, |f| f.start as usize);
 }
 
 /// Appends the response head as the client shall see it: always as HTTP/1.1, which an HTTP/1.0 client reads
 /// too, with what the connection does said explicitly.
-pub fn write_response(head: &ResponseHead<'_>, edits: &ResponseEdits, out: &mut Vec<u8>) {
+pub fn write_response(head: &ResponseHead<'_>, edits: &ResponseEdits<'_>, out: &mut Vec<u8>) {
     let first = head.fields.all().first().map_or(head.buf.len() - 2, |f| f.start as usize);
     // "HTTP/1.x 200" and then " Reason" or nothing.
     let reason = head.buf[b"HTTP/1.x 200".len()..first].trim_ascii_end();
@@ -115,11 +138,14 @@ pub fn write_response(head: &ResponseHead<'_>, edits: &ResponseEdits, out: &mut 
     let mut lines = Lines::new(head.buf, &head.fields, out);
     lines.from = first;
     for (index, field) in head.fields.all().iter().enumerate() {
-        if !forwards(head, field.kind) {
+        let ours = matches!(field.kind, Kind::Other | Kind::RequestId | Kind::ForwardedFor | Kind::Expect);
+        let dropped = || edits.headers.is_some_and(|edits| edits.drops(field.name(head.buf)));
+        if !forwards(head, field.kind) || ours && dropped() {
             lines.skip(index);
         }
     }
     lines.finish();
+    write_lines(edits.headers, out);
     if head.status == 101 {
         line(out, format_args!("connection: upgrade"));
     } else if head.status >= 200 && head.framing != super::Framing::Tunnel {

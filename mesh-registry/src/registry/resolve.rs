@@ -74,10 +74,7 @@ impl Registry {
                 out.extend(self.shared_address(resource, spec));
                 out
             }
-            Spec::HttpRoute(spec) => {
-                let backends = spec.rules.iter().flat_map(|rule| &rule.backend_refs);
-                self.route_conditions(resource, &spec.parent_refs, backends)
-            }
+            Spec::HttpRoute(spec) => self.route_conditions(resource, &spec.parent_refs, spec.backends()),
             Spec::TcpRoute(spec) | Spec::UdpRoute(spec) => {
                 self.route_conditions(resource, &spec.parent_refs, spec.backends())
             }

@@ -31,6 +31,7 @@ mod mtls;
 mod odd_input;
 mod policy;
 mod rotation;
+mod routes;
 mod splice;
 mod spread;
 mod telemetry;

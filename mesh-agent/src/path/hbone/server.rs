@@ -30,7 +30,7 @@ use super::super::member::{Admitted, Held, Member};
 use super::super::stats::{Direction, Spoken, one};
 use super::super::transport::{Stream, Transport as _};
 use super::super::worker::Worker;
-use super::super::{http1, intercept, tcp};
+use super::super::{http1, http2, intercept, tcp};
 use super::client::of_h2;
 use super::drive::{Connection, Driver, Incoming};
 use super::stats::{Outcome, Role, Tally};
@@ -238,7 +238,10 @@ async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
         watch,
     };
     match spoken {
-        Spoken::Http1 => http1::serve_over(session, upstream).await,
+        Spoken::Http1 | Spoken::Http2 if http2::is_spoken(&session).await => {
+            http2::serve_over(session, hop, upstream).await;
+        }
+        Spoken::Http1 | Spoken::Http2 => http1::serve_over(session, upstream).await,
         Spoken::Tcp => {
             let begun = Instant::now();
             let end =

@@ -12,10 +12,11 @@ use super::super::authorise::authorise;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::{PoolKey, is_plain};
+use super::super::routing::Account;
 use super::super::stats::{Direction, one};
 use super::super::transport;
+use super::Connection;
 use super::request::Prepared;
-use super::{Account, Connection};
 
 /// Other endpoints that are tried after a connect has failed.
 const OTHERS: usize = 2;
@@ -51,14 +52,11 @@ impl Connection {
             };
             tried[failed] = hop.endpoint;
             failed += 1;
-            let other = prepared.backend.as_ref().filter(|_| failed <= OTHERS).and_then(|service| {
-                // As many turns as it may take to meet one that was not tried.
-                (0..service.serving * 2)
-                    .filter_map(|_| self.balance(service).ok())
-                    .find(|other| !tried[..failed].contains(&other.endpoint))
-                    // A client's own endpoint comes up every time.
-                    .or_else(|| self.another(service, &tried[..failed]))
-            });
+            let other = prepared
+                .backend
+                .as_ref()
+                .filter(|_| failed <= OTHERS)
+                .and_then(|service| self.caller().other(service, &tried[..failed]));
             match other {
                 Some(other) if !self.session.watch.is_cut() => hop = other,
                 _ => return Err(error),

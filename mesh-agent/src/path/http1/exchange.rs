@@ -6,26 +6,37 @@
 //!
 //! Invariants: once a byte of the response's head has gone to the client, an error resets the client's
 //! connection (a clean end would look like a complete response); before that it becomes a reply of our own.
-//! A request is repeated once, and only where its endpoint cannot have acted on it twice: idempotent, without
-//! a body, on a reused connection that ended before any byte of a response.
+//! A request is repeated unasked once, and only where its endpoint cannot have acted on it twice: idempotent, without
+//! a body, on a reused connection that ended before any byte of a response. What a route asks to be tried again is
+//! handed back whole ([`Outcome::Again`]).
 
+use std::future::Future as _;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{
-    Framing, HeadScan, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response, write_response,
+    Framing, HeadScan, Limits, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response,
+    write_response,
 };
+
+use mesh_core::route::Edits;
+use mesh_core::snapshot::Service;
+use tokio::time::{Sleep, sleep_until};
 
 use super::super::buffers::Buf;
 use super::super::clock::Call;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pump::{Broken, Pump};
+use super::super::routing::Account;
 use super::super::stats::one;
+use super::Connection;
 use super::acquire::Acquired;
 use super::request::{GROWTH, Prepared};
-use super::{Account, Connection};
+use super::tries::Terms;
 
 /// Reason label where the client ended its connection before its response was complete.
 const CLIENT_GONE: &str = "client_gone";
@@ -40,6 +51,8 @@ pub(super) enum Outcome {
     Reset,
     /// Not HTTP any more.
     Tunnel(Rc<Link>),
+    /// The answer was thrown away: the request is sent once more.
+    Again(Box<Prepared>),
 }
 
 /// How an exchange ended.
@@ -50,6 +63,8 @@ enum Fate {
     Tunnel,
     /// The reused connection had been closed: nothing has happened yet.
     Stale,
+    /// The route asks for another try after an answer, or a failure, of this status.
+    Again,
     /// The client is gone, or takes nothing, or is to be cut.
     Gone(&'static str),
     /// This.
@@ -83,6 +98,11 @@ pub(super) struct Exchange<'c> {
     client_ended: bool,
     scan: HeadScan,
     response: Option<Response>,
+    backend: Option<Arc<Service>>,
+    edits: Option<Arc<Edits>>,
+    terms: Option<Box<Terms>>,
+    /// The route's deadline of this try.
+    deadline: Option<(Pin<Box<Sleep>>, ProxyError)>,
 }
 
 impl<'c> Exchange<'c> {
@@ -99,6 +119,14 @@ impl<'c> Exchange<'c> {
             client_ended: false,
             scan: HeadScan::new(Side::Upstream),
             response: None,
+            backend: prepared.backend,
+            edits: prepared.edits,
+            deadline: prepared
+                .terms
+                .as_ref()
+                .and_then(|terms| terms.deadline())
+                .map(|(at, error)| (Box::pin(sleep_until(at)), error)),
+            terms: prepared.terms,
         }
     }
 
@@ -109,7 +137,7 @@ impl<'c> Exchange<'c> {
             if let Some(out) = self.out.take() {
                 self.upstream.set_out(out);
             }
-            if self.repeat {
+            if self.repeat || self.terms.as_ref().is_some_and(|terms| terms.keeps()) {
                 self.upstream.keep_written();
             }
             worker.flush.push(&self.upstream);
@@ -129,6 +157,7 @@ impl<'c> Exchange<'c> {
                     Outcome::Reset
                 }
                 Fate::Failed(error) => self.failed(error, account),
+                Fate::Again => self.once_more(account).await,
                 Fate::Stale => {
                     one(&worker.shared.counters.retried);
                     self.out = self.upstream.take_kept();
@@ -141,6 +170,43 @@ impl<'c> Exchange<'c> {
                 }
             };
         }
+    }
+
+    /// The request, to be sent to somebody else.
+    async fn once_more(mut self, account: &mut Account) -> Outcome {
+        let Session { worker, .. } = &self.connection.session;
+        one(&worker.shared.counters.retried);
+        let out = self.upstream.take_kept();
+        self.upstream.reset();
+        let (Some(out), Some(terms)) = (out, self.terms.take()) else {
+            return self.failed(ProxyError::Internal, account);
+        };
+        let next = self.connection.next_try(&terms, self.backend.as_ref(), self.hop).await;
+        match next {
+            Ok(hop) => Outcome::Again(Box::new(Prepared {
+                facts: self.facts,
+                repeatable: false,
+                out,
+                body: self.request,
+                hop,
+                backend: self.backend,
+                edits: self.edits,
+                terms: Some(terms),
+            })),
+            Err(error) => self.failed(error, account),
+        }
+    }
+
+    /// Is an answer, or a failure, of this status not the last?
+    fn tries_again(&mut self, status: u16) -> bool {
+        let endpoint = self.hop.endpoint;
+        let sent = self.request.is_done() && !self.client_ended && !self.connection.session.watch.is_cut();
+        sent && self.terms.as_mut().is_some_and(|terms| terms.again(status, endpoint))
+    }
+
+    /// The answer is thrown away.
+    fn is_again(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.is_again())
     }
 
     fn done(self) -> Outcome {
@@ -171,7 +237,31 @@ impl<'c> Exchange<'c> {
         if keep { Outcome::Next } else { Outcome::Close }
     }
 
+    /// What becomes of it, where a failure may be tried again.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fate> {
+        if let Some((at, error)) = &mut self.deadline
+            && at.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Fate::Failed(*error)).map(|fate| self.settle(fate));
+        }
+        self.poll_both(cx).map(|fate| self.settle(fate))
+    }
+
+    fn settle(&mut self, fate: Fate) -> Fate {
+        match fate {
+            Fate::Failed(error)
+                if error != ProxyError::RequestTimeout
+                    && self.response.is_none()
+                    && self.tries_again(error.status()) =>
+            {
+                Fate::Again
+            }
+            Fate::Done if self.is_again() => Fate::Again,
+            fate => fate,
+        }
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Fate> {
         let Session { worker, watch, client, held, .. } = &self.connection.session;
         if let Poll::Ready(call) = watch.poll_call(cx) {
             return Poll::Ready(match call {
@@ -256,6 +346,9 @@ impl<'c> Exchange<'c> {
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Session { worker, client, .. } = &self.connection.session;
         loop {
+            if self.is_again() {
+                return Poll::Ready(Ok(()));
+            }
             if let Some(response) = &mut self.response {
                 if response.tunnel {
                     return Poll::Ready(Ok(()));
@@ -277,6 +370,16 @@ impl<'c> Exchange<'c> {
         }
     }
 
+    /// Status of the head that the endpoint's input begins with, where another try may follow it.
+    fn refusable(&self, length: usize, limits: &Limits) -> Option<u16> {
+        self.terms.as_ref().filter(|terms| terms.keeps())?;
+        let input = self.upstream.input().borrow();
+        let head = parse_response(input.as_ref()?.data().get(..length)?, self.facts, limits).ok()?;
+        // Who is asked to wait has to be told: the client knows how long it can.
+        let last = head.is_interim() || head.header("retry-after").is_some();
+        (!last).then_some(head.status)
+    }
+
     /// Puts the head that the endpoint's input begins with, and what is there of its body, into the client's
     /// output.
     fn forward_head(&mut self, length: usize, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -285,6 +388,13 @@ impl<'c> Exchange<'c> {
         if client.out().borrow().as_ref().is_some_and(|out| out.room() < length + GROWTH) {
             ready!(client.poll_flush(cx)).map_err(|e| Broken::To(e.kind()))?;
         }
+        let limits = &worker.limits.http;
+        if let Some(status) = self.refusable(length, limits)
+            && self.tries_again(status)
+        {
+            return Poll::Ready(Ok(()));
+        }
+        let Session { worker, client, .. } = &self.connection.session;
         let limits = &worker.limits.http;
         let mut used = length;
         {
@@ -299,7 +409,8 @@ impl<'c> Exchange<'c> {
                 let mut slot = client.out().borrow_mut();
                 let out = slot.get_or_insert_with(|| worker.buffers.fitting(length + GROWTH + rest.len()));
                 let before = out.len();
-                let edits = ResponseEdits { keep_alive: keep, client: self.facts.version };
+                let headers = self.edits.as_ref().map(|edits| &edits.response).filter(|_| !interim);
+                let edits = ResponseEdits { keep_alive: keep, client: self.facts.version, headers };
                 write_response(&head, &edits, out.bytes());
                 if !interim {
                     let mut body = Pump::new(head.framing, Side::Upstream, limits);

@@ -11,17 +11,20 @@
 //!
 //! Invariants: the client's connection is used on only where both messages were complete; after anything
 //! malformed it is closed. The snapshot is looked at once a request. No timer is armed a request.
-//! Not here: HTTP/2, retries after a response has begun.
+//! Not here: HTTP/2, retries once the client has seen a byte of a response.
 
 mod acquire;
 mod exchange;
+mod mirror;
 mod request;
+mod tries;
+
+pub use tries::Retries;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{HeadScan, Side, write_error};
@@ -29,7 +32,8 @@ use mesh_core::http1::{HeadScan, Side, write_error};
 use super::clock::Call;
 use super::intercept::Session;
 use super::link::Link;
-use super::stats::{Direction, RequestKey, Spoken, one};
+use super::routing::{Account, Caller};
+use super::stats::{Spoken, one};
 use super::tcp;
 use exchange::Outcome;
 
@@ -53,15 +57,6 @@ enum Ended {
     Broken,
     /// The client is to be told.
     Refused(ProxyError),
-}
-
-/// What is counted of a request.
-struct Account {
-    begun: Instant,
-    service: u32,
-    route: Arc<str>,
-    status: u16,
-    reason: &'static str,
 }
 
 /// Serves requests until the connection ends.
@@ -89,7 +84,7 @@ impl Connection {
                 }
             };
             one(&self.session.worker.shared.counters.requests);
-            let mut account = Account::new();
+            let mut account = Account::begun_now();
             let outcome = self.request(head, &mut account).await;
             if let Outcome::Tunnel(upstream) = outcome {
                 self.account(&account);
@@ -101,7 +96,9 @@ impl Connection {
             match outcome {
                 Outcome::Next => {}
                 Outcome::Close => return self.finish().await,
-                Outcome::Reset | Outcome::Tunnel(_) => return self.session.client.reset(),
+                Outcome::Reset | Outcome::Tunnel(_) | Outcome::Again(_) => {
+                    return self.session.client.reset();
+                }
             }
         }
     }
@@ -159,7 +156,7 @@ impl Connection {
 
     /// Answers in the endpoint's place, and closes.
     fn refuse(&self, error: ProxyError) {
-        let account = Account { status: error.status(), reason: error.reason(), ..Account::new() };
+        let account = Account { status: error.status(), reason: error.reason(), ..Account::begun_now() };
         self.reply(error, false, false);
         self.account(&account);
     }
@@ -205,26 +202,11 @@ impl Connection {
 
     fn account(&self, account: &Account) {
         let Session { worker, member, direction, .. } = &self.session;
-        let key = RequestKey {
-            source: if *direction == Direction::Out { member.workload } else { 0 },
-            service: account.service,
-            status: account.status,
-            direction: *direction,
-            spoken: Spoken::Http1,
-            route: account.route.clone(),
-            reason: account.reason,
-        };
-        worker.shared.requests.record(&key, account.begun.elapsed().as_micros() as u64, worker.clock.now());
-    }
-}
-
-impl Account {
-    fn new() -> Self {
-        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
+        account.record(worker, member, *direction, Spoken::Http1);
     }
 
-    fn failed(&mut self, error: ProxyError) {
-        self.status = error.status();
-        self.reason = error.reason();
+    fn caller(&self) -> Caller<'_> {
+        let Session { worker, member, to, prefer_v6, .. } = &self.session;
+        Caller { worker, member, to: *to, prefer_v6: *prefer_v6 }
     }
 }

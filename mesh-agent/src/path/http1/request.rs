@@ -1,22 +1,26 @@
 //! One request from its head to its outcome: parse, route, write, acquire, exchange.
 //!
 //! Routing sees the head where it lies; what is kept of it is [`Facts`](RequestFacts) and the bytes for the
-//! endpoint, in a buffer of their own.
+//! endpoint, in a buffer of their own. A redirect is answered at once.
 
 use std::sync::Arc;
 
-use mesh_core::balance::pick_other;
 use mesh_core::error::ProxyError;
+use mesh_core::head::Head as _;
 use mesh_core::http1::{
-    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_request,
+    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_redirect,
+    write_request,
 };
-use mesh_core::snapshot::{Service, Snapshot};
+use mesh_core::route::{Edits, HeaderEdits, Redirect};
+use mesh_core::snapshot::Service;
 
 use super::super::buffers::Buf;
-use super::super::intercept::{Hop, Session, To};
+use super::super::intercept::{Hop, Session};
 use super::super::pump::Pump;
+use super::super::routing::{Account, Routed, Way};
+use super::Connection;
 use super::exchange::{Exchange, Outcome};
-use super::{Account, Connection};
+use super::tries::{Terms, within};
 
 /// Bytes by which the head may grow on its way: the fields of the connection, said anew.
 pub(super) const GROWTH: usize = 256;
@@ -34,6 +38,19 @@ pub(super) struct Prepared {
     pub hop: Hop,
     /// Whom to ask for another; `None`: nobody else will do.
     pub backend: Option<Arc<Service>>,
+    /// What changes in the response; `None`: nothing.
+    pub edits: Option<Arc<Edits>>,
+    /// What the route says of tries and times; `None`: nothing.
+    pub terms: Option<Box<Terms>>,
+}
+
+/// What became of a head.
+#[expect(clippy::large_enum_variant, reason = "one a request, on the stack")]
+enum Ready {
+    /// A request.
+    Send(Prepared),
+    /// It was answered. The connection goes on, or not.
+    Answered(bool),
 }
 
 impl Connection {
@@ -41,9 +58,11 @@ impl Connection {
     pub(super) async fn request(&self, length: usize, account: &mut Account) -> Outcome {
         let mut head_request = false;
         let mut bodyless = false;
-        let prepared = self.prepare(length, account, &mut head_request, &mut bodyless);
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
+        let ready = self.prepare(length, account, &mut head_request, &mut bodyless);
+        let prepared = match ready {
+            Ok(Ready::Send(prepared)) => prepared,
+            Ok(Ready::Answered(true)) => return Outcome::Next,
+            Ok(Ready::Answered(false)) => return Outcome::Close,
             Err(error) => {
                 account.failed(error);
                 if bodyless {
@@ -54,21 +73,36 @@ impl Connection {
                 return if keep { Outcome::Next } else { Outcome::Close };
             }
         };
-        let facts = prepared.facts;
-        let requested = prepared.body.is_done();
-        match self.acquire(prepared, account).await {
-            Ok((acquired, prepared)) => Exchange::new(self, acquired, prepared).run(account).await,
-            Err(error) => {
-                account.failed(error);
-                if self.session.watch.is_cut() {
-                    return Outcome::Reset;
+        self.tries(prepared, account).await
+    }
+
+    /// Sends the request until there is an answer that its route lets pass.
+    async fn tries(&self, mut prepared: Prepared, account: &mut Account) -> Outcome {
+        loop {
+            let facts = prepared.facts;
+            let requested = prepared.body.is_done();
+            let deadline = prepared.terms.as_mut().and_then(|terms| {
+                terms.begin();
+                terms.deadline()
+            });
+            match within(deadline, self.acquire(prepared, account)).await {
+                Ok((acquired, sent)) => match Exchange::new(self, acquired, sent).run(account).await {
+                    Outcome::Again(again) => prepared = *again,
+                    outcome => return outcome,
+                },
+                Err(error) => {
+                    self.session.watch.disarm();
+                    account.failed(error);
+                    if self.session.watch.is_cut() {
+                        return Outcome::Reset;
+                    }
+                    let keep = requested
+                        && facts.keep_alive
+                        && error.keeps_client()
+                        && !self.session.worker.draining.get();
+                    self.reply(error, keep, facts.method == MethodKind::Head);
+                    return if keep { Outcome::Next } else { Outcome::Close };
                 }
-                let keep = requested
-                    && facts.keep_alive
-                    && error.keeps_client()
-                    && !self.session.worker.draining.get();
-                self.reply(error, keep, facts.method == MethodKind::Head);
-                if keep { Outcome::Next } else { Outcome::Close }
             }
         }
     }
@@ -79,77 +113,85 @@ impl Connection {
         account: &mut Account,
         head_request: &mut bool,
         bodyless: &mut bool,
-    ) -> Result<Prepared, ProxyError> {
+    ) -> Result<Ready, ProxyError> {
         let Session { worker, client, .. } = &self.session;
         let limits = &worker.limits.http;
-        let (prepared, used) = {
+        let (ready, used) = {
             let input = client.input().borrow();
             let bytes = input.as_ref().map_or(&[][..], Buf::data);
             let (head, rest) = bytes.split_at(length.min(bytes.len()));
             let head = parse_request(head, limits)?;
             *head_request = head.method == "HEAD";
             *bodyless = head.framing == Framing::None && head.keep_alive;
-            let (hop, backend) = worker.with_snapshot(|snapshot| self.route(snapshot, &head, account))?;
-            let mut out = worker.buffers.fitting(length + GROWTH + rest.len().min(usize::from(u16::MAX)));
-            write_request(&head, &RequestEdits::default(), out.bytes());
-            let mut body = Pump::new(head.framing, Side::Client, limits);
-            let used = body.append(rest, &mut out)?;
-            let prepared = Prepared {
-                facts: head.facts(),
-                repeatable: head.is_idempotent() && head.framing == Framing::None,
-                out,
-                body,
-                hop,
-                backend,
-            };
-            (prepared, used)
+            worker.with_snapshot(|snapshot| match self.caller().route(snapshot, &head, account)? {
+                Way::To(routed) => {
+                    let (prepared, used) = self.write(&head, rest, &routed)?;
+                    if let Some(action) = routed.action.filter(|action| !action.mirrors.is_empty()) {
+                        let edits = RequestEdits { close: true, ..request_edits(&routed, &head) };
+                        let body = prepared.body.is_done().then_some(&rest[..used]);
+                        self.mirror(snapshot, &action.mirrors, &head, &edits, body);
+                    }
+                    Ok((Ready::Send(prepared), used))
+                }
+                Way::Elsewhere(redirect, matched) => {
+                    let keep = *bodyless && !worker.draining.get();
+                    self.redirect(&head, redirect, matched, keep);
+                    account.status = redirect.status;
+                    Ok((Ready::Answered(keep), 0))
+                }
+            })?
         };
         client.consume(length + used);
-        Ok(prepared)
+        Ok(ready)
     }
 
-    /// Which endpoint gets the request, and of which service it is.
-    fn route(
+    /// The request as its endpoint shall get it, and how many bytes of `rest` are its body's.
+    fn write(
         &self,
-        snapshot: &Snapshot,
         head: &RequestHead<'_>,
-        account: &mut Account,
-    ) -> Result<(Hop, Option<Arc<Service>>), ProxyError> {
-        let id = match self.session.to {
-            To::Hop(hop) => {
-                account.service = hop.service;
-                return Ok((hop, None));
-            }
-            To::Service(id) => id,
+        rest: &[u8],
+        routed: &Routed<'_>,
+    ) -> Result<(Prepared, usize), ProxyError> {
+        let Session { worker, .. } = &self.session;
+        let edits = request_edits(routed, head);
+        let grown = edits.headers.map_or(0, HeaderEdits::bytes) + edits.host.map_or(0, str::len);
+        let size = head.length() + GROWTH + grown + rest.len().min(usize::from(u16::MAX));
+        let mut out = worker.buffers.fitting(size);
+        write_request(head, &edits, out.bytes());
+        let mut body = Pump::new(head.framing, Side::Client, &worker.limits.http);
+        let used = body.append(rest, &mut out)?;
+        let whole = body.is_done();
+        let prepared = Prepared {
+            facts: head.facts(),
+            repeatable: head.is_idempotent() && head.framing == Framing::None,
+            out,
+            body,
+            hop: routed.hop,
+            backend: routed.backend.clone(),
+            edits: routed.edits.cloned(),
+            terms: routed.action.and_then(|action| Terms::new(worker, action, routed.hop.service, whole)),
         };
-        account.service = id;
-        let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
-        let backend = match &asked.routes {
-            None => asked,
-            Some(routes) => {
-                let rule = routes.find(head).ok_or(ProxyError::NoRoute)?;
-                account.route = rule.name.clone();
-                let chosen = rule.pick(fastrand::u64(..))?;
-                account.service = chosen;
-                snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?
-            }
-        };
-        Ok((self.balance(backend)?, Some(backend.clone())))
+        Ok((prepared, used))
     }
 
-    /// Any endpoint but these.
-    pub(super) fn another(&self, service: &Service, tried: &[u32]) -> Option<Hop> {
-        let endpoint = pick_other(service, tried, fastrand::u64(..))?;
-        Hop::to(service.id, endpoint, self.session.prefer_v6)
+    fn redirect(&self, head: &RequestHead<'_>, to: &Redirect, matched: usize, keep: bool) {
+        let Session { worker, client, .. } = &self.session;
+        let mut slot = client.out().borrow_mut();
+        let out = slot.get_or_insert_with(|| worker.buffers.large());
+        let asked = (head.authority, head.path, head.query());
+        write_redirect(to.status, keep, |out| to.write(asked, matched, out), out.bytes());
+        drop(slot);
+        worker.flush.push(client);
     }
+}
 
-    /// The endpoint whose turn it is.
-    pub(super) fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
-        let Session { worker, member, .. } = &self.session;
-        let mut balancer = worker.balance.borrow_mut();
-        let endpoint = balancer
-            .pick(service, member.number(), fastrand::u64(..), &*worker.sockets)
-            .ok_or(ProxyError::NoEndpoints)?;
-        Hop::to(service.id, endpoint, self.session.prefer_v6).ok_or(ProxyError::NoEndpoints)
+/// What changes in this head on its way to the endpoint.
+fn request_edits<'e>(routed: &Routed<'e>, head: &'e RequestHead<'_>) -> RequestEdits<'e> {
+    let rewrite = routed.action.map(|action| &action.rewrite);
+    RequestEdits {
+        path: routed.path(head.path),
+        host: rewrite.and_then(|rewrite| rewrite.host.as_deref()),
+        headers: routed.edits.map(|edits| &edits.request).filter(|edits| !edits.is_empty()),
+        ..RequestEdits::default()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use mesh_api::proto::v1::Protocol;
-use mesh_core::route::{Backend, PathMatch, RouteSpec, RouteTable, RuleSpec};
+use mesh_core::route::{Backend, MatchSpec, PathMatch, RouteSpec, RouteTable, RuleSpec};
 
 use super::rig::*;
 use crate::path::{Budget, Limits};
@@ -168,8 +168,12 @@ fn no_endpoints_and_endpoints_that_refuse() {
 }
 
 fn rule(matches: &[PathMatch], backends: &[(u32, u32)]) -> RuleSpec {
-    let backend = |&(service, weight): &(u32, u32)| Backend { service: Some(service), weight };
-    RuleSpec { matches: matches.to_vec(), backends: backends.iter().map(backend).collect() }
+    let backend = |&(service, weight): &(u32, u32)| Backend { service: Some(service), weight, edits: None };
+    RuleSpec {
+        matches: matches.iter().cloned().map(MatchSpec::from).collect(),
+        backends: backends.iter().map(backend).collect(),
+        ..RuleSpec::default()
+    }
 }
 
 #[test]

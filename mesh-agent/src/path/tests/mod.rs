@@ -3,6 +3,8 @@
 
 mod bodies;
 mod http;
+mod http2;
 mod life;
 mod opaque;
 pub(super) mod rig;
+mod routes;

@@ -1,6 +1,7 @@
 //! What a head looks like on the next hop, byte by byte.
 
 use super::*;
+use crate::route::HeaderEdits;
 use std::net::IpAddr;
 
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3));
@@ -20,7 +21,7 @@ fn sent(input: &str, edits: &RequestEdits<'_>, want: &str) {
 fn answered(input: &str, facts: RequestFacts, keep_alive: bool, want: &str) {
     let head = response(input.as_bytes(), facts).unwrap();
     let mut out = Vec::new();
-    write_response(&head, &ResponseEdits { keep_alive, client: facts.version }, &mut out);
+    write_response(&head, &ResponseEdits { keep_alive, client: facts.version, headers: None }, &mut out);
     assert_eq!(String::from_utf8(out).unwrap(), want, "{input:?}");
 }
 
@@ -205,4 +206,84 @@ fn every_refusal_is_a_response_that_fits() {
             assert_eq!(&out[end..], if head_request { b"" } else { body.as_bytes() });
         }
     }
+}
+
+fn lines(lines: &[(&str, &str)]) -> Vec<crate::route::Line> {
+    lines.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+}
+
+#[test]
+fn a_route_edits_headers_host_and_path() {
+    let headers = HeaderEdits::new(
+        lines(&[("x-a", "set"), ("X-Request-Id", "7")]),
+        lines(&[("x-b", "2")]),
+        vec!["x-forwarded-for".into()],
+    );
+    let edits = RequestEdits {
+        path: Some(("/new", "/rest")),
+        host: Some("backend.example"),
+        headers: Some(&headers),
+        ..RequestEdits::default()
+    };
+    let write = |input: &str| {
+        let (head, _) = request(input.as_bytes()).unwrap();
+        let mut out = Vec::new();
+        write_request(&head, &edits, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let edited = "host: backend.example\r\nx-b: 1\r\nx-a: set\r\nX-Request-Id: 7\r\nx-b: 2\r\n\r\n";
+    assert_eq!(
+        write(
+            "GET /old/rest?q=1&r HTTP/1.1\r\nX-A: 1\r\nHost: shop\r\nx-b: 1\r\nx-request-id: 3\r\nx-a: 2\r\n\
+             X-Forwarded-For: 1.1.1.1\r\n\r\n"
+        ),
+        format!("GET /new/rest?q=1&r HTTP/1.1\r\n{edited}")
+    );
+    assert_eq!(
+        write("GET http://shop/old/rest HTTP/1.1\r\nHost: other\r\nx-b: 1\r\n\r\n"),
+        format!("GET /new/rest HTTP/1.1\r\n{edited}")
+    );
+    assert_eq!(
+        write("OPTIONS * HTTP/1.1\r\nhost: shop\r\nx-b: 1\r\n\r\n"),
+        format!("OPTIONS * HTTP/1.1\r\n{edited}"),
+        "what names no path keeps it"
+    );
+    let path = RequestEdits { path: Some(("/", "")), ..RequestEdits::default() };
+    sent_as(
+        "GET /a?b HTTP/1.1\r\nHost: Shop\r\nx: 1\r\n\r\n",
+        &path,
+        "GET /?b HTTP/1.1\r\nHost: Shop\r\nx: 1\r\n\r\n",
+    );
+}
+
+#[track_caller]
+fn sent_as(input: &str, edits: &RequestEdits<'_>, want: &str) {
+    let (head, _) = request(input.as_bytes()).unwrap();
+    let mut out = Vec::new();
+    write_request(&head, edits, &mut out);
+    assert_eq!(String::from_utf8(out).unwrap(), want);
+}
+
+#[test]
+fn a_route_edits_headers_of_responses_but_never_their_framing() {
+    let edits = HeaderEdits::new(
+        lines(&[("server", "mesh")]),
+        lines(&[("x-a", "1")]),
+        vec!["x-secret".into(), "content-length".into()],
+    );
+    let input = "HTTP/1.1 200 OK\r\nServer: nginx\r\nContent-Length: 2\r\nX-Secret: s\r\n\r\n";
+    let head = response(input.as_bytes(), GET).unwrap();
+    let mut out = Vec::new();
+    let edits = ResponseEdits { keep_alive: true, client: Version::Http11, headers: Some(&edits) };
+    write_response(&head, &edits, &mut out);
+    let want = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nserver: mesh\r\nx-a: 1\r\n\r\n";
+    assert_eq!(String::from_utf8(out).unwrap(), want);
+}
+
+#[test]
+fn a_redirect_has_no_body() {
+    let mut out = Vec::new();
+    write_redirect(301, true, |out| out.extend_from_slice(b"http://b/"), &mut out);
+    let want = "HTTP/1.1 301 Moved Permanently\r\nlocation: http://b/\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n";
+    assert_eq!(String::from_utf8(out).unwrap(), want);
 }

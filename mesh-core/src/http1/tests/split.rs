@@ -97,7 +97,7 @@ proptest! {
         let edits = RequestEdits {
             forwarded_for: Some([127, 0, 0, 1].into()),
             request_id: Some("1"),
-            close: false,
+            ..RequestEdits::default()
         };
         write_request(&head, &edits, &mut out);
         out.extend_from_slice(b"rest");
@@ -123,7 +123,7 @@ proptest! {
         let mut response = b"HTTP/1.1 200 ".to_vec();
         response.extend_from_slice(&input);
         if let Ok(head) = parse_response(&response, GET, &LIMITS) {
-            write_response(&head, &ResponseEdits { keep_alive: true, client: Version::Http11 }, &mut Vec::new());
+            write_response(&head, &ResponseEdits { keep_alive: true, client: Version::Http11, headers: None }, &mut Vec::new());
         }
         let _ = BodyReader::new(Framing::Chunked, Side::Client, &LIMITS).advance(&input);
     }

@@ -1,0 +1,270 @@
+//! One stream: from its head to the end of both bodies.
+//!
+//! A connect that fails is tried at other endpoints; a stream that its endpoint says it has not begun is sent once
+//! more, where nothing of a body was sent. A client that gives up ends the endpoint's stream as well.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response};
+use mesh_core::error::ProxyError;
+use mesh_core::http1::Malformed;
+use mesh_core::route::{Action, Edits};
+use mesh_core::snapshot::Service;
+use tokio::time::{Instant, timeout_at};
+
+use super::super::authorise::authorise;
+use super::super::intercept::Hop;
+use super::super::routing::{Account, Way};
+use super::super::stats::{Spoken, one};
+use super::Shared;
+use super::body::{self, Broken};
+use super::head::{Asked, edit, is_grpc, outgoing, redirect, refuse};
+use super::peers::Lease;
+
+/// Other endpoints that are tried after a connect has failed.
+const OTHERS: usize = 2;
+
+/// Reason label where the client ended its stream before its response was complete.
+const CLIENT_GONE: &str = "client_gone";
+
+/// A stream that is under way.
+struct Counted(Rc<Shared>);
+
+impl Counted {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+/// A request, ready to be sent.
+struct Ready {
+    head: Request<()>,
+    hop: Hop,
+    backend: Option<Arc<Service>>,
+    edits: Option<Arc<Edits>>,
+    deadline: Option<(Instant, ProxyError)>,
+}
+
+/// Why there is no response.
+enum Failed {
+    /// This.
+    Error(ProxyError),
+    /// Its client has gone.
+    Gone,
+}
+
+impl From<ProxyError> for Failed {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Serves a stream, in a task of its own.
+pub(super) fn begin(shared: &Rc<Shared>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    one(&shared.worker.shared.counters.requests);
+    let counted = Counted::new(shared);
+    // A panic ends the task, and with it the stream, by a reset.
+    drop(tokio::task::spawn_local(async move {
+        let mut account = Account::begun_now();
+        let shared = &counted.0;
+        serve(shared, request, respond, &mut account).await;
+        account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+    }));
+}
+
+/// Answers that the workload's budget is used up.
+pub(super) fn refused(shared: &Rc<Shared>, mut respond: SendResponse<Bytes>) {
+    let mut account = Account::begun_now();
+    account.failed(ProxyError::BudgetBytes);
+    refuse(&mut respond, ProxyError::BudgetBytes, false);
+    account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+}
+
+async fn serve(
+    shared: &Rc<Shared>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    account: &mut Account,
+) {
+    let (parts, upload) = request.into_parts();
+    let grpc = is_grpc(&parts.headers);
+    let ready = shared.worker.with_snapshot(|snapshot| {
+        match shared.caller().route(snapshot, &Asked(&parts), account)? {
+            Way::Elsewhere(to, matched) => {
+                account.status = to.status;
+                redirect(&mut respond, &Asked(&parts), to, matched);
+                Ok(None)
+            }
+            Way::To(routed) => {
+                let (hop, backend) = (routed.hop, routed.backend.clone());
+                let edits = routed.edits.cloned();
+                let deadline = routed.action.and_then(|action| deadline(action));
+                Ok(Some(Ready { head: outgoing(parts, &routed)?, hop, backend, edits, deadline }))
+            }
+        }
+    });
+    let ready = match ready {
+        Ok(Some(ready)) => ready,
+        Ok(None) => return,
+        Err(error) => {
+            account.failed(error);
+            return refuse(&mut respond, error, grpc);
+        }
+    };
+    let (deadline, edits) = (ready.deadline, ready.edits.clone());
+    let all = exchange(shared, ready, upload, &mut respond, edits, account);
+    let ended = match deadline {
+        None => all.await,
+        Some((at, error)) => timeout_at(at, all).await.unwrap_or(Err(error.into())),
+    };
+    match ended {
+        Ok(()) => {}
+        Err(Failed::Gone) => account.reason = CLIENT_GONE,
+        Err(Failed::Error(error)) if account.status == 0 => {
+            account.failed(error);
+            refuse(&mut respond, error, grpc);
+        }
+        Err(Failed::Error(error)) => {
+            // The client has seen the beginning of a response: its end must not look like one.
+            account.reason = error.reason();
+            one(&shared.worker.shared.counters.resets);
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+/// The nearer of a route's limits.
+fn deadline(action: &Action) -> Option<(Instant, ProxyError)> {
+    let at = |after: Option<Duration>, error| after.map(|after| (Instant::now() + after, error));
+    let (one, all) =
+        (at(action.try_timeout, ProxyError::TryTimeout), at(action.timeout, ProxyError::RequestTimeout));
+    [one, all].into_iter().flatten().min_by_key(|(at, _)| *at)
+}
+
+/// The whole of it.
+async fn exchange(
+    shared: &Rc<Shared>,
+    ready: Ready,
+    upload: RecvStream,
+    respond: &mut SendResponse<Bytes>,
+    edits: Option<Arc<Edits>>,
+    account: &mut Account,
+) -> Result<(), Failed> {
+    let moved = |_| shared.moved.set(true);
+    let (lease, response, up) = {
+        let sending = send(shared, ready, upload.is_end_stream(), account);
+        tokio::select! {
+            sent = sending => sent?,
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
+        }
+    };
+    let mut uploaded = pin!(async {
+        match up {
+            Some(up) => body::copy(upload, up, moved).await,
+            None => Ok(()),
+        }
+    });
+    let mut uploading = true;
+    let mut response = pin!(response);
+    let response = loop {
+        tokio::select! {
+            response = &mut response => break response.map_err(|e| Failed::Error(failure(&e)))?,
+            sent = &mut uploaded, if uploading => {
+                uploading = false;
+                if let Err(Broken::From(_)) = sent {
+                    return Err(Failed::Gone);
+                }
+                // An endpoint that takes no more of it may have answered, or will say why.
+            }
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
+        }
+    };
+    let (mut parts, download) = response.into_parts();
+    account.status = parts.status.as_u16();
+    if let Some(edits) = &edits {
+        edit(&mut parts.headers, &edits.response);
+    }
+    let whole = download.is_end_stream();
+    let sent = respond.send_response(Response::from_parts(parts, ()), whole);
+    let down = sent.map_err(|_| Failed::Gone)?;
+    if !whole {
+        let mut downloaded = pin!(body::copy(download, down, moved));
+        let done = loop {
+            tokio::select! {
+                done = &mut downloaded => break done,
+                _ = &mut uploaded, if uploading => uploading = false,
+            }
+        };
+        done.map_err(|broken| match broken {
+            Broken::To(_) => Failed::Gone,
+            Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
+        })?;
+    }
+    drop(lease);
+    Ok(())
+}
+
+type Sent = (Lease, ResponseFuture, Option<SendStream<Bytes>>);
+
+/// Sends the head to an endpoint. `whole`: there is no body.
+async fn send(
+    shared: &Rc<Shared>,
+    ready: Ready,
+    whole: bool,
+    account: &mut Account,
+) -> Result<Sent, ProxyError> {
+    let Ready { head, mut hop, backend, .. } = ready;
+    let mut tried = [0; OTHERS + 1];
+    let mut failed = 0;
+    loop {
+        account.service = hop.service;
+        authorise(&shared.worker, &shared.member, &hop)?;
+        let error = match shared.peers().lease(&shared.worker, &shared.member, &hop).await {
+            Ok(lease) => match lease.sender().ready().await {
+                Ok(mut sender) => match sender.send_request(head.clone(), whole) {
+                    Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
+                    Err(error) => failure(&error),
+                },
+                Err(error) => failure(&error),
+            },
+            Err(error) => error,
+        };
+        tried[failed] = hop.endpoint;
+        failed += 1;
+        let other = backend.as_ref().filter(|_| failed <= OTHERS);
+        let Some(other) = other.and_then(|service| shared.caller().other(service, &tried[..failed])) else {
+            return Err(error);
+        };
+        hop = other;
+        one(&shared.worker.shared.counters.retried);
+    }
+}
+
+/// What an endpoint's stream or connection ended with.
+fn failure(error: &h2::Error) -> ProxyError {
+    if error.is_io() {
+        return ProxyError::UpstreamClosed;
+    }
+    match error.reason() {
+        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR)
+            if !error.is_remote() =>
+        {
+            ProxyError::UpstreamProtocol(Malformed::StartLine)
+        }
+        _ => ProxyError::UpstreamReset,
+    }
+}

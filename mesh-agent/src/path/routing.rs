@@ -1,0 +1,163 @@
+//! Which endpoint gets a request, whatever version of HTTP brought it, and what happens to it on the way.
+//!
+//! intercept ──`To`──▶ **routing** (mesh-core's route, then its balance) ──`Hop`──▶ authorise, pool, transport
+//!
+//! Invariant: one look at the snapshot a request. Not here: how a head is read or written (http1, http2).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_core::balance::pick_other;
+use mesh_core::error::ProxyError;
+use mesh_core::head::Head;
+use mesh_core::route::{Action, Edits, Found, Redirect};
+use mesh_core::snapshot::{Service, Snapshot};
+
+use super::intercept::{Hop, To};
+use super::member::Member;
+use super::stats::{Direction, RequestKey, Spoken};
+use super::worker::Worker;
+
+/// Who asks, and for what.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// The worker.
+    pub worker: &'a Rc<Worker>,
+    /// The workload whose connection it is.
+    pub member: &'a Arc<Member>,
+    /// Where its requests go.
+    pub to: To,
+    /// The client used an IPv6 address.
+    pub prefer_v6: bool,
+}
+
+/// Where a request goes, and what happens to it on the way.
+pub struct Routed<'s> {
+    /// The endpoint.
+    pub hop: Hop,
+    /// Whom to ask for another; `None`: nobody else will do.
+    pub backend: Option<Arc<Service>>,
+    /// What changes in heads.
+    pub edits: Option<&'s Arc<Edits>>,
+    /// What else the rule says.
+    pub action: Option<&'s Arc<Action>>,
+    /// Bytes of the path that are the rule's prefix.
+    pub matched: usize,
+}
+
+impl<'s> Routed<'s> {
+    /// The path that the endpoint sees, in two parts; `None`: as it came.
+    pub fn path<'p>(&self, path: &'p str) -> Option<(&'p str, &'p str)>
+    where
+        's: 'p,
+    {
+        self.action?.rewrite.path.as_ref().map(|edit| edit.apply(path, self.matched))
+    }
+}
+
+/// Which way it is.
+pub enum Way<'s> {
+    /// To an endpoint.
+    To(Routed<'s>),
+    /// The client is sent elsewhere; with the bytes of the path that are the rule's prefix.
+    Elsewhere(&'s Redirect, usize),
+}
+
+impl Caller<'_> {
+    /// Which endpoint gets the request, and of which service it is.
+    pub fn route<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        head: &impl Head,
+        account: &mut Account,
+    ) -> Result<Way<'s>, ProxyError> {
+        let plainly = |hop, backend| Routed { hop, backend, edits: None, action: None, matched: 0 };
+        let id = match self.to {
+            To::Hop(hop) => {
+                account.service = hop.service;
+                return Ok(Way::To(plainly(hop, None)));
+            }
+            To::Service(id) => id,
+        };
+        account.service = id;
+        let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
+        let Some(routes) = &asked.routes else {
+            return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
+        };
+        let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
+        account.route = rule.name.clone();
+        let action = rule.action.as_ref();
+        if let Some(redirect) = action.and_then(|action| action.redirect.as_ref()) {
+            return Ok(Way::Elsewhere(redirect, matched));
+        }
+        let (chosen, backend) = rule.pick(fastrand::u64(..))?;
+        account.service = chosen;
+        let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
+        let hop = self.balance(service)?;
+        let edits = backend.edits.as_ref();
+        Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
+    }
+
+    /// The endpoint whose turn it is.
+    pub fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
+        let mut balancer = self.worker.balance.borrow_mut();
+        let endpoint = balancer
+            .pick(service, self.member.number(), fastrand::u64(..), &*self.worker.sockets)
+            .ok_or(ProxyError::NoEndpoints)?;
+        Hop::to(service.id, endpoint, self.prefer_v6).ok_or(ProxyError::NoEndpoints)
+    }
+
+    /// One that was not tried. As many turns are taken as it may take to meet one; a client's own endpoint comes up
+    /// every time, and then any other will do.
+    pub fn other(&self, service: &Service, tried: &[u32]) -> Option<Hop> {
+        (0..service.serving * 2)
+            .filter_map(|_| self.balance(service).ok())
+            .find(|hop| !tried.contains(&hop.endpoint))
+            .or_else(|| {
+                let endpoint = pick_other(service, tried, fastrand::u64(..))?;
+                Hop::to(service.id, endpoint, self.prefer_v6)
+            })
+    }
+}
+
+/// What is counted of a request.
+pub struct Account {
+    /// When it came.
+    pub begun: Instant,
+    /// See [`RequestKey::service`].
+    pub service: u32,
+    /// See [`RequestKey::route`].
+    pub route: Arc<str>,
+    /// See [`RequestKey::status`].
+    pub status: u16,
+    /// See [`RequestKey::reason`].
+    pub reason: &'static str,
+}
+
+impl Account {
+    /// Of a request that has come now.
+    pub fn begun_now() -> Self {
+        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
+    }
+
+    /// It was refused, or failed.
+    pub fn failed(&mut self, error: ProxyError) {
+        self.status = error.status();
+        self.reason = error.reason();
+    }
+
+    /// Counts it as ended.
+    pub fn record(&self, worker: &Worker, member: &Member, direction: Direction, spoken: Spoken) {
+        let key = RequestKey {
+            source: if direction == Direction::Out { member.workload } else { 0 },
+            service: self.service,
+            status: self.status,
+            direction,
+            spoken,
+            route: self.route.clone(),
+            reason: self.reason,
+        };
+        worker.shared.requests.record(&key, self.begun.elapsed().as_micros() as u64, worker.clock.now());
+    }
+}
