@@ -169,8 +169,9 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(enrolments.clone().follow(verdicts));
     tokio::spawn(carriage.follow());
     let (successors, mut successor) = mpsc::channel(1);
+    let (proxied, followed, took_over) = (proxy.clone(), config.clone(), predecessor.is_some());
     let running =
-        Running { kernel, proxy: proxy.clone(), config: config.clone(), xds, enrolments, identities };
+        Running { kernel, proxy: proxied, config: followed, xds, enrolments, identities, took_over };
     let passed_on = metrics.try_clone()?;
     let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
@@ -232,6 +233,8 @@ struct Running {
     xds: Arc<xds::XdsStats>,
     enrolments: Enrolments,
     identities: Identities,
+    /// From an agent that may serve still.
+    took_over: bool,
 }
 
 impl Running {
@@ -244,7 +247,7 @@ impl Running {
         socket: Listener,
         metrics: TcpListener,
     ) -> anyhow::Result<telemetry::Readiness> {
-        let Self { kernel, proxy, config, xds, enrolments, identities } = self;
+        let Self { kernel, proxy, config, xds, enrolments, identities, took_over } = self;
         let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
         let open = Arc::new(Open::new(kernel.clone(), config.clone()));
         let admin = Admin {
@@ -261,7 +264,7 @@ impl Running {
             flow_readers: admin::flow_readers(),
         };
         tokio::spawn(admin.serve(socket));
-        let revoked = authorise::start(kernel.clone(), proxy.clone(), config.clone());
+        let revoked = authorise::start(kernel.clone(), proxy.clone(), config.clone(), *took_over);
         let sources = telemetry::Sources {
             kernel: kernel.clone(),
             ended,

@@ -4,7 +4,7 @@
 //! - [`resource`]: what people write (YAML, JSON) and what is stored; [`error::ApiError`] is what they get back.
 //! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`); [`wire`]: from
 //!   one to the other.
-//! - [`spiffe`], [`token`], [`duration`], [`name`]: text forms that both sides read and write.
+//! - [`spiffe`], [`token`], [`duration`], [`name`], [`http_path`]: text forms that both sides read and write.
 //! - [`schema`]: JSON schemas of the resources.
 //!
 //! Not here: I/O of any kind.
@@ -13,6 +13,7 @@
 
 pub mod duration;
 pub mod error;
+pub mod http_path;
 pub mod name;
 pub mod resource;
 pub mod schema;

@@ -239,13 +239,34 @@ fn authorization_policy() -> Value {
             "cidrs": list(&text, 1, 64),
         }),
     );
-    let to = object(&json!(["ports"]), &json!({ "ports": list(&port(), 1, 64) }));
-    let rule = object(&json!([]), &json!({ "from": list(&from, 1, 16), "to": list(&to, 1, 16) }));
+    let token =
+        |max| json!({ "type": "string", "pattern": "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$", "maxLength": max });
+    let to = object(
+        &json!([]),
+        &json!({
+            "ports": list(&port(), 1, 64),
+            "methods": list(&token(32), 1, 64),
+            "paths": list(&json!({ "type": "string", "pattern": "^/", "maxLength": 1024 }), 1, 64),
+            "hosts": list(&text, 1, 64),
+        }),
+    );
+    let value = json!({ "type": "string", "minLength": 1, "maxLength": 256 });
+    let yes = json!({ "type": "boolean", "enum": [true] });
+    let header = object(
+        &json!(["name"]),
+        &json!({
+            "name": token(64), "values": list(&value, 1, 64), "prefix": value, "present": yes, "absent": yes,
+        }),
+    );
+    let rule = object(
+        &json!([]),
+        &json!({ "from": list(&from, 1, 16), "to": list(&to, 1, 16), "headers": list(&header, 1, 16) }),
+    );
     object(
         &json!([]),
         &json!({
             "selector": selector(),
-            "action": words(&["allow", "deny"]),
+            "action": words(&["allow", "deny", "audit"]),
             "rules": list(&rule, 0, 64),
         }),
     )

@@ -8,10 +8,10 @@ mod http;
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HttpMode, Inbound,
-    Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope,
-    PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TrafficPolicySpec,
-    TransportPolicySpec, UdpMode, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HeaderIs,
+    HeaderTerm, HttpMode, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode,
+    OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec,
+    TargetTerms, TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -231,6 +231,7 @@ fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> 
     let action = match spec.action {
         Action::Allow => v1::AuthorizationAction::Allow,
         Action::Deny => v1::AuthorizationAction::Deny,
+        Action::Audit => v1::AuthorizationAction::Audit,
     };
     v1::AuthorizationPolicy {
         namespace: own.clone(),
@@ -259,10 +260,37 @@ fn authorization_rule(rule: &AuthorizationRule, own: &str) -> v1::AuthorizationR
             cidrs: terms.cidrs.iter().map(ToString::to_string).collect(),
         }
     });
-    v1::AuthorizationRule {
-        from: from.collect(),
-        ports: rule.to.iter().flat_map(|to| &to.ports).map(|port| u32::from(*port)).collect(),
+    let from = from.collect();
+    if !rule.asks_requests() {
+        let ports = rule.to.iter().flat_map(|to| &to.ports).map(|port| u32::from(*port));
+        return v1::AuthorizationRule { from, ports: ports.collect(), ..v1::AuthorizationRule::default() };
     }
+    v1::AuthorizationRule {
+        from,
+        ports: vec![0],
+        to: rule.to.iter().map(target_terms).collect(),
+        headers: rule.headers.iter().map(header_term).collect(),
+    }
+}
+
+fn target_terms(to: &TargetTerms) -> v1::TargetTerms {
+    v1::TargetTerms {
+        ports: to.ports.iter().map(|port| u32::from(*port)).collect(),
+        methods: to.methods.clone(),
+        paths: to.paths.iter().map(ToString::to_string).collect(),
+        hosts: to.hosts.clone(),
+    }
+}
+
+fn header_term(term: &HeaderTerm) -> v1::HeaderTerm {
+    use v1::header_term::Is;
+    let is = match &term.is {
+        HeaderIs::Values(values) => Is::Values(v1::HeaderValues { values: values.clone() }),
+        HeaderIs::Prefix(prefix) => Is::Prefix(prefix.clone()),
+        HeaderIs::Present => Is::Present(true),
+        HeaderIs::Absent => Is::Present(false),
+    };
+    v1::HeaderTerm { name: term.name.clone(), is: Some(is) }
 }
 
 fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::TransportPolicy {

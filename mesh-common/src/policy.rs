@@ -25,8 +25,8 @@ pub struct PolicyKey {
     pub addresses: u32,
     /// Target port; 0: all that the set does not name.
     pub port_be: u16,
-    /// 0.
-    pub pad: u16,
+    /// 1: of datagrams, where the set has others for them ([`tells_datagrams`]); else 0.
+    pub datagrams: u16,
 }
 const _: () = assert!(size_of::<PolicyKey>() == 16);
 
@@ -70,6 +70,14 @@ pub const OTHER_ADDRESSES: u32 = 0;
 pub const ALLOW: u32 = 1;
 /// Value of an entry: refuse it.
 pub const DENY: u32 = 0;
+
+/// Do other entries hold for datagrams than for connections? So where policies have terms on requests: a connection
+/// may still bring one that is allowed, which the proxy sees; a datagram never is one. The second bit of the set's
+/// number.
+#[inline(always)]
+pub const fn tells_datagrams(set: u32) -> bool {
+    set & 2 != 0
+}
 
 /// Does a set ask where a connection comes from? The lowest bit of its number says so: it is known where the
 /// number is, at no look-up.
@@ -123,17 +131,19 @@ pub const fn proves(established_ns: u64, now_ns: u64) -> bool {
     established_ns == 0 || now_ns.saturating_sub(established_ns) < PROOF_NS
 }
 
-/// May this caller connect? `addresses`: the number of the range that its address is in; `look` reads
-/// `POLICY`. A set that says nothing is closed.
+/// May this caller connect, or send a datagram? `addresses`: the number of the range that its address is in; `look`
+/// reads `POLICY`. A set that says nothing is closed.
 #[inline(always)]
 pub fn allowed(
     set: u32,
     addresses: u32,
     port_be: u16,
+    datagram: bool,
     caller: Caller,
     look: impl Fn(&PolicyKey) -> Option<u32>,
 ) -> bool {
-    let mut key = PolicyKey { set, class: class::UNPROVED, addresses, port_be, pad: 0 };
+    let datagrams = (datagram && tells_datagrams(set)) as u16;
+    let mut key = PolicyKey { set, class: class::UNPROVED, addresses, port_be, datagrams };
     if caller.identity != 0 {
         key.class = class::identity(caller.identity);
         if let Some(said) = of_class(&mut key, port_be, &look) {
@@ -164,13 +174,13 @@ mod tests {
     use super::*;
 
     fn key(class: u32, port: u16) -> PolicyKey {
-        PolicyKey { set: 4, class, addresses: 0, port_be: port.to_be(), pad: 0 }
+        PolicyKey { set: 4, class, addresses: 0, port_be: port.to_be(), datagrams: 0 }
     }
 
     #[track_caller]
     fn check(entries: &[(PolicyKey, u32)], caller: Caller, port: u16, want: bool) {
         let look = |key: &PolicyKey| entries.iter().find(|(k, _)| k == key).map(|(_, said)| *said);
-        assert_eq!(allowed(4, OTHER_ADDRESSES, port.to_be(), caller, look), want, "{caller:?} {port}");
+        assert_eq!(allowed(4, OTHER_ADDRESSES, port.to_be(), false, caller, look), want, "{caller:?} {port}");
     }
 
     #[test]
@@ -199,6 +209,16 @@ mod tests {
     fn a_proof_is_for_one_handshake() {
         assert!(proves(0, u64::MAX) && proves(5, 4) && proves(5, 5 + PROOF_NS - 1));
         assert!(!proves(5, 5 + PROOF_NS));
+    }
+
+    #[test]
+    fn datagrams_have_entries_of_their_own_where_the_set_says_so() {
+        for (set, want) in [(4, true), (6, false)] {
+            let own =
+                |key: &PolicyKey| (key.set == set).then_some(if key.datagrams == 1 { DENY } else { ALLOW });
+            assert_eq!(allowed(set, OTHER_ADDRESSES, 1, true, UNPROVED, own), want);
+            assert!(allowed(set, OTHER_ADDRESSES, 1, false, UNPROVED, own));
+        }
     }
 
     #[test]

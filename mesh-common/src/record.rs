@@ -141,6 +141,8 @@ pub mod flags {
     pub const TUNNEL: u32 = 256;
     /// The workload lives on this node, and who connects without a tunnel must be proved.
     pub const STRICT: u32 = 512;
+    /// With [`INBOUND_PROXY`]: policies look at requests of this port. No exclusion is a way around them.
+    pub const REQUESTS: u32 = 1024;
     /// Of two draws the endpoint with fewer connections for its weight.
     pub const LEAST: u32 = 1 << 16;
     /// By the client, over the rows of a Maglev table that follow the slots.

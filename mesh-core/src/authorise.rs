@@ -1,91 +1,72 @@
-//! Who may connect to a workload: what all the policies that select it come to.
+//! Who may connect to a workload, and which requests it gets: what all the policies that select it come to.
 //!
-//! compile ──[`PolicySet`]──▶ { **authorise**: the proxy asks before it dials, the agent before it cuts;
-//!                             plan: spelt out for the kernel, class by class }
+//! compile ──[`PolicySet`]──▶ { **authorise**: the proxy asks before it dials and before each request, the agent
+//!                             before it cuts; plan: spelt out for the kernel, class by class }
 //!
 //! A policy that denies comes before one that allows. Where any policy allows, what none of them matches is
-//! refused; where no policy selects a workload, everybody may connect (there is no set then).
+//! refused; where no policy selects a workload, everybody may connect (there is no set then). One that audits decides
+//! nothing: what it matches is counted.
 //!
 //! A caller is proved by the kernel of its own node, by the certificate of a tunnel from another node, or not at all:
 //! what comes from there in plaintext has an address and nothing else. Terms on identities and namespaces fail closed for it: they
 //! do not match where the policy allows, and match where it denies. A term on addresses matches as it says.
 //!
-//! Invariants: decides from numbers and bits, allocates nothing; an IPv6 network never holds an IPv4 address.
+//! Terms on requests ([`request`]) need a request. How much is known says [`Seen`]; of bytes that are none they fail
+//! closed in the same way. Before the first byte there is [`Seen::Unknown`]: refused is then only who would be refused
+//! whatever came, which is what the kernel can decide. So of any caller: what `Unknown` refuses every request is
+//! refused, and what `Opaque` allows every request is allowed (tested).
+//!
+//! Invariants: decides from numbers, bits and the request's own bytes; allocates nothing but for paths with escapes.
 //! Not here: the kernel's form of it (plan/policy), who selects whom (compile).
 
+mod network;
+pub mod request;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::http_path::{self, Unclear};
 use mesh_common::policy::Caller;
 
 use crate::model::Name;
+pub use network::{IPV4, Network};
+pub use request::{Claims, HeaderTerm, HeaderValue, Headers, HostPattern, Request, Target, Term};
 
 /// An identity that no workload of this node can have.
 pub const NOBODY: Caller = Caller { identity: (1 << 30) - 1, namespace: 0 };
-
-/// A set of addresses with one prefix; IPv4 as v4-mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Network {
-    first: u128,
-    /// Bits that count, of 128.
-    length: u8,
-}
-
-/// `::ffff:0:0/96`: all of IPv4.
-pub const IPV4: Network = Network { first: 0xffff << 32, length: 96 };
-
-impl Network {
-    /// The addresses that have the first `length` bits of `address`.
-    pub fn new(address: IpAddr, length: u8) -> Self {
-        let (first, length) = match address {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped().into(), length.saturating_add(96)),
-            IpAddr::V6(v6) => (v6.into(), length),
-        };
-        Self { first, length: length.min(128) }
-    }
-
-    /// Its first address.
-    pub fn first(&self) -> IpAddr {
-        std::net::Ipv6Addr::from(self.first).to_canonical()
-    }
-
-    /// Bits that count, of 128.
-    pub fn length(&self) -> u8 {
-        self.length
-    }
-
-    fn is_v4(&self) -> bool {
-        IPV4.has(self.first, self.length)
-    }
-
-    fn has(&self, first: u128, length: u8) -> bool {
-        let beyond = u32::from(128 - self.length);
-        length >= self.length && (self.first ^ first).checked_shr(beyond).unwrap_or(0) == 0
-    }
-
-    /// Is every address of `other` one of this network's?
-    pub fn covers(&self, other: &Self) -> bool {
-        self.is_v4() == other.is_v4() && self.has(other.first, other.length)
-    }
-
-    /// Do its bits take in all of IPv4, which is not its own?
-    pub fn spans_v4(&self) -> bool {
-        !self.is_v4() && self.has(IPV4.first, IPV4.length)
-    }
-}
-
-impl From<IpAddr> for Network {
-    fn from(address: IpAddr) -> Self {
-        Self::new(address, 128)
-    }
-}
 
 /// All policies that select a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicySet {
     /// In order of their names.
-    pub policies: Box<[Arc<Policy>]>,
+    policies: Box<[Arc<Policy>]>,
+    /// Where requests decide.
+    requests: Ports,
+    /// Where something is counted.
+    audited: Ports,
+}
+
+/// Some ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Ports {
+    every: bool,
+    /// In order.
+    some: Box<[u16]>,
+}
+
+/// What becomes of what a policy matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It is let in, unless another one denies it; what no such policy matches is not.
+    Allow,
+    /// It is refused.
+    Deny,
+    /// It is counted.
+    Audit,
 }
 
 /// One policy.
@@ -93,19 +74,21 @@ pub struct PolicySet {
 pub struct Policy {
     /// `<namespace>/<name>`.
     pub name: Name,
-    /// It denies what it matches, else it allows that.
-    pub deny: bool,
+    /// What becomes of what it matches.
+    pub action: Action,
     /// One of them must match.
     pub rules: Box<[Rule]>,
 }
 
-/// Matches where one of `from` does, and the port.
+/// Matches where one of `from`, one of `to` and all of `when` do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// None: anybody.
+    /// Who calls; none: anybody.
     pub from: Box<[Terms]>,
-    /// None: every port.
-    pub ports: Box<[u16]>,
+    /// What is called; none: whatever is.
+    pub to: Box<[Target]>,
+    /// What else the request has.
+    pub when: Box<[Term]>,
 }
 
 /// Matches where every kind of term that is there has a value that does.
@@ -119,7 +102,40 @@ pub struct Terms {
     pub networks: Box<[Network]>,
 }
 
-/// Why a connection is refused.
+/// What is known of what a connection carries.
+#[derive(Clone, Copy)]
+pub enum Seen<'a> {
+    /// Nothing yet: whatever may come.
+    Unknown,
+    /// Bytes or a datagram, but no request.
+    Opaque,
+    /// This request.
+    Request(&'a Request<'a>),
+}
+
+/// A connection, or a request on it, of which it is asked whether it is allowed.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who calls.
+    pub caller: Caller,
+    /// From where: an address, or all of a network that no term splits; `None`: from where no term names.
+    pub addresses: Option<&'a Network>,
+    /// At which port; `None`: one that no term names.
+    pub port: Option<u16>,
+    /// What is known of the rest.
+    pub seen: Seen<'a>,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// It is let in; by this rule of this policy, where one has to.
+    Allowed(Option<(&'a Policy, usize)>),
+    /// It is not.
+    Refused(Refusal<'a>),
+}
+
+/// Why something is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal<'a> {
     /// A rule denies it.
@@ -134,60 +150,171 @@ pub enum Refusal<'a> {
         /// Among them those that allow.
         set: &'a PolicySet,
     },
+    /// The policies name paths, and servers may read the request's differently.
+    Unclear {
+        /// In what.
+        why: Unclear,
+        /// Among them those that name paths.
+        set: &'a PolicySet,
+    },
 }
 
 impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |set: &PolicySet, which: &dyn Fn(&Policy) -> bool| {
+            let names: Vec<&str> = set.policies.iter().filter(|p| which(p)).map(|p| &*p.name).collect();
+            names.join(", ")
+        };
         match self {
             Self::Denied { policy, rule } => {
                 write!(f, "denied by rules[{rule}] of AuthorizationPolicy {}", policy.name)
             }
             Self::NotAllowed { set } => {
-                let allow: Vec<&str> = set.policies.iter().filter(|p| !p.deny).map(|p| &*p.name).collect();
-                write!(f, "allowed by no rule of AuthorizationPolicy {}", allow.join(", "))
+                let allow = names(set, &|policy| policy.action == Action::Allow);
+                write!(f, "allowed by no rule of AuthorizationPolicy {allow}")
+            }
+            Self::Unclear { why, set } => {
+                let paths = names(set, &|policy| policy.targets().any(|to| !to.paths.is_empty()));
+                write!(f, "{why}, and AuthorizationPolicy {paths} names paths")
             }
         }
     }
 }
 
-impl PolicySet {
-    /// Why this caller may not connect to this port from this address; `None`: it may.
-    pub fn refuses(&self, caller: Caller, address: IpAddr, port: u16) -> Option<Refusal<'_>> {
-        self.refuses_where(caller, Some(&Network::from(address)), Some(port))
+impl Policy {
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.rules.iter().flat_map(|rule| &rule.to)
     }
+}
 
-    /// The same for every address of a network that no term splits (`None`: for those that no term holds), and
-    /// for a port (`None`: any that no term names).
-    pub fn refuses_where(
-        &self,
-        caller: Caller,
-        addresses: Option<&Network>,
-        port: Option<u16>,
-    ) -> Option<Refusal<'_>> {
-        let found = |policy: &Policy| {
-            policy.rules.iter().position(|rule| rule.matches(policy.deny, caller, addresses, port))
-        };
-        for policy in self.policies.iter().filter(|policy| policy.deny) {
-            if let Some(rule) = found(policy) {
-                return Some(Refusal::Denied { policy, rule });
+/// What rules are asked about: the request's path in its normal form, where it has one.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    asked: Asked<'a>,
+    path: Option<&'a str>,
+}
+
+impl Ports {
+    /// Those of the targets that are meant, of all policies that are.
+    fn of(policies: &[Arc<Policy>], audits: bool) -> Self {
+        let (mut every, mut some) = (false, BTreeSet::new());
+        let meant = policies.iter().filter(|policy| (policy.action == Action::Audit) == audits);
+        for rule in meant.flat_map(|policy| &policy.rules) {
+            let all = [Target::default()];
+            for target in if rule.to.is_empty() { &all } else { &rule.to[..] } {
+                if audits || !rule.when.is_empty() || target.asks_requests() {
+                    every |= target.ports.is_empty();
+                    some.extend(&target.ports);
+                }
             }
         }
-        let mut allowing = self.policies.iter().filter(|policy| !policy.deny).peekable();
-        allowing.peek()?;
-        let allowed = allowing.any(|policy| found(policy).is_some());
-        (!allowed).then_some(Refusal::NotAllowed { set: self })
+        Self { every, some: some.into_iter().collect() }
     }
 
-    /// The first rule that lets in whom [`PolicySet::refuses_where`] lets in; `None`: nothing has to.
-    pub fn allows_where(
-        &self,
-        caller: Caller,
-        addresses: Option<&Network>,
-        port: Option<u16>,
-    ) -> Option<(&Policy, usize)> {
-        self.policies.iter().filter(|policy| !policy.deny).find_map(|policy| {
-            let rule = policy.rules.iter().position(|rule| rule.matches(false, caller, addresses, port))?;
-            Some((&**policy, rule))
+    /// `None`: one that no term names.
+    fn has(&self, port: Option<u16>) -> bool {
+        self.every || port.is_some_and(|port| self.some.binary_search(&port).is_ok())
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.every && self.some.is_empty()
+    }
+}
+
+impl PolicySet {
+    /// These policies, in order of their names.
+    pub fn new(policies: Box<[Arc<Policy>]>) -> Self {
+        let (requests, audited) = (Ports::of(&policies, false), Ports::of(&policies, true));
+        Self { policies, requests, audited }
+    }
+
+    /// Its policies, in order of their names.
+    pub fn policies(&self) -> &[Arc<Policy>] {
+        &self.policies
+    }
+
+    /// Do requests at this port decide? `None`: at one that no term names.
+    pub fn asks_requests(&self, port: Option<u16>) -> bool {
+        self.requests.has(port)
+    }
+
+    /// Do they anywhere?
+    pub fn asks_any_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Is what comes to this port to be looked at, be it only to count it? `None`: as above.
+    pub fn looks(&self, port: Option<u16>) -> bool {
+        self.requests.has(port) || self.audited.has(port)
+    }
+
+    /// Is anything?
+    pub fn looks_anywhere(&self) -> bool {
+        !(self.requests.is_empty() && self.audited.is_empty())
+    }
+
+    /// Ports that are named where something is looked at.
+    pub fn looked_at(&self) -> impl Iterator<Item = u16> {
+        self.requests.some.iter().chain(&self.audited.some).copied()
+    }
+
+    /// Is it let in?
+    pub fn decide(&self, asked: &Asked<'_>) -> Decision<'_> {
+        let Seen::Request(request) = asked.seen else {
+            return self.decided(&Case { asked: *asked, path: None });
+        };
+        if !self.asks_paths(asked.port) || !request.has_path() {
+            return self.decided(&Case { asked: *asked, path: None });
+        }
+        match http_path::normal(request.path) {
+            Ok(path) => self.decided(&Case { asked: *asked, path: Some(&path) }),
+            // Who may send whatever it likes may send that.
+            Err(why) => {
+                match self.decided(&Case { asked: Asked { seen: Seen::Opaque, ..*asked }, path: None }) {
+                    Decision::Allowed(by) => Decision::Allowed(by),
+                    Decision::Refused(_) => Decision::Refused(Refusal::Unclear { why, set: self }),
+                }
+            }
+        }
+    }
+
+    fn decided(&self, case: &Case<'_>) -> Decision<'_> {
+        let of = |action| self.policies.iter().filter(move |policy| policy.action == action);
+        for policy in of(Action::Deny) {
+            if let Some(rule) = policy.matches(case) {
+                return Decision::Refused(Refusal::Denied { policy, rule });
+            }
+        }
+        let mut allowing = of(Action::Allow).peekable();
+        if allowing.peek().is_none() {
+            return Decision::Allowed(None);
+        }
+        let by = allowing.find_map(|policy| Some((&**policy, policy.matches(case)?)));
+        if by.is_some() {
+            Decision::Allowed(by)
+        } else {
+            Decision::Refused(Refusal::NotAllowed { set: self })
+        }
+    }
+
+    /// Why it is refused; `None`: it is let in.
+    pub fn refuses(&self, asked: &Asked<'_>) -> Option<Refusal<'_>> {
+        match self.decide(asked) {
+            Decision::Allowed(_) => None,
+            Decision::Refused(refusal) => Some(refusal),
+        }
+    }
+
+    /// The policies that audit it, and their rules. They match what they would deny.
+    pub fn audits(&self, asked: &Asked<'_>) -> impl Iterator<Item = (&Policy, usize)> {
+        let path = match asked.seen {
+            Seen::Request(request) if request.has_path() => http_path::normal(request.path).ok(),
+            _ => None,
+        };
+        let auditing = self.policies.iter().filter(|policy| policy.action == Action::Audit);
+        let asked = *asked;
+        auditing.filter_map(move |policy| {
+            Some((&**policy, policy.matches(&Case { asked, path: path.as_deref() })?))
         })
     }
 
@@ -198,29 +325,46 @@ impl PolicySet {
 
     /// All ports that it names.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
-        self.policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.ports).copied()
+        self.policies.iter().flat_map(|policy| policy.targets()).flat_map(|to| &to.ports).copied()
     }
 
     /// Does it ask where a connection comes from?
     pub fn asks_address(&self) -> bool {
         self.terms().any(|terms| !terms.networks.is_empty())
     }
+
+    /// Does it name paths at this port?
+    fn asks_paths(&self, port: Option<u16>) -> bool {
+        let mut targets = self.policies.iter().flat_map(|policy| policy.targets());
+        targets.any(|to| !to.paths.is_empty() && to.is_at(port))
+    }
+}
+
+impl Policy {
+    /// The first rule that matches.
+    fn matches(&self, case: &Case<'_>) -> Option<usize> {
+        let closed = self.action != Action::Allow;
+        self.rules.iter().position(|rule| rule.matches(closed, case))
+    }
 }
 
 impl Rule {
-    fn matches(&self, deny: bool, caller: Caller, addresses: Option<&Network>, port: Option<u16>) -> bool {
-        let port = self.ports.is_empty() || port.is_some_and(|port| self.ports.contains(&port));
-        port && (self.from.is_empty()
-            || self.from.iter().any(|terms| terms.match_all(deny, caller, addresses)))
+    /// `closed`: what is not known matches.
+    fn matches(&self, closed: bool, case: &Case<'_>) -> bool {
+        let asked = &case.asked;
+        (self.to.is_empty() || self.to.iter().any(|to| to.matches(closed, case)))
+            && (self.from.is_empty()
+                || self.from.iter().any(|terms| terms.match_all(closed, asked.caller, asked.addresses)))
+            && self.when.iter().all(|term| term.matches(closed, asked.seen))
     }
 }
 
 impl Terms {
-    fn match_all(&self, deny: bool, caller: Caller, addresses: Option<&Network>) -> bool {
+    fn match_all(&self, closed: bool, caller: Caller, addresses: Option<&Network>) -> bool {
         let Self { identities, namespaces, networks } = self;
         let proved = caller.identity != 0;
-        let identity = || if proved { identities.contains(&caller) } else { deny };
-        let namespace = || if proved { namespaces.contains(&caller.namespace) } else { deny };
+        let identity = || if proved { identities.contains(&caller) } else { closed };
+        let namespace = || if proved { namespaces.contains(&caller.namespace) } else { closed };
         let network = || addresses.is_some_and(|some| networks.iter().any(|network| network.covers(some)));
         (identities.is_empty() || identity())
             && (namespaces.is_empty() || namespace())
@@ -228,94 +372,31 @@ impl Terms {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use mesh_common::policy::UNPROVED;
+impl Asked<'static> {
+    /// A connection, of which nothing is known but its two ends. For one address see [`Asked::from`].
+    pub fn connection(caller: Caller, port: u16) -> Self {
+        Self { caller, addresses: None, port: Some(port), seen: Seen::Unknown }
+    }
+}
 
-    const CART: Caller = Caller { identity: 1, namespace: 10 };
-    const PAY: Caller = Caller { identity: 2, namespace: 10 };
-    const OPS: Caller = Caller { identity: 3, namespace: 11 };
-
-    fn network(text: &str) -> Network {
-        let (address, length) = text.split_once('/').unwrap();
-        Network::new(address.parse().unwrap(), length.parse().unwrap())
+impl<'a> Asked<'a> {
+    /// The same, from there.
+    #[must_use]
+    pub fn from(self, network: &'a Network) -> Self {
+        Self { addresses: Some(network), ..self }
     }
 
-    fn terms(identities: &[Caller], namespaces: &[u32], networks: &[&str]) -> Terms {
-        Terms {
-            identities: identities.into(),
-            namespaces: namespaces.into(),
-            networks: networks.iter().map(|text| network(text)).collect(),
-        }
+    /// The same, of which this is known.
+    #[must_use]
+    pub fn seeing<'b>(self, seen: Seen<'b>) -> Asked<'b>
+    where
+        'a: 'b,
+    {
+        Asked { caller: self.caller, addresses: self.addresses, port: self.port, seen }
     }
+}
 
-    fn policy(deny: bool, rules: &[(&[Terms], &[u16])]) -> Arc<Policy> {
-        let rules = rules.iter().map(|(from, ports)| Rule { from: (*from).into(), ports: (*ports).into() });
-        Arc::new(Policy { name: "d/p".into(), deny, rules: rules.collect() })
-    }
-
-    fn set(policies: &[&Arc<Policy>]) -> PolicySet {
-        PolicySet { policies: policies.iter().map(|p| Arc::clone(p)).collect() }
-    }
-
-    #[track_caller]
-    fn check(set: &PolicySet, caller: Caller, address: &str, port: u16, allowed: bool) {
-        let refusal = set.refuses(caller, address.parse().unwrap(), port);
-        assert_eq!(refusal.is_none(), allowed, "{caller:?} {address} {port}: {refusal:?}");
-    }
-
-    #[test]
-    fn deny_comes_before_allow_and_any_allow_refuses_the_rest() {
-        let allow = policy(false, &[(&[terms(&[CART], &[], &[]), terms(&[], &[11], &[])], &[80])]);
-        let deny = policy(true, &[(&[terms(&[CART], &[], &[])], &[])]);
-        let only = set(&[&allow]);
-        check(&only, CART, "10.0.0.1", 80, true);
-        check(&only, CART, "10.0.0.1", 81, false);
-        check(&only, PAY, "10.0.0.1", 80, false);
-        check(&only, OPS, "10.0.0.1", 80, true);
-        let both = set(&[&allow, &deny]);
-        check(&both, CART, "10.0.0.1", 80, false);
-        check(&both, OPS, "10.0.0.1", 80, true);
-        let deny_only = set(&[&deny]);
-        check(&deny_only, CART, "10.0.0.1", 80, false);
-        check(&deny_only, PAY, "10.0.0.1", 80, true);
-        check(&set(&[&policy(false, &[])]), PAY, "10.0.0.1", 80, false);
-        check(&set(&[&policy(true, &[])]), PAY, "10.0.0.1", 80, true);
-        check(&set(&[&policy(false, &[(&[], &[])])]), UNPROVED, "10.0.0.1", 80, true);
-    }
-
-    #[test]
-    fn who_is_not_proved_matches_no_identity_that_is_allowed_and_every_one_that_is_denied() {
-        let cart = [terms(&[CART], &[], &[])];
-        check(&set(&[&policy(false, &[(&cart, &[])])]), UNPROVED, "10.0.0.1", 80, false);
-        check(&set(&[&policy(true, &[(&cart, &[])])]), UNPROVED, "10.0.0.1", 80, false);
-        let near = [terms(&[], &[10], &["10.0.0.0/8"])];
-        check(&set(&[&policy(true, &[(&near, &[])])]), UNPROVED, "10.0.0.1", 80, false);
-        check(&set(&[&policy(true, &[(&near, &[])])]), UNPROVED, "11.0.0.1", 80, true);
-        let from = [terms(&[], &[], &["10.1.0.0/16", "fd00::/8"])];
-        let by_address = set(&[&policy(false, &[(&from, &[])])]);
-        check(&by_address, UNPROVED, "10.1.2.3", 80, true);
-        check(&by_address, CART, "10.2.2.3", 80, false);
-        check(&by_address, UNPROVED, "fd91::1", 80, true);
-    }
-
-    #[test]
-    fn an_ipv6_network_holds_no_ipv4_address() {
-        let all6 = network("::/0");
-        assert!(all6.spans_v4() && !network("fd00::/8").spans_v4() && !IPV4.spans_v4());
-        assert!(!all6.covers(&network("10.0.0.0/8")) && all6.covers(&network("fd00::/8")));
-        assert!(network("0.0.0.0/0").covers(&network("10.0.0.0/8")));
-        assert!(!network("10.0.0.0/8").covers(&network("0.0.0.0/0")));
-        assert!(all6.covers(&all6));
-    }
-
-    #[test]
-    fn a_refusal_names_the_policy() {
-        let allow = set(&[&policy(false, &[])]);
-        let text = |set: &PolicySet| set.refuses(CART, "10.0.0.1".parse().unwrap(), 1).map(|r| r.to_string());
-        assert_eq!(text(&allow).as_deref(), Some("allowed by no rule of AuthorizationPolicy d/p"));
-        let deny = set(&[&policy(true, &[(&[], &[2]), (&[], &[])])]);
-        assert_eq!(text(&deny).as_deref(), Some("denied by rules[1] of AuthorizationPolicy d/p"));
-    }
+/// The network of one address, for [`Asked::from`].
+pub fn at(address: IpAddr) -> Network {
+    Network::from(address)
 }

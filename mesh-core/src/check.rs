@@ -13,7 +13,7 @@ use mesh_api::proto::v1;
 use mesh_api::spiffe::SpiffeId;
 use mesh_common::policy::{Caller, UNPROVED};
 
-use crate::authorise::PolicySet;
+use crate::authorise::{Asked, Decision, Headers, Network, PolicySet, Request, Seen};
 use crate::compile::Compiler;
 use crate::ids::{IdLimits, IdTable};
 use crate::model::{Batch, Resource, join};
@@ -40,8 +40,31 @@ pub struct Question {
     pub called: v1::Workload,
     /// At which of its ports.
     pub port: u16,
+    /// With which request; `None`: nothing is said of that.
+    pub request: Option<Sample>,
     /// The mesh, and the policies that may be for either.
     pub resources: Vec<Resource>,
+}
+
+/// A request that might be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Its method.
+    pub method: String,
+    /// Its path, and perhaps a query.
+    pub path: String,
+    /// Its host, and perhaps a port; empty: none.
+    pub host: String,
+    /// Its header fields.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Headers for Sample {
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+        for (name, value) in &self.headers {
+            show(name.as_bytes(), value.trim_ascii().as_bytes());
+        }
+    }
 }
 
 /// What would become of it.
@@ -49,6 +72,8 @@ pub struct Question {
 pub struct Answer {
     /// It would be let in.
     pub allowed: bool,
+    /// Some requests would be, and some not: none was given.
+    pub depends: bool,
     /// The rule or the lack of one that decides, in words.
     pub decided: String,
     /// How the workload that is called would know the caller, in words.
@@ -69,7 +94,7 @@ const NOBODY: &str = "?";
 
 /// Answers; an error says why nobody can.
 pub fn check(question: Question) -> Result<Answer, String> {
-    let Question { source, called, port, mut resources } = question;
+    let Question { source, called, port, request, mut resources } = question;
     if called.node.is_empty() {
         return Err(format!(
             "workload {}/{} runs on no node of the mesh: no policy is asked there",
@@ -107,21 +132,22 @@ pub fn check(question: Question) -> Result<Answer, String> {
     let find = |name: &str| snapshot.workloads.values().find(|w| *w.full_name == *name).map(|w| &**w);
     let called = find(&full).ok_or_else(|| format!("workload {full} cannot be compiled"))?;
     let caller = caller.as_deref().and_then(find);
-    Ok(answer(snapshot, caller, called, from, port))
+    Ok(answer(snapshot, caller, called, &What { from, port, request: request.as_ref() }))
 }
 
-fn answer(
-    snapshot: &Snapshot,
-    caller: Option<&Workload>,
-    called: &Workload,
+/// What is asked, but for who asks whom.
+struct What<'a> {
     from: Option<IpAddr>,
     port: u16,
-) -> Answer {
-    let (who, proof) = known(caller, called, port);
+    request: Option<&'a Sample>,
+}
+
+fn answer(snapshot: &Snapshot, caller: Option<&Workload>, called: &Workload, what: &What<'_>) -> Answer {
+    let (who, proof) = known(caller, called, what.port);
     let set = snapshot.policies.get(&called.policy_set).map(Arc::as_ref);
-    let policies = set.iter().flat_map(|set| set.policies.iter().map(|p| p.name.to_string())).collect();
-    let (allowed, decided) = decide(set, caller, called, who, from, port);
-    Answer { allowed, decided, proof, policies }
+    let policies = set.iter().flat_map(|set| set.policies().iter().map(|p| p.name.to_string())).collect();
+    let (end, decided) = decide(set, caller, called, who, what);
+    Answer { allowed: end == End::Allowed, depends: end == End::Depends, decided, proof, policies }
 }
 
 /// Who the caller is to the workload that is called, and by what.
@@ -139,30 +165,63 @@ fn known(caller: Option<&Workload>, called: &Workload, port: u16) -> (Caller, &'
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Allowed,
+    Refused,
+    Depends,
+}
+
 fn decide(
     set: Option<&PolicySet>,
     caller: Option<&Workload>,
     called: &Workload,
     who: Caller,
-    from: Option<IpAddr>,
-    port: u16,
-) -> (bool, String) {
+    what: &What<'_>,
+) -> (End, String) {
+    let port = what.port;
     if caller.is_some_and(|caller| caller.id == called.id) {
-        return (true, "a workload may always call itself".to_owned());
+        return (End::Allowed, "a workload may always call itself".to_owned());
     }
     if who == UNPROVED && called.mtls.at(port) == MtlsMode::Strict {
-        return (false, format!("mTLS is strict at port {port}, and plaintext proves nobody"));
+        return (End::Refused, format!("mTLS is strict at port {port}, and plaintext proves nobody"));
     }
-    let Some(set) = set else { return (true, "no AuthorizationPolicy selects it".to_owned()) };
+    let Some(set) = set else { return (End::Allowed, "no AuthorizationPolicy selects it".to_owned()) };
     // An identity that comes from nowhere is at no address that a term could name.
-    let address = from.map(crate::authorise::Network::from);
-    if let Some(refusal) = set.refuses_where(who, address.as_ref(), Some(port)) {
-        return (false, refusal.to_string());
+    let address = what.from.map(Network::from);
+    let asked = Asked { caller: who, addresses: address.as_ref(), port: Some(port), seen: Seen::Unknown };
+    let by = |decision| match decision {
+        Decision::Allowed(Some((policy, rule))) => {
+            format!("allowed by rules[{rule}] of AuthorizationPolicy {}", policy.name)
+        }
+        Decision::Allowed(None) => "denied by no rule, and no policy allows only some".to_owned(),
+        Decision::Refused(refusal) => refusal.to_string(),
+    };
+    let asks = set.asks_requests(Some(port));
+    let decision = match what.request {
+        Some(sample) if asks => {
+            let path = sample.path.split('?').next().unwrap_or_default();
+            let (method, authority) = (&*sample.method, &*sample.host);
+            let request = Request { method, path, authority, headers: sample, claims: None };
+            set.decide(&asked.seeing(Seen::Request(&request)))
+        }
+        _ => set.decide(&asked),
+    };
+    let Decision::Allowed(_) = decision else { return (End::Refused, by(decision)) };
+    if !asks || what.request.is_some() {
+        return (End::Allowed, by(decision));
     }
-    let by = set.allows_where(who, address.as_ref(), Some(port));
-    let decided =
-        by.map(|(policy, rule)| format!("allowed by rules[{rule}] of AuthorizationPolicy {}", policy.name));
-    (true, decided.unwrap_or_else(|| "denied by no rule, and no policy allows only some".to_owned()))
+    // What bytes that are no request are allowed, every request is.
+    match set.decide(&asked.seeing(Seen::Opaque)) {
+        whatever @ Decision::Allowed(_) => (End::Allowed, by(whatever)),
+        Decision::Refused(refusal) => {
+            let most = by(decision);
+            (
+                End::Depends,
+                format!("it depends on the request: at most {most}; what is no request is {refusal}"),
+            )
+        }
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +245,7 @@ mod tests {
             v1::Principal { namespace: "d".into(), service_account: "cart".into(), ..Default::default() };
         let terms = v1::SourceTerms { identities: vec![id], ..Default::default() };
         let near = v1::SourceTerms { cidrs: vec!["10.7.0.0/16".into()], ..Default::default() };
-        let rule = |terms| v1::AuthorizationRule { from: vec![terms], ports: vec![80] };
+        let rule = |terms| v1::AuthorizationRule { from: vec![terms], ports: vec![80], ..Default::default() };
         let rules = vec![rule(near), rule(terms)];
         v1::AuthorizationPolicy { namespace: "d".into(), name: "p".into(), rules, ..Default::default() }
             .into()
@@ -199,7 +258,8 @@ mod tests {
     #[track_caller]
     fn ask(source: Source, port: u16, resources: &[Resource]) -> (bool, String, &'static str) {
         let called = workload("db", "n1", "db");
-        let answer = check(Question { source, called, port, resources: resources.to_vec() }).unwrap();
+        let answer =
+            check(Question { source, called, port, request: None, resources: resources.to_vec() }).unwrap();
         (answer.allowed, answer.decided, answer.proof)
     }
 
@@ -240,10 +300,46 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_asked_about_where_policies_look_at_requests() {
+        let id =
+            v1::Principal { namespace: "d".into(), service_account: "cart".into(), ..Default::default() };
+        let from = vec![v1::SourceTerms { identities: vec![id], ..Default::default() }];
+        let get = v1::TargetTerms {
+            methods: vec!["GET".into()],
+            paths: vec!["/users/*".into()],
+            ..Default::default()
+        };
+        let rules = vec![v1::AuthorizationRule { from, ports: vec![0], to: vec![get], headers: vec![] }];
+        let policy =
+            v1::AuthorizationPolicy { namespace: "d".into(), name: "p".into(), rules, ..Default::default() };
+        let ask = |account: &str, request: Option<(&str, &str)>| {
+            let source = super::tests::from(workload("cart-1", "n1", account));
+            let request = request.map(|(method, path)| Sample {
+                method: method.into(),
+                path: path.into(),
+                host: String::new(),
+                headers: Vec::new(),
+            });
+            let resources = vec![policy.clone().into()];
+            let called = workload("db", "n1", "db");
+            let answer = check(Question { source, called, port: 80, request, resources }).unwrap();
+            (answer.allowed, answer.depends, answer.decided)
+        };
+        let none = "allowed by no rule of AuthorizationPolicy d/p".to_owned();
+        let by = "allowed by rules[0] of AuthorizationPolicy d/p".to_owned();
+        let (allowed, depends, decided) = ask("cart", None);
+        assert!(!allowed && depends && decided.contains("depends on the request"), "{decided}");
+        assert_eq!(ask("thief", None), (false, false, none.clone()));
+        assert_eq!(ask("cart", Some(("GET", "/users/7?a=/b"))), (true, false, by));
+        assert_eq!(ask("cart", Some(("POST", "/users/7"))), (false, false, none));
+        assert!(ask("cart", Some(("GET", "/users/../admin"))).2.contains("segment that is . or .."));
+    }
+
+    #[test]
     fn nobody_asks_where_no_agent_is() {
         let called = workload("db", "", "db");
         let source = Source::Address("10.7.1.1".parse().unwrap());
-        let question = Question { source, called, port: 80, resources: Vec::new() };
+        let question = Question { source, called, port: 80, request: None, resources: Vec::new() };
         assert!(check(question).unwrap_err().contains("runs on no node"));
     }
 }

@@ -38,6 +38,9 @@ pub enum ProxyError {
     /// An authorisation policy of the workload that is called does not let the caller in.
     #[error("a policy of the workload that is called refuses this caller")]
     DeniedByPolicy,
+    /// The workload that is called has policies on paths, and servers may read this one differently.
+    #[error("the request's path can be read in more than one way")]
+    UnclearPath,
     /// The endpoint refused the connection.
     #[error("the endpoint refused the connection")]
     ConnectRefused,
@@ -108,7 +111,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -117,6 +120,7 @@ impl ProxyError {
         Self::NoBackend,
         Self::NoEndpoints,
         Self::DeniedByPolicy,
+        Self::UnclearPath,
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed(ErrorKind::Other),
@@ -179,6 +183,7 @@ impl ProxyError {
             Self::NoBackend => "no_backend",
             Self::NoEndpoints => "no_endpoints",
             Self::DeniedByPolicy => "denied_by_policy",
+            Self::UnclearPath => "unclear_path",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed(_) => "connect_failed",
@@ -207,7 +212,7 @@ impl ProxyError {
     /// Status of the reply, where one can still be sent.
     pub const fn status(&self) -> u16 {
         match self {
-            Self::BadRequest(_) | Self::NotHttp => 400,
+            Self::BadRequest(_) | Self::NotHttp | Self::UnclearPath => 400,
             Self::DeniedByPolicy => 403,
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,

@@ -271,6 +271,9 @@ pub struct Workload {
     pub mesh_ns: u32,
     /// Who may connect to it; 0: everybody. Known only of workloads of this node.
     pub policy_set: PolicySetId,
+    /// The same policies, where they look at what comes to any of its ports; `None`: addresses and identities are all
+    /// that they ask for.
+    pub looks: Option<Arc<PolicySet>>,
     /// How its connections are carried; `None`: no policy says. Known only of workloads of this node.
     pub transport: Option<Arc<Transport>>,
     /// Addresses.
@@ -338,6 +341,11 @@ impl Workload {
     /// Does a listener for tunnels to it belong on this node?
     pub fn takes_tunnels(&self) -> bool {
         self.local && self.hbone && !self.host_network && !self.mtls.all_off()
+    }
+
+    /// Its policies, where they look at what comes to this port.
+    pub fn looks_at(&self, port: u16) -> Option<&Arc<PolicySet>> {
+        self.looks.as_ref().filter(|set| set.looks(Some(port)))
     }
 
     /// Its first IPv4 address.

@@ -282,7 +282,7 @@ fn asked(me: &Enrolled, flow: &mut Flow, entry_flags: u32, set: u32, port_be: u1
         return None;
     }
     let caller = Caller { identity: me.identity, namespace: me.namespace };
-    if kernel_policy::allowed(set, policy::OTHER_ADDRESSES, port_be, caller) {
+    if kernel_policy::allowed(set, policy::OTHER_ADDRESSES, port_be, PROTO_TCP, caller) {
         return None;
     }
     let called = Called { workload: flow.peer_workload, port_be, proto: PROTO_TCP };

@@ -6,7 +6,7 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::addr::Addr;
 use mesh_common::policy::{self, Caller};
-use mesh_common::record::{Denial, PolicyCidr};
+use mesh_common::record::{Denial, PROTO_UDP, PolicyCidr};
 use mesh_common::verdict::Verdict;
 
 use crate::maps::{DENIALS, POLICY, POLICY_CIDRS};
@@ -22,11 +22,11 @@ struct Aligned {
     prefix: PolicyCidr,
 }
 
-/// May this caller connect to this port? `addresses`: see [`range_of`].
+/// May this caller connect to this port, or send a datagram to it? `addresses`: see [`range_of`].
 #[inline(always)]
-pub fn allowed(set: u32, addresses: u32, port_be: u16, caller: Caller) -> bool {
+pub fn allowed(set: u32, addresses: u32, port_be: u16, proto: u8, caller: Caller) -> bool {
     // SAFETY: read at once; entries of a set never change.
-    policy::allowed(set, addresses, port_be, caller, |key| unsafe { POLICY.get(key) }.copied())
+    policy::allowed(set, addresses, port_be, proto == PROTO_UDP, caller, |key| unsafe { POLICY.get(key) }.copied())
 }
 
 /// The number of the range that an address is in, where the set asks.

@@ -252,7 +252,7 @@ pub extern "C" fn mesh_may(asks: *const Asks, me: *const Enrolled, ends: *const 
     let may = asks.endpoint == 0
         || asks.workload == me.workload
         || policy::asks_address(asks.set)
-        || kernel_policy::allowed(asks.set, policy::OTHER_ADDRESSES, ends.dst_port_be, caller)
+        || kernel_policy::allowed(asks.set, policy::OTHER_ADDRESSES, ends.dst_port_be, PROTO_UDP, caller)
         || is_answer(asks.workload, u32::from(u16::from_be(ends.dst_port_be)), &ends.src, ends.src_port_be);
     if may { YES } else { NO }
 }

@@ -235,7 +235,7 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
     if entry.flags & flags::INBOUND_PROXY == 0 {
         return PASS;
     }
-    if !authorised && left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
+    if !authorised && entry.flags & flags::REQUESTS == 0 && left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
         count(Verdict::InboundExcluded);
         return PASS;
     }
@@ -269,7 +269,7 @@ fn captured(ctx: &SkLookupContext) -> u32 {
 /// Does a policy set refuse what comes from a workload (0: nobody has proved which) at this address?
 #[inline(always)]
 fn refused(set: u32, caller: Caller, who: u32, remote: &Addr, called: Called) -> Option<Verdict> {
-    if policy::allowed(set, policy::range_of(set, remote), called.port_be, caller) {
+    if policy::allowed(set, policy::range_of(set, remote), called.port_be, called.proto, caller) {
         return None;
     }
     // A workload may always call itself; on the host's address that comes by here.

@@ -24,6 +24,18 @@ pub struct Check {
     /// Port of the workload, or of the service; without, the only one that it serves, or all of a service's
     #[arg(short, long)]
     port: Option<u16>,
+    /// Method of a request to ask about
+    #[arg(short = 'X', long)]
+    method: Option<String>,
+    /// Its path
+    #[arg(long)]
+    path: Option<String>,
+    /// Its host
+    #[arg(long)]
+    host: Option<String>,
+    /// A header of it, NAME:VALUE; may be repeated
+    #[arg(short = 'H', long = "header")]
+    headers: Vec<String>,
     /// How to show it
     #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
     output: String,
@@ -32,10 +44,7 @@ pub struct Check {
 impl Authz {
     pub fn run(&self, client: &Client) -> Result<()> {
         let Authz::Check(check) = self;
-        let port = check.port.map_or_else(String::new, |port| format!("&port={port}"));
-        let (source, destination) = (query(&check.source), query(&check.destination));
-        let path = format!("/v1/authz/check?source={source}&destination={destination}{port}");
-        let answer = client.get(&path)?;
+        let answer = client.get(&check.asks())?;
         if check.output == "json" {
             println!("{answer:#}");
             return Ok(());
@@ -46,9 +55,35 @@ impl Authz {
     }
 }
 
+impl Check {
+    /// The path and query that ask.
+    fn asks(&self) -> String {
+        let (source, destination) = (query(&self.source), query(&self.destination));
+        let mut asks = format!("/v1/authz/check?source={source}&destination={destination}");
+        let headers = (!self.headers.is_empty()).then(|| self.headers.join("\n"));
+        let more = [
+            ("port", self.port.map(|port| port.to_string())),
+            ("method", self.method.clone()),
+            ("path", self.path.clone()),
+            ("host", self.host.clone()),
+            ("headers", headers),
+        ];
+        for (name, value) in more {
+            if let Some(value) = value {
+                asks.extend(["&", name, "=", &query(&value)]);
+            }
+        }
+        asks
+    }
+}
+
 fn row(item: &Value) -> Vec<String> {
     let text = |field: &str| item[field].as_str().unwrap_or("?").to_owned();
-    let answer = if item["allowed"] == true { "allowed" } else { "refused" };
+    let answer = match (item["allowed"] == true, item["depends"] == true) {
+        (true, _) => "allowed",
+        (false, true) => "depends",
+        (false, false) => "refused",
+    };
     vec![text("workload"), item["port"].to_string(), answer.to_owned(), text("decided"), text("proof")]
 }
 
@@ -65,6 +100,22 @@ fn query(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::query;
+
+    #[test]
+    fn a_request_is_asked_about_where_one_is_given() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            check: super::Check,
+        }
+        let asks = |line: &str| Line::parse_from(line.split(' ')).check.asks();
+        assert_eq!(asks("check a b -p 80"), "/v1/authz/check?source=a&destination=b&port=80");
+        assert_eq!(
+            asks("check a b -X PUT --path /x?y --host h -H k:v -H l:w"),
+            "/v1/authz/check?source=a&destination=b&method=PUT&path=/x%3Fy&host=h&headers=k:v%0Al:w"
+        );
+    }
 
     #[test]
     fn what_is_not_plain_is_escaped() {

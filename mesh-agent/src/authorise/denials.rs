@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_common::addr;
 use mesh_common::record::{Denial, PROTO_UDP};
+use mesh_core::authorise::Seen;
 use mesh_core::snapshot::Snapshot;
 
 use super::senders::Strangers;
@@ -56,7 +57,8 @@ fn say(snapshot: &Snapshot, config: &Config, denial: &Denial) {
     let names = config.names();
     let destination_name = names.workload(snapshot, destination);
     let from = who(address, (source != 0).then(|| names.workload(snapshot, source)));
-    let why = refusal(snapshot, destination, caller(snapshot, source), address, port);
+    let seen = if proto == u16::from(PROTO_UDP) { Seen::Opaque } else { Seen::Unknown };
+    let why = refusal(snapshot, destination, caller(snapshot, source), address, (port, seen));
     let refusal = why.unwrap_or_else(|| {
         "by what was in force: it has changed since, or does not fit the map POLICY".to_owned()
     });

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mesh_common::policy::{Caller, UNPROVED};
+use mesh_core::authorise::{Asked, Seen, at};
 use mesh_core::snapshot::Snapshot;
 
 use crate::config::Handle as Config;
@@ -35,14 +36,14 @@ pub struct Ended {
     pub plaintext: AtomicU64,
 }
 
-/// Starts its tasks; they run as long as the agent does.
-pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config) -> Arc<Ended> {
+/// Starts its tasks; they run as long as the agent does. `took_over`: see [`revoke::follow`].
+pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config, took_over: bool) -> Arc<Ended> {
     let ended = Arc::new(Ended::default());
     let strangers = Arc::default();
     tokio::spawn(denials::follow(kernel.clone(), config.clone(), Arc::clone(&strangers)));
     tokio::spawn(senders::follow(kernel.clone(), proxy.clone(), config.clone(), strangers));
     tokio::spawn(squatters::follow(proxy.clone(), config.clone()));
-    tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone()));
+    tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone(), took_over));
     ended
 }
 
@@ -53,10 +54,17 @@ fn caller(snapshot: &Snapshot, workload: u32) -> Caller {
 }
 
 /// Why this caller may not connect to this workload; `None`: it may.
-fn refusal(snapshot: &Snapshot, called: u32, caller: Caller, address: IpAddr, port: u16) -> Option<String> {
+fn refusal(
+    snapshot: &Snapshot,
+    called: u32,
+    caller: Caller,
+    address: IpAddr,
+    (port, seen): (u16, Seen<'_>),
+) -> Option<String> {
     let set = snapshot.workloads.get(&called)?.policy_set;
-    let refusal = snapshot.policies.get(&set)?.refuses(caller, address, port);
-    refusal.map(|refusal| refusal.to_string())
+    let at = at(address);
+    let asked = Asked { caller, addresses: Some(&at), port: Some(port), seen };
+    snapshot.policies.get(&set)?.refuses(&asked).map(|refusal| refusal.to_string())
 }
 
 /// Lines that may still be logged in this second: a flood of refusals must not become a flood of lines.

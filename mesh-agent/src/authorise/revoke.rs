@@ -16,6 +16,9 @@
 //!
 //! It also tells the kernel which workloads have policies at all: their other addresses are closed.
 //!
+//! Where requests decide, connections on which the proxy asks about each of them stay as long as any request may be
+//! allowed; those that it does not see end unless they may carry whatever they like.
+//!
 //! Cost: a look at the changed workloads' sockets; at everybody's, once, where a proof is missing. Bounded by
 //! [`MOST`] sockets a namespace. Not here: connections that are cut because their workload has ended (enrol).
 
@@ -30,7 +33,7 @@ use std::time::Duration;
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED};
 use mesh_common::record::FlowKey;
-use mesh_core::authorise::Network;
+use mesh_core::authorise::{Network, Seen};
 use mesh_core::hbone::PORT as TUNNELS;
 use mesh_core::mtls::{MtlsMode, MtlsRules};
 use mesh_core::snapshot::{Exclusions, PolicySetId, Snapshot, Workload, WorkloadId};
@@ -46,12 +49,22 @@ use crate::sys;
 const LOOK: Duration = Duration::from_millis(100);
 /// From the first look to the second.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Until a connection that the agent has accepted is known to be one whose requests it asks about.
+const ACCEPTED: Duration = Duration::from_millis(100);
 
 /// A workload's sockets, and where they live.
 type Places = Vec<(WorkloadId, Arc<OwnedFd>)>;
 
 /// Looks at every epoch for as long as the agent runs.
-pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, ended: Arc<Ended>) {
+///
+/// `took_over`: another agent serves connections still, and has asked about requests on them; it is not known which.
+pub(super) async fn follow(
+    kernel: Arc<Kernel>,
+    proxy: Proxy,
+    config: Config,
+    ended: Arc<Ended>,
+    mut took_over: bool,
+) {
     let mut epochs = config.epoch();
     let mut known: HashMap<WorkloadId, Asked> = HashMap::new();
     let mut policed: HashMap<WorkloadId, bool> = HashMap::new();
@@ -71,9 +84,17 @@ pub(super) async fn follow(kernel: Arc<Kernel>, proxy: Proxy, config: Config, en
         let closed = known.iter().map(|(id, asked)| (*id, asked.anything())).collect();
         set_policed(&kernel, &closed, &mut policed);
         if !changed.is_empty() {
-            look(&kernel, &config, &places, &changed, &ended).await;
+            let task = Task {
+                kernel: kernel.clone(),
+                proxy: proxy.clone(),
+                places,
+                ended: ended.clone(),
+                took_over,
+            };
+            took_over = false;
+            task.look(&config, &changed).await;
             tokio::time::sleep(AGAIN).await;
-            look(&kernel, &config, &places, &changed, &ended).await;
+            task.look(&config, &changed).await;
         }
         // A workload may come without an epoch.
         if let Ok(Err(_)) = tokio::time::timeout(LOOK, epochs.changed()).await {
@@ -137,38 +158,41 @@ fn set_policed(kernel: &Kernel, known: &HashMap<WorkloadId, bool>, told: &mut Ha
     }
 }
 
-async fn look(
-    kernel: &Arc<Kernel>,
-    config: &Config,
-    places: &Places,
-    changed: &[WorkloadId],
-    ended: &Arc<Ended>,
-) {
-    let (kernel, snapshot) = (kernel.clone(), config.snapshot());
-    let (places, changed, ended) = (places.clone(), changed.to_vec(), ended.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        Look { kernel: &kernel, snapshot: &snapshot, places: &places, ends: None, ended: &ended }
-            .all(&changed);
-    });
-    if let Err(error) = looked.await {
-        tracing::error!(%error, "connections could not be looked at after a change of policy");
+/// What a look needs.
+#[derive(Clone)]
+struct Task {
+    kernel: Arc<Kernel>,
+    proxy: Proxy,
+    places: Places,
+    /// Connections ended, in all.
+    ended: Arc<Ended>,
+    /// See [`follow`].
+    took_over: bool,
+}
+
+impl Task {
+    async fn look(&self, config: &Config, changed: &[WorkloadId]) {
+        let (task, snapshot, changed) = (self.clone(), config.snapshot(), changed.to_vec());
+        let looked = tokio::task::spawn_blocking(move || {
+            Look { task: &task, snapshot: &snapshot, ends: None }.all(&changed);
+        });
+        if let Err(error) = looked.await {
+            tracing::error!(%error, "connections could not be looked at after a change of policy");
+        }
     }
 }
 
 struct Look<'a> {
-    kernel: &'a Kernel,
+    task: &'a Task,
     snapshot: &'a Snapshot,
-    places: &'a Places,
     /// Who holds the other end of connections on this node; `None`: not asked yet.
     ends: Option<HashMap<(SocketAddr, SocketAddr), WorkloadId>>,
-    /// Connections ended, in all.
-    ended: &'a Ended,
 }
 
 impl Look<'_> {
     fn all(&mut self, changed: &[WorkloadId]) {
         for workload in changed {
-            let Some((_, netns)) = self.places.iter().find(|(id, _)| id == workload) else { continue };
+            let Some((_, netns)) = self.task.places.iter().find(|(id, _)| id == workload) else { continue };
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 match sys::in_netns(netns.as_fd(), || {
                     let diag = Diag::new()?;
@@ -210,42 +234,51 @@ impl Look<'_> {
             let tunnel = !udp && port == TUNNELS && called.takes_tunnels();
             !tunnel && !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
         };
-        let (mut refused, mut plain) = (0, 0);
+        let (mut ended, mut plain, mut direct) = (0, 0, Vec::new());
         for socket in sockets.iter().filter(inbound) {
-            let (caller, who) = self.caller_of(protocol, socket);
+            let (caller, who, by_agent) = self.caller_of(protocol, socket);
             // Its neighbours on the host share its address, and so does it itself.
             if who == workload {
                 continue;
             }
-            let port = socket.local.port();
-            let policy = refusal(self.snapshot, workload, caller, socket.remote.ip(), port);
-            let count = if policy.is_some() { &mut refused } else { &mut plain };
-            let plaintext = || (!udp && is_plaintext(called, socket, who)).then(|| "plaintext".to_owned());
-            let Some(why) = policy.or_else(plaintext) else { continue };
-            match diag.destroy(socket) {
-                Ok(true) => {
-                    *count += 1;
-                    tracing::debug!(source = %socket.remote, port, why, "connection ended by policy");
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(%error, source = %socket.remote, "a connection that is no longer allowed cannot be ended");
-                }
+            let ask = |seen| {
+                let at = (socket.local.port(), seen);
+                refusal(self.snapshot, workload, caller, socket.remote.ip(), at)
+            };
+            if let Some(why) = ask(if udp { Seen::Opaque } else { Seen::Unknown }) {
+                ended += u64::from(end(diag, socket, &why));
+            } else if !udp && !by_agent && is_plaintext(called, socket, who) {
+                plain += u64::from(end(diag, socket, "plaintext"));
+            } else if !by_agent
+                && !self.task.took_over
+                && let Some(why) = ask(Seen::Opaque)
+            {
+                direct.push((socket, why));
             }
         }
-        self.ended.policy.fetch_add(refused, Relaxed);
-        self.ended.plaintext.fetch_add(plain, Relaxed);
+        // Of what may bring requests that are allowed, those that nobody asks about. One that has just been accepted is
+        // not known to be asked about yet.
+        let asked = |socket: &Socket| self.task.proxy.asks_requests_of(socket.remote, socket.local);
+        direct.retain(|(socket, _)| !asked(socket));
+        if !direct.is_empty() {
+            std::thread::sleep(ACCEPTED);
+            for (socket, why) in direct.iter().filter(|(socket, _)| !asked(socket)) {
+                ended += u64::from(end(diag, socket, why));
+            }
+        }
+        self.task.ended.policy.fetch_add(ended, Relaxed);
+        self.task.ended.plaintext.fetch_add(plain, Relaxed);
         let workload = || self.name(workload);
-        if refused > 0 {
-            tracing::info!(workload = workload(), connections = refused, "ended by a change of policy");
+        if ended > 0 {
+            tracing::info!(workload = workload(), connections = ended, "ended by a change of policy");
         }
         if plain > 0 {
             tracing::info!(workload = workload(), connections = plain, "plaintext ended: strict from now on");
         }
     }
 
-    /// Who it is, and which workload of this node; 0: none.
-    fn caller_of(&mut self, protocol: Protocol, socket: &Socket) -> (Caller, WorkloadId) {
+    /// Who it is, and which workload of this node (0: none). `true`: the agent has opened it, and asks itself.
+    fn caller_of(&mut self, protocol: Protocol, socket: &Socket) -> (Caller, WorkloadId, bool) {
         let flow = FlowKey {
             src: addr::from_ip(socket.remote.ip()),
             dst: addr::from_ip(socket.local.ip()),
@@ -253,22 +286,23 @@ impl Look<'_> {
             dst_port_be: socket.local.port().to_be(),
         };
         if protocol == Protocol::Udp {
-            let sender = self.kernel.sender_of(&flow);
-            return sender.map_or((UNPROVED, 0), |sender| {
-                (Caller { identity: sender.identity, namespace: sender.namespace }, sender.workload)
+            let sender = self.task.kernel.sender_of(&flow);
+            return sender.map_or((UNPROVED, 0, false), |sender| {
+                (Caller { identity: sender.identity, namespace: sender.namespace }, sender.workload, false)
             });
         }
-        if let Some(source) = self.kernel.source_of(&flow) {
+        if let Some(source) = self.task.kernel.source_of(&flow) {
+            let by_agent = source.authorised != 0;
             if source.namespace == 0 {
-                return (caller(self.snapshot, source.workload), source.workload);
+                return (caller(self.snapshot, source.workload), source.workload, by_agent);
             }
             let caller = Caller { identity: source.identity, namespace: source.namespace };
-            return (caller, source.workload);
+            return (caller, source.workload, by_agent);
         }
-        let (places, snapshot, kernel) = (self.places, self.snapshot, self.kernel);
-        let ends = self.ends.get_or_insert_with(|| other_ends(places, snapshot, kernel));
+        let (task, snapshot) = (self.task, self.snapshot);
+        let ends = self.ends.get_or_insert_with(|| other_ends(&task.places, snapshot, &task.kernel));
         let holder = ends.get(&(socket.remote, socket.local)).copied();
-        holder.map_or((UNPROVED, 0), |holder| (caller(self.snapshot, holder), holder))
+        holder.map_or((UNPROVED, 0, false), |holder| (caller(self.snapshot, holder), holder, false))
     }
 
     fn name(&self, workload: WorkloadId) -> String {
@@ -298,6 +332,23 @@ fn other_ends(
         }
     }
     ends
+}
+
+/// Ends a connection; `false`: it had ended.
+fn end(diag: &Diag, socket: &Socket, why: &str) -> bool {
+    match diag.destroy(socket) {
+        Ok(ended) => {
+            if ended {
+                let port = socket.local.port();
+                tracing::debug!(source = %socket.remote, port, why, "connection ended by policy");
+            }
+            ended
+        }
+        Err(error) => {
+            tracing::error!(%error, source = %socket.remote, "a connection that is no longer allowed cannot be ended");
+            false
+        }
+    }
 }
 
 fn is_local(ip: IpAddr) -> bool {

@@ -190,6 +190,7 @@ pub mod tests {
             identity: 1,
             mesh_ns: 1,
             policy_set: 0,
+            looks: None,
             addresses: [].into(),
             ports: [].into(),
         }

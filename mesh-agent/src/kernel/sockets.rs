@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use mesh_common::addr;
 use mesh_common::flows::COOKIE;
-use mesh_common::record::{Capture, captured, flow, role};
+use mesh_common::record::{Capture, PROTO_TCP, WorkloadKey, captured, flags, flow, role};
 use mesh_common::udp::{SIDE_HEARD, StickyKey};
 
 use super::maps::Kernel;
@@ -84,6 +84,15 @@ impl Kernel {
         };
         let asked = self.sticky.lock().get(&key, 0).ok()?;
         Some(SocketAddr::new(addr::to_ip(&asked.addr), u16::from_be(asked.port_be)))
+    }
+
+    /// Do the maps say that requests decide at this address and port of a workload of this node?
+    pub fn asks_requests(&self, at: SocketAddr) -> bool {
+        let key =
+            |port_be| WorkloadKey { addr: addr::from_ip(at.ip()), port_be, proto: PROTO_TCP, network: 0 };
+        let workloads = self.workloads.lock();
+        let entry = workloads.get(&key(at.port().to_be()), 0).or_else(|_| workloads.get(&key(0), 0));
+        entry.is_ok_and(|entry| entry.flags & flags::REQUESTS != 0)
     }
 
     /// Marks a listener as the agent's; accepted sockets inherit the mark and get the client's record.

@@ -1,32 +1,262 @@
-//! May this workload be called? Asked before a connection to a workload of this node is opened or used again;
-//! a workload of another node is asked there, by the kernel, or by the agent at the end of a tunnel ([`admits`]).
+//! May this workload be called, and with this request? Asked before a connection to a workload of this node is opened
+//! or used again, and of each request where its policies look at requests; a workload of another node is asked there,
+//! by the kernel, or by the agent at the end of a tunnel ([`admits`]).
 //!
-//! route ──Hop──▶ **authorise** ──▶ pool, transport
+//! ```text
+//! route ──Hop──▶ acquire ──head, as it is passed on──▶ **authorise** ──▶ pool, transport
+//! intercept, tunnels ──bytes──▶ **authorise** ──▶ transport
+//! ```
 //!
+//! The head is read once more as it will be passed on: what is decided upon is what the application gets. What was let
+//! in and is no HTTP any more is asked about again when policies change ([`Judged`]).
+//!
+//! Invariant: where requests decide, nothing reaches the application that was not asked about.
 //! Cost: nothing where the hop's workload has no policy. Not here: what policies mean (mesh-core's authorise).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use mesh_api::spiffe::SpiffeId;
-use mesh_common::policy::Caller;
-use mesh_core::authorise::Refusal;
+use mesh_common::addr;
+use mesh_common::policy::{Caller, UNPROVED, proves};
+use mesh_common::record::FlowKey;
+use mesh_core::authorise::{Asked, PolicySet, Refusal, Request, Seen, at};
 use mesh_core::error::ProxyError;
-use mesh_core::snapshot::Snapshot;
+use mesh_core::http1::{Limits, parse_request};
+use mesh_core::snapshot::{Snapshot, Workload};
+use slab::Slab;
 
+use super::clock::Watch;
+use super::hbone::tunnel::Tunnel;
 use super::intercept::Hop;
 use super::member::Member;
+use super::sockets::Sockets;
 use super::worker::Worker;
 use crate::authorise::Quota;
+use crate::sys::monotonic_ns;
 
 /// Refusals of the proxy that are logged.
 static LOGGED: Quota = Quota::new();
+/// Matches of policies that audit, that are logged.
+static AUDITED: Quota = Quota::new();
 
-/// Refuses a hop that the policies of its workload do not allow.
-pub fn authorise(worker: &Worker, member: &Member, hop: &Hop) -> Result<(), ProxyError> {
-    if hop.policed == 0 || hop.policed == member.workload {
+/// Who calls.
+#[derive(Clone)]
+pub enum Whose {
+    /// The session's own workload.
+    Member,
+    /// Whoever is at the other end of a connection that came to it.
+    Other(Other),
+    /// Whoever is at the other end of a tunnel.
+    Tunnel(Rc<Tunnel>),
+}
+
+/// The other end of a connection that came to a workload of ours.
+#[derive(Clone)]
+pub struct Other {
+    client: SocketAddr,
+    wanted: SocketAddr,
+    /// What the kernel has said: who it is, and which workload (0: unknown). Asked once.
+    known: Cell<Option<(Caller, u32)>>,
+}
+
+impl Other {
+    /// The connection from `client` to `wanted`.
+    pub fn new(client: SocketAddr, wanted: SocketAddr) -> Self {
+        Self { client, wanted, known: Cell::new(None) }
+    }
+
+    /// Client and destination.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.client, self.wanted)
+    }
+
+    /// Who it is, as the kernel has it. `fresh`: the connection has just come, and an older proof is none.
+    fn caller(&self, sockets: &dyn Sockets, snapshot: &Snapshot, fresh: bool) -> (Caller, u32) {
+        if let Some(known) = self.known.get() {
+            return known;
+        }
+        let flow = FlowKey {
+            src: addr::from_ip(self.client.ip()),
+            dst: addr::from_ip(self.wanted.ip()),
+            src_port_be: self.client.port().to_be(),
+            dst_port_be: self.wanted.port().to_be(),
+        };
+        let source = sockets.source_of(&flow);
+        let source = source.filter(|source| !fresh || proves(source.established_ns, monotonic_ns()));
+        let known = source.map_or((UNPROVED, 0), |source| {
+            let own = Caller { identity: source.identity, namespace: source.namespace };
+            let found = || snapshot.workloads.get(&source.workload);
+            let caller = match source.namespace {
+                0 => found().map_or(UNPROVED, |w| Caller { identity: w.identity, namespace: w.mesh_ns }),
+                _ => own,
+            };
+            (caller, source.workload)
+        });
+        self.known.set(Some(known));
+        known
+    }
+}
+
+/// Who is called by whom, and the policies that are to be asked.
+struct Case<'s> {
+    called: &'s Workload,
+    set: &'s PolicySet,
+    caller: Caller,
+    from: IpAddr,
+    /// The workload that calls; 0: none that is known.
+    source: u32,
+}
+
+impl Whose {
+    /// `None`: nobody is to be asked.
+    fn case<'s>(
+        &self,
+        sockets: &dyn Sockets,
+        snapshot: &'s Snapshot,
+        member: &Member,
+        hop: &Hop,
+    ) -> Result<Option<Case<'s>>, ProxyError> {
+        let called = if let Self::Member = self { hop.policed } else { member.workload };
+        if called == 0 || (matches!(self, Self::Member) && called == member.workload) {
+            return Ok(None);
+        }
+        let called = snapshot.workloads.get(&called).ok_or(ProxyError::DeniedByPolicy)?;
+        let (caller, from, source) = match self {
+            Self::Member => {
+                // What the connection will come from: sockets are made in the workload's own namespace.
+                let from = match hop.address {
+                    SocketAddr::V4(_) => IpAddr::V4(member.addr4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+                    SocketAddr::V6(_) => IpAddr::V6(member.addr6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
+                };
+                (Caller { identity: member.identity, namespace: member.namespace }, from, member.workload)
+            }
+            // The rest was asked when it came.
+            _ if called.looks_at(hop.address.port()).is_none() => return Ok(None),
+            Self::Other(other) => {
+                let (caller, source) = other.caller(sockets, snapshot, false);
+                (caller, other.client.ip(), source)
+            }
+            Self::Tunnel(tunnel) => (tunnel.caller(snapshot), tunnel.address.ip(), 0),
+        };
+        // A workload may always call itself.
+        if called.policy_set == 0 || source == called.id {
+            return Ok(None);
+        }
+        let set = snapshot.policies.get(&called.policy_set).ok_or(ProxyError::DeniedByPolicy)?;
+        Ok(Some(Case { called, set, caller, from, source }))
+    }
+}
+
+impl Case<'_> {
+    fn decide(
+        &self,
+        worker: &Worker,
+        snapshot: &Snapshot,
+        port: u16,
+        seen: Seen<'_>,
+    ) -> Result<(), ProxyError> {
+        let network = at(self.from);
+        let asked = Asked { caller: self.caller, addresses: Some(&network), port: Some(port), seen };
+        for (policy, rule) in self.set.audits(&asked) {
+            worker.shared.audits.count(&policy.name);
+            if AUDITED.take() {
+                let (source, destination) = (self.source(snapshot), &*self.called.full_name);
+                let policy = &*policy.name;
+                tracing::info!(source, destination, port, policy, rule, "matched by a policy that audits");
+            }
+        }
+        let Some(refusal) = self.set.refuses(&asked) else { return Ok(()) };
+        if LOGGED.take() {
+            let (source, destination) = (self.source(snapshot), &*self.called.full_name);
+            tracing::warn!(source, destination, port, %refusal, "refused by policy");
+        }
+        Err(if let Refusal::Unclear { .. } = refusal {
+            ProxyError::UnclearPath
+        } else {
+            ProxyError::DeniedByPolicy
+        })
+    }
+
+    fn source(&self, snapshot: &Snapshot) -> String {
+        let name = snapshot.workloads.get(&self.source).map(|caller| caller.full_name.to_string());
+        name.unwrap_or_else(|| self.from.to_string())
+    }
+}
+
+/// May opaque bytes go this way?
+pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Result<(), ProxyError> {
+    worker.with_snapshot(|snapshot| match whose.case(&*worker.sockets, snapshot, member, hop)? {
+        None => Ok(()),
+        Some(case) => case.decide(worker, snapshot, hop.address.port(), Seen::Opaque),
+    })
+}
+
+/// May this request go this way? `head`: as it is passed on.
+pub fn request(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    head: &[u8],
+) -> Result<(), ProxyError> {
+    if let (Whose::Member, 0) = (whose, hop.policed) {
         return Ok(());
     }
-    worker.with_snapshot(|snapshot| ask(snapshot, member, hop))
+    worker.with_snapshot(|snapshot| {
+        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(()) };
+        let port = hop.address.port();
+        if !case.set.looks(Some(port)) {
+            return case.decide(worker, snapshot, port, Seen::Unknown);
+        }
+        // It may have grown a little on its way.
+        let head = parse_request(head, &Limits::default())?;
+        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
+    })
+}
+
+/// The same of a request that is a stream of its own.
+pub fn stream(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    head: &Request<'_>,
+) -> Result<(), ProxyError> {
+    if let (Whose::Member, 0) = (whose, hop.policed) {
+        return Ok(());
+    }
+    worker.with_snapshot(|snapshot| {
+        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(()) };
+        let port = hop.address.port();
+        let seen = if case.set.looks(Some(port)) { Seen::Request(head) } else { Seen::Unknown };
+        case.decide(worker, snapshot, port, seen)
+    })
+}
+
+/// May whoever is at the other end send what it likes to this port of our workload, for all that is known now? Else its
+/// requests are asked about one by one.
+pub fn sends_anything(
+    snapshot: &Snapshot,
+    sockets: &dyn Sockets,
+    called: &Workload,
+    whose: &Whose,
+    port: u16,
+) -> bool {
+    let Some(set) = called.looks_at(port) else { return true };
+    let (caller, source, from) = match whose {
+        Whose::Member => return true,
+        Whose::Other(other) => {
+            let (caller, source) = other.caller(sockets, snapshot, true);
+            (caller, source, other.client.ip())
+        }
+        Whose::Tunnel(tunnel) => (tunnel.caller(snapshot), 0, tunnel.address.ip()),
+    };
+    let network = at(from);
+    let asked = Asked::connection(caller, port).from(&network).seeing(Seen::Opaque);
+    source == called.id || set.refuses(&asked).is_none()
 }
 
 /// May a peer that has proved who it is connect to this workload of ours, from that address to this port? `caller` says
@@ -36,15 +266,18 @@ pub fn admits(
     member: &Member,
     (peer, caller): (&SpiffeId, impl FnOnce(&Snapshot) -> Caller),
     from: IpAddr,
-    port: u16,
+    (port, seen): (u16, Seen<'_>),
 ) -> bool {
     let Some(called) = snapshot.workloads.get(&member.workload) else { return false };
     if called.policy_set == 0 {
         return true;
     }
     let Some(set) = snapshot.policies.get(&called.policy_set) else { return false };
-    match set.refuses(caller(snapshot), from, port) {
+    let network = at(from);
+    let asked = Asked { caller: caller(snapshot), addresses: Some(&network), port: Some(port), seen };
+    match set.refuses(&asked) {
         None => true,
+        // That it is asked about request by request is nothing to tell of.
         Some(refusal) => {
             if LOGGED.take() {
                 let source = peer;
@@ -55,31 +288,55 @@ pub fn admits(
     }
 }
 
-fn ask(snapshot: &Snapshot, member: &Member, hop: &Hop) -> Result<(), ProxyError> {
-    let Some(called) = snapshot.workloads.get(&hop.policed) else { return Err(ProxyError::DeniedByPolicy) };
-    if called.policy_set == 0 {
-        return Ok(());
+/// Connections that carry opaque bytes because a policy allowed it, or a request that began them.
+#[derive(Default)]
+pub struct Judged(RefCell<Slab<One>>);
+
+struct One {
+    member: Arc<Member>,
+    whose: Whose,
+    hop: Hop,
+    /// The request that it was before.
+    head: Option<Box<[u8]>>,
+    watch: Rc<Watch>,
+}
+
+impl Judged {
+    /// One that is allowed now; for as long as what is returned lives, policies that change end it.
+    pub fn add(
+        worker: &Rc<Worker>,
+        (member, whose): (&Arc<Member>, &Whose),
+        hop: Hop,
+        head: Option<Box<[u8]>>,
+        watch: &Rc<Watch>,
+    ) -> impl Drop + use<> {
+        let one = One { member: member.clone(), whose: whose.clone(), hop, head, watch: watch.clone() };
+        let key = worker.judged.0.borrow_mut().insert(one);
+        Standing { worker: worker.clone(), key }
     }
-    let Some(set) = snapshot.policies.get(&called.policy_set) else { return Err(ProxyError::DeniedByPolicy) };
-    let caller = Caller { identity: member.identity, namespace: member.namespace };
-    // What the connection will come from: sockets are made in the workload's own namespace.
-    let address = match hop.address {
-        std::net::SocketAddr::V4(_) => IpAddr::V4(member.addr4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
-        std::net::SocketAddr::V6(_) => IpAddr::V6(member.addr6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
-    };
-    match set.refuses(caller, address, hop.address.port()) {
-        None => Ok(()),
-        Some(refusal) => {
-            log(snapshot, member, &called.full_name, hop, &refusal);
-            Err(ProxyError::DeniedByPolicy)
+
+    /// Ends those that are not allowed any more.
+    pub fn judge(&self, worker: &Worker) {
+        for (_, one) in self.0.borrow().iter() {
+            let allowed = match &one.head {
+                Some(head) => request(worker, &one.member, &one.whose, &one.hop, head).is_ok(),
+                None => opaque(worker, &one.member, &one.whose, &one.hop).is_ok(),
+            };
+            if !allowed {
+                one.watch.end();
+            }
         }
     }
 }
 
-fn log(snapshot: &Snapshot, member: &Member, destination: &str, hop: &Hop, refusal: &Refusal<'_>) {
-    if LOGGED.take() {
-        let source = snapshot.workloads.get(&member.workload).map_or("", |caller| &*caller.full_name);
-        tracing::warn!(source, destination, port = hop.address.port(), %refusal, "refused by policy");
+struct Standing {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.worker.judged.0.borrow_mut().try_remove(self.key);
     }
 }
 
@@ -87,46 +344,47 @@ fn log(snapshot: &Snapshot, member: &Member, destination: &str, hop: &Hop, refus
 mod tests {
     use super::super::tests::rig::workload;
     use super::*;
+    use crate::path::tests::rig::Fake;
     use mesh_api::proto::v1::Protocol;
-    use mesh_core::authorise::{Policy, PolicySet, Rule, Terms};
-    use std::net::SocketAddr;
-    use std::sync::Arc;
+    use mesh_core::authorise::{Action, Policy, Rule, Terms};
 
     const A: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8001);
 
     fn snapshot(allowed: Caller) -> Snapshot {
         let terms = Terms { identities: [allowed].into(), ..Terms::default() };
         let rule = Rule { from: [terms].into(), ..Rule::default() };
-        let policy = Policy { name: "default/p".into(), deny: false, rules: [rule].into() };
+        let policy = Policy { name: "default/p".into(), action: Action::Allow, rules: [rule].into() };
         let mut snapshot = Snapshot::default();
-        snapshot.policies.insert(4, Arc::new(PolicySet { policies: [Arc::new(policy)].into() }));
+        snapshot.policies.insert(4, Arc::new(PolicySet::new([Arc::new(policy)].into())));
         let mut called = workload(9, A, Protocol::Http);
         called.policy_set = 4;
         snapshot.workloads.insert(9, Arc::new(called));
         snapshot
     }
 
+    fn refused(snapshot: &Snapshot, policed: u32) -> bool {
+        let member = Member::for_tests();
+        let hop = Hop { service: 1, endpoint: 1, local: true, address: A, show: None, policed, tunnel: 0 };
+        match Whose::Member.case(&Fake::default(), snapshot, &member, &hop) {
+            Err(_) => true,
+            Ok(None) => false,
+            Ok(Some(case)) => {
+                case.set.refuses(&Asked::connection(case.caller, 8001).seeing(Seen::Opaque)).is_some()
+            }
+        }
+    }
+
     #[test]
     fn a_hop_to_a_workload_with_policies_asks_them() {
-        let member = Member::for_tests();
-        let hop = |policed| Hop {
-            service: 1,
-            endpoint: 1,
-            local: true,
-            address: A,
-            show: None,
-            policed,
-            tunnel: 0,
-        };
-        let ours = Caller { identity: member.identity.max(1), namespace: 1 };
-        let denied = Err(ProxyError::DeniedByPolicy);
         // The member of tests has identity 0, which is nobody's.
-        assert_eq!(ask(&snapshot(ours), &member, &hop(9)), denied);
-        assert_eq!(ask(&snapshot(ours), &member, &hop(77)), denied, "gone meanwhile");
+        let ours = Caller { identity: 1, namespace: 1 };
+        assert!(refused(&snapshot(ours), 9));
+        assert!(refused(&snapshot(ours), 77), "gone meanwhile");
+        assert!(!refused(&snapshot(ours), 0) && !refused(&snapshot(ours), 7), "nobody, and itself");
         let mut open = snapshot(ours);
         let mut called = workload(9, A, Protocol::Http);
         called.policy_set = 0;
         open.workloads.insert(9, Arc::new(called));
-        assert_eq!(ask(&open, &member, &hop(9)), Ok(()));
+        assert!(!refused(&open, 9));
     }
 }

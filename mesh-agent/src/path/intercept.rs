@@ -4,12 +4,10 @@
 //!
 //! Outbound, the kernel's capture record says where the application wanted to go. A virtual address of a
 //! service means the service: its routes and its balancing. Any other address (headless, a workload's own)
-//! means that one endpoint. Inbound, the accepted socket's own address is where the client wanted to go, and
-//! its peer is the real client.
+//! means that one endpoint. Inbound connections: [`super::inbound`].
 //!
 //! Invariant: a connection whose destination is not known is reset, never guessed.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -25,16 +23,17 @@ use mesh_core::error::ProxyError;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
-use super::authorise::authorise;
+use super::authorise::{Judged, Other, Whose, opaque};
 use super::clock::Watched;
 use super::hbone::client::Via;
+use super::inbound::Noted;
 use super::link::Link;
 use super::member::{Held, Member};
 use super::pool::is_plain;
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
-use super::{hbone, http1, http2, tcp};
+use super::{hbone, http1, http2, inbound, tcp};
 use crate::dns;
 
 /// One place that a connection can be opened to.
@@ -50,7 +49,7 @@ pub struct Hop {
     pub address: SocketAddr,
     /// The client that the application is to see.
     pub show: Option<SocketAddr>,
-    /// Its workload, where that lives here and has policies that are to be asked; 0: nobody is asked.
+    /// Its workload, where that lives here: it may have policies, or get some while the hop lasts; 0: nobody is asked.
     pub policed: u32,
     /// The workload of another node to which the way is a tunnel; 0: the way is plain.
     pub tunnel: u32,
@@ -60,7 +59,7 @@ impl Hop {
     /// The way to an endpoint of a service.
     pub fn to(service: u32, endpoint: &Endpoint, prefer_v6: bool) -> Option<Self> {
         let address = endpoint.address(prefer_v6)?;
-        let policed = if endpoint.policy_set == 0 { 0 } else { endpoint.workload };
+        let policed = if endpoint.local { endpoint.workload } else { 0 };
         let tunnel = if endpoint.tunnel { endpoint.workload } else { 0 };
         Some(Self {
             service,
@@ -81,7 +80,7 @@ impl Hop {
             local: workload.local,
             address,
             show: None,
-            policed: if workload.policy_set == 0 { 0 } else { workload.id },
+            policed: if workload.local { workload.id } else { 0 },
             tunnel: if workload.tunnels(address.port()) { workload.id } else { 0 },
         })
     }
@@ -132,10 +131,13 @@ pub enum To {
 
 /// What was found out about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Way {
-    to: To,
-    spoken: Spoken,
-    prefer_v6: bool,
+pub struct Way {
+    /// Where.
+    pub to: To,
+    /// What is spoken.
+    pub spoken: Spoken,
+    /// The client used an IPv6 address.
+    pub prefer_v6: bool,
 }
 
 /// An accepted connection that is being proxied.
@@ -148,6 +150,8 @@ pub struct Session {
     pub direction: Direction,
     /// Where its requests go.
     pub to: To,
+    /// Who calls, to policies.
+    pub whose: Whose,
     /// The client used an IPv6 address.
     pub prefer_v6: bool,
     /// The client's side.
@@ -182,13 +186,17 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         }
         return drop(admitted);
     }
-    let Some(way) = way(&worker, &member, record.as_ref(), &stream).await else { return stream.reset() };
+    let ends = if record.is_none() { inbound::ends(&stream) } else { None };
+    let whose = ends.map_or(Whose::Member, |(client, wanted)| Whose::Other(Other::new(client, wanted)));
+    let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else { return stream.reset() };
+    let _noted = ends.filter(|_| way.spoken == Spoken::Http1).map(|ends| Noted::new(&worker, ends));
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
     let session = Session {
         direction,
         to: way.to,
+        whose,
         prefer_v6: way.prefer_v6,
         held: Held::new(&member),
         worker,
@@ -206,7 +214,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
 }
 
 /// What the snapshot says of a connection.
-enum Found {
+pub enum Found {
     /// It goes there.
     Way(Way),
     /// Nowhere.
@@ -221,13 +229,13 @@ const BEHIND_MOST: Duration = Duration::from_secs(2);
 const BEHIND_STEP: Duration = Duration::from_millis(10);
 
 /// Where a connection goes; `None`, counted: nowhere.
-async fn way(worker: &Worker, member: &Member, record: Option<&Capture>, stream: &Stream) -> Option<Way> {
+async fn way(worker: &Worker, member: &Member, record: Option<&Capture>, whose: &Whose) -> Option<Way> {
     let begun = Instant::now();
     loop {
         let found = match (record, member.usage.gone()) {
             (_, true) => return None,
             (Some(record), false) => outbound(worker, record),
-            (None, false) => inbound(worker, member, stream).ok()?,
+            (None, false) => inbound::way(worker, member, whose),
         };
         match found {
             Found::Way(way) => return Some(way),
@@ -244,7 +252,11 @@ async fn serve_tcp(session: Session, hop: Hop) {
     let begun = Instant::now();
     let worker = session.worker.clone();
     let target = || hop.target(&worker, &session.member);
-    let opened = match authorise(&worker, &session.member, &hop).and_then(|()| target()) {
+    let _judged = (hop.policed != 0).then(|| {
+        let parties = (&session.member, &session.whose);
+        Judged::add(&worker, parties, hop, None, session.watch.rc())
+    });
+    let opened = match opaque(&worker, &session.member, &session.whose, &hop).and_then(|()| target()) {
         Ok(target) => transport::open(&worker, &target, &session.watch).await,
         Err(error) => Err(error),
     };
@@ -333,62 +345,6 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
 }
 
-fn inbound(worker: &Worker, member: &Member, stream: &Stream) -> io::Result<Found> {
-    let (wanted, client) = (plain(stream.local()?), plain(stream.peer()?));
-    if !member.is_at(wanted.ip()) {
-        return Ok(Found::Nothing);
-    }
-    Ok(worker.with_snapshot(|snapshot| match way_in(snapshot, member.workload, wanted, client) {
-        Some(way) => Found::Way(way),
-        None if !snapshot.workloads.contains_key(&member.workload) => Found::Behind,
-        None => Found::Nothing,
-    }))
-}
-
-/// Where an inbound connection goes: to the workload's own address, showing its client. `None`: to a port
-/// that serves nothing, such as the listener's own, which somebody has dialled. Carried on, that connection
-/// would arrive here again, and again.
-fn way_in(snapshot: &Snapshot, workload: u32, wanted: SocketAddr, client: SocketAddr) -> Option<Way> {
-    let workload = snapshot.workloads.get(&workload)?;
-    let port = workload.ports.iter().find(|p| p.port == wanted.port() && !p.udp())?;
-    let http = port.protocol == Protocol::Http;
-    Some(Way {
-        to: To::Hop(Hop {
-            service: port.service,
-            // The caller's leg is counted on the endpoint already where the caller is of this node.
-            endpoint: 0,
-            local: true,
-            address: wanted,
-            show: Some(client),
-            // The kernel has asked before it handed the connection over.
-            policed: 0,
-            tunnel: 0,
-        }),
-        spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
-        prefer_v6: wanted.is_ipv6(),
-    })
-}
-
-/// Where a connection goes that came through a tunnel for this address of the workload: as if it had come there, but
-/// to every port that it has, and through the HTTP path only where inbound connections are meant to.
-pub fn way_to_own(
-    snapshot: &Snapshot,
-    workload: u32,
-    wanted: SocketAddr,
-    client: SocketAddr,
-) -> (Hop, Spoken) {
-    let way = way_in(snapshot, workload, wanted, client);
-    let proxied = snapshot.workloads.get(&workload).is_some_and(|workload| {
-        workload.ports.iter().any(|p| p.port == wanted.port() && !p.udp() && p.inbound_proxy)
-    });
-    if let Some(Way { to: To::Hop(hop), spoken, .. }) = way {
-        return (hop, if proxied { spoken } else { Spoken::Tcp });
-    }
-    let show = Some(client);
-    let hop = Hop { service: 0, endpoint: 0, local: true, address: wanted, show, policed: 0, tunnel: 0 };
-    (hop, Spoken::Tcp)
-}
-
 /// The address without the v4-mapped form that an IPv6 listener shows.
 pub fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -398,7 +354,7 @@ pub fn plain(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::super::tests::rig::{VIP, service, workload};
     use super::*;
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::net::{IpAddr, Ipv4Addr};
 
     const A: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8001);
     const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8002);
@@ -435,7 +391,8 @@ mod tests {
     }
 
     fn hop(service: u32, endpoint: u32, address: SocketAddr) -> To {
-        To::Hop(Hop { service, endpoint, ..direct(address) })
+        // Workloads and endpoints have the same numbers.
+        To::Hop(Hop { service, endpoint, policed: endpoint, ..direct(address) })
     }
 
     #[test]
@@ -467,22 +424,10 @@ mod tests {
                 Capture { endpoint, flags, addr: addr::from_ip(ip), port_be: 99_u16.to_be(), ..nobodys() };
             way_out(&snapshot, &record, || 0).map(|way| way.to)
         };
-        let want = Hop { endpoint: 0, service: 0, ..direct(SocketAddr::new(A.ip(), 99)) };
+        let want = Hop { endpoint: 0, service: 0, policed: 7, ..direct(SocketAddr::new(A.ip(), 99)) };
         assert_eq!(way(7, A.ip()), Some(To::Hop(want)));
         assert_eq!(way(7, VIP.into()), None, "it is not there any more");
         assert_eq!(way(8, A.ip()), None);
-    }
-
-    #[test]
-    fn an_inbound_connection_goes_where_it_was_going_and_shows_its_client() {
-        let client = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 5000);
-        let mut snapshot = Snapshot::default();
-        snapshot.workloads.insert(7, Arc::new(workload(7, A, Protocol::Tcp)));
-        // A port that serves nothing, as the listener's own: carried on it would come back for ever.
-        assert!(way_in(&snapshot, 7, B, client).is_none());
-        let way = way_in(&snapshot, 7, A, client).expect("a port that serves");
-        let To::Hop(hop) = way.to else { panic!("{way:?}") };
-        assert_eq!((hop.address, hop.show, hop.local, way.spoken), (A, Some(client), true, Spoken::Tcp));
     }
 
     #[test]

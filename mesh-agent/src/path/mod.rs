@@ -34,6 +34,7 @@ pub mod hash;
 pub mod hbone;
 pub mod http1;
 pub mod http2;
+mod inbound;
 pub mod intercept;
 pub mod link;
 pub mod member;

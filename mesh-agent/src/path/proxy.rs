@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -185,7 +185,14 @@ impl Proxy {
     /// What was counted, over all workers.
     pub fn stats(&self) -> ProxyStats {
         let stats = stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)));
-        ProxyStats { tunnels: self.tunnels(), ..stats }
+        let mut audits = HashMap::new();
+        self.inner.shared.iter().for_each(|s| s.audits.add_to(&mut audits));
+        ProxyStats { tunnels: self.tunnels(), audits, ..stats }
+    }
+
+    /// Does it ask about requests on this connection, one by one?
+    pub fn asks_requests_of(&self, client: SocketAddr, wanted: SocketAddr) -> bool {
+        self.inner.shared.iter().any(|s| s.inbound.has(client, wanted))
     }
 
     /// What was counted of tunnels, over all workers.

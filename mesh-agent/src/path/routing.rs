@@ -133,12 +133,14 @@ pub struct Account {
     pub status: u16,
     /// See [`RequestKey::reason`].
     pub reason: &'static str,
+    /// Its head, where it may end HTTP: policies may ask for it later.
+    pub asked: Option<Box<[u8]>>,
 }
 
 impl Account {
     /// Of a request that has come now.
     pub fn begun_now() -> Self {
-        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "" }
+        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "", asked: None }
     }
 
     /// It was refused, or failed.

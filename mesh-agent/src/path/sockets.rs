@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use mesh_common::record::{Capture, Load};
+use mesh_common::record::{Capture, FlowKey, FlowSource, Load};
 use mesh_core::balance::Loads;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -38,6 +38,12 @@ pub trait Sockets: Send + Sync + 'static {
 
     /// The resolver that a workload's UDP socket asked by what came to the agent at `at`; `None`: it asked none.
     fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr>;
+
+    /// Who has opened a connection on this node, where its destination asks; `None`: nobody has proved it.
+    fn source_of(&self, flow: &FlowKey) -> Option<FlowSource>;
+
+    /// Do the maps still hand connections to this address and port to the agent, although requests decide there?
+    fn assigns(&self, wanted: SocketAddr) -> bool;
 
     /// A non-blocking socket in a network namespace that asks resolvers: its questions are not taken again.
     fn resolving(&self, netns: BorrowedFd<'_>, v6: bool, stream: bool) -> io::Result<OwnedFd>;
@@ -73,6 +79,14 @@ impl Sockets for Kernel {
 
     fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr> {
         self.asked(client, at)
+    }
+
+    fn source_of(&self, flow: &FlowKey) -> Option<FlowSource> {
+        self.source_of(flow)
+    }
+
+    fn assigns(&self, wanted: SocketAddr) -> bool {
+        self.asks_requests(wanted)
     }
 
     fn resolving(&self, netns: BorrowedFd<'_>, v6: bool, stream: bool) -> io::Result<OwnedFd> {

@@ -6,8 +6,9 @@
 //!
 //! Units: microseconds. Cost: one uncontended lock and one look-up a request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -153,6 +154,56 @@ impl Requests {
     }
 }
 
+/// Policies whose matches are counted by name, on each worker; those beyond count as one.
+const AUDITS: usize = 1024;
+/// The name of those.
+const OVERFLOW: &str = "overflow";
+
+/// What policies that audit have matched on one worker.
+#[derive(Debug, Default)]
+pub struct Audits(Mutex<HashMap<Arc<str>, u64>>);
+
+impl Audits {
+    /// One more of this policy.
+    pub fn count(&self, policy: &Arc<str>) {
+        let mut all = self.0.lock();
+        if let Some(count) = all.get_mut(policy) {
+            *count += 1;
+            return;
+        }
+        let name = if all.len() < AUDITS { policy.clone() } else { OVERFLOW.into() };
+        *all.entry(name).or_default() += 1;
+    }
+
+    /// Adds them to others.
+    pub fn add_to(&self, sum: &mut HashMap<Arc<str>, u64>) {
+        for (policy, count) in &*self.0.lock() {
+            *sum.entry(policy.clone()).or_default() += count;
+        }
+    }
+}
+
+/// The inbound connections of one worker on which HTTP is spoken, by client and destination.
+#[derive(Debug, Default)]
+pub struct Inbound(Mutex<HashSet<(SocketAddr, SocketAddr)>>);
+
+impl Inbound {
+    /// Notes one.
+    pub fn add(&self, client: SocketAddr, wanted: SocketAddr) {
+        self.0.lock().insert((client, wanted));
+    }
+
+    /// Forgets it.
+    pub fn remove(&self, client: SocketAddr, wanted: SocketAddr) {
+        self.0.lock().remove(&(client, wanted));
+    }
+
+    /// Is it one?
+    pub fn has(&self, client: SocketAddr, wanted: SocketAddr) -> bool {
+        self.0.lock().contains(&(client, wanted))
+    }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one worker, read by anybody.
@@ -240,6 +291,8 @@ pub struct ProxyStats {
     pub overflow: Series,
     /// Tunnels.
     pub tunnels: TunnelCounts,
+    /// What policies that audit have matched, by their names.
+    pub audits: HashMap<Arc<str>, u64>,
 }
 
 /// Adds workers up.

@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::accept::{self, Job, Listeners};
+use super::authorise::Judged;
 use super::buffers::Pool;
 use super::clock::{Clock, LOOK_MS};
 use super::hbone::Identities;
@@ -38,7 +39,7 @@ use super::link::FlushQueue;
 use super::member::Member;
 use super::pool::Upstreams;
 use super::sockets::Sockets;
-use super::stats::{Counters, Requests};
+use super::stats::{Audits, Counters, Inbound, Requests};
 use super::transport::Plain;
 use super::{Limits, intercept};
 use crate::sys::monotonic_ns;
@@ -69,6 +70,10 @@ pub struct Shared {
     pub requests: Requests,
     /// Tunnels.
     pub tunnels: TunnelCounters,
+    /// Matches of policies that audit.
+    pub audits: Audits,
+    /// Inbound connections on which requests are asked about.
+    pub inbound: Inbound,
     /// `CLOCK_MONOTONIC` nanoseconds of its last heartbeat.
     pub beat_ns: AtomicU64,
 }
@@ -127,6 +132,8 @@ pub struct Worker {
     pub transport: Plain,
     /// Tunnels, this worker's own.
     pub tunnels: Tunnels,
+    /// Connections that are asked about again when policies change.
+    pub judged: Judged,
     /// Whom they prove to be, and whom they believe.
     pub identities: Identities,
     /// Connections of HTTP/2 to endpoints.
@@ -173,6 +180,7 @@ impl Worker {
             balance: RefCell::default(),
             transport: Plain { sockets: common.sockets.clone(), clock: clock.clone() },
             tunnels: Tunnels::default(),
+            judged: Judged::default(),
             identities: Identities::new(common.keys.clone()),
             peers: Peers::default(),
             retries: Retries::default(),
@@ -226,7 +234,7 @@ impl Worker {
         self.listeners.borrow_mut().retain(|_, l| !l.member.usage.gone());
         self.clock.cut_gone();
         self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
-        self.with_snapshot(|snapshot| {
+        let changed = self.with_snapshot(|snapshot| {
             let changed = self.epoch.replace(snapshot.epoch) != snapshot.epoch;
             let (now, idle, changes) =
                 (self.clock.now(), self.limits.upstream_idle, changed.then_some(snapshot));
@@ -236,7 +244,11 @@ impl Worker {
                 self.balance.borrow_mut().retain(snapshot);
                 self.tunnels.judge(snapshot);
             }
+            changed
         });
+        if changed {
+            self.judged.judge(self);
+        }
         self.shared.counters.upstream_idle.store(self.upstreams.idle() as u64, Relaxed);
     }
 }

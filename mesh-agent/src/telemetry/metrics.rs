@@ -88,6 +88,7 @@ metrics! {
     UPSTREAM_IDLE = "mesh_upstream_idle", Gauge, &[], "Upstream connections waiting in the pools.";
     HBONE_TUNNELS = "mesh_hbone_tunnels", Gauge, &["role"], "Tunnels that are open: as client, where a workload of this node calls, and as server.";
     HBONE_STREAMS = "mesh_hbone_streams", Gauge, &["role"], "Connections inside tunnels.";
+    POLICY_AUDITED = "mesh_policy_audited_total", Counter, &["policy"], "What AuthorizationPolicies of action audit have matched: requests, and connections on which none are looked at. Policies beyond the first 1024 count as overflow.";
     HBONE_HANDSHAKES = "mesh_hbone_handshakes_total", Counter, &["role", "outcome", "fault"], "Tunnels begun, by how that ended: ok, timeout, broken, no_certificate (of our own), or why a certificate was refused; fault: us, where this node refused the peer's, peer, where the peer refused ours.";
     HBONE_REFUSED = "mesh_hbone_refused_total", Counter, &["reason"], "CONNECTs that this node refused.";
     ENDPOINT_LIVE = "mesh_endpoint_live", Gauge, ENDPOINT, "Connections from this node to an endpoint now. Only with /metrics?endpoints.";

@@ -71,6 +71,11 @@ pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<M
     let mut all = vec![requests.finish(), duration.finish()];
     all.extend(counts(&stats.counts));
     all.extend(tunnels(&stats.tunnels));
+    let mut audits = Family::new(&m::POLICY_AUDITED);
+    for (policy, count) in &stats.audits {
+        audits.add(&[policy], *count as f64);
+    }
+    all.extend(Some(audits.finish()).filter(|family| !family.get_metric().is_empty()));
     all
 }
 

@@ -1,18 +1,20 @@
-//! `AuthorizationPolicy`: who may connect to which workloads of its namespace.
+//! `AuthorizationPolicy`: who may connect to which workloads of its namespace, and with which requests.
 //!
-//! Built: terms that a connection shows (identity, namespace, address, port), `allow` and `deny`. Terms of
-//! requests (paths, methods, headers, hosts, JWT claims) and `audit` are refused by name.
-//! Not here: what several policies come to (mesh-core's authorise).
+//! Built: terms that a connection shows (identity, namespace, address, port) and that a request shows (method, path,
+//! host, headers); `allow`, `deny`, `audit`. JWT claims and what is negated are refused by name.
+//! Not here: what several policies come to (mesh-core's authorise), the forms of paths (http_path).
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::envelope::labels;
 use crate::error::{ApiError, Reason};
-use crate::name::{LABEL, SUBDOMAIN};
+use crate::http_path::PathPattern;
+use crate::name::{Form, HOSTNAME, LABEL, SUBDOMAIN};
 use crate::spiffe::SpiffeId;
 use crate::walk::At;
 
@@ -22,6 +24,8 @@ const MAX_RULES: usize = 64;
 const MAX_ENTRIES: usize = 16;
 /// Most values of one term.
 const MAX_VALUES: usize = 64;
+/// Longest path.
+const MAX_PATH: usize = 1024;
 
 /// What an `AuthorizationPolicy` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -60,17 +64,22 @@ pub enum Action {
     Allow,
     /// They are refused.
     Deny,
+    /// They are counted, and nothing is decided.
+    Audit,
 }
 
-/// Matches where one entry of `from` and one of `to` do.
+/// Matches where one entry of `from`, one of `to` and all of `headers` do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AuthorizationRule {
     /// Who calls; none: anybody.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<SourceTerms>,
-    /// What is called; none: every port.
+    /// What is called; none: every port, and every request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<TargetTerms>,
+    /// Headers that the request has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderTerm>,
 }
 
 /// Matches where every kind of term that is there has a value that does; accounts and principals are one kind.
@@ -91,11 +100,43 @@ pub struct SourceTerms {
     pub cidrs: Vec<Cidr>,
 }
 
-/// What of the destination matches.
+/// What is called. Matches where every kind of term that is there has a value that does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TargetTerms {
-    /// Ports of the workload (not of a service); at least one.
+    /// Ports of the workload (not of a service).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
+    /// Methods of requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Paths of requests.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    pub paths: Vec<PathPattern>,
+    /// Hosts of requests: exact, or `*.` and a domain.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+}
+
+/// The header fields of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderTerm {
+    /// In lower case.
+    pub name: String,
+    /// What they must be.
+    pub is: HeaderIs,
+}
+
+/// What the header fields of a name must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderIs {
+    /// One of these.
+    Values(Vec<String>),
+    /// Something that begins so.
+    Prefix(String),
+    /// There.
+    Present,
+    /// Not there.
+    Absent,
 }
 
 /// A service account: `<name>` of the policy's namespace, or `<namespace>/<name>`.
@@ -143,8 +184,22 @@ impl Serialize for Cidr {
     }
 }
 
-fn as_texts<S: Serializer>(all: &[SpiffeId], to: S) -> Result<S::Ok, S::Error> {
+fn as_texts<S: Serializer>(all: &[impl fmt::Display], to: S) -> Result<S::Ok, S::Error> {
     to.collect_seq(all.iter().map(ToString::to_string))
+}
+
+impl Serialize for HeaderTerm {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(Some(2))?;
+        map.serialize_entry("name", &self.name)?;
+        match &self.is {
+            HeaderIs::Values(values) => map.serialize_entry("values", values)?,
+            HeaderIs::Prefix(prefix) => map.serialize_entry("prefix", prefix)?,
+            HeaderIs::Present => map.serialize_entry("present", &true)?,
+            HeaderIs::Absent => map.serialize_entry("absent", &true)?,
+        }
+        map.end()
+    }
 }
 
 impl Cidr {
@@ -177,7 +232,9 @@ impl AuthorizationPolicySpec {
             selector: fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default(),
             action: fields
                 .read("action", |at| {
-                    at.one_of(&[("allow", Action::Allow), ("deny", Action::Deny)], &["audit", "custom"])
+                    let actions =
+                        [("allow", Action::Allow), ("deny", Action::Deny), ("audit", Action::Audit)];
+                    at.one_of(&actions, &["custom"])
                 })?
                 .unwrap_or_default(),
             rules: fields.each("rules", 0..=MAX_RULES, |at| AuthorizationRule::read(&at))?,
@@ -193,12 +250,19 @@ impl Selector {
 }
 
 impl AuthorizationRule {
+    /// Are there terms on requests?
+    pub fn asks_requests(&self) -> bool {
+        let asks = |to: &TargetTerms| !(to.methods.is_empty() && to.paths.is_empty() && to.hosts.is_empty());
+        !self.headers.is_empty() || self.to.iter().any(asks)
+    }
+
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["from", "to"], &["when"])?;
+        let fields = at.object(&["from", "to", "headers"], &["when"])?;
         Ok(Self {
             // An empty list could be read as "nobody" and as "anybody".
             from: fields.each("from", 1..=MAX_ENTRIES, |at| SourceTerms::read(&at))?,
             to: fields.each("to", 1..=MAX_ENTRIES, |at| TargetTerms::read(&at))?,
+            headers: fields.each("headers", 1..=MAX_ENTRIES, |at| HeaderTerm::read(&at))?,
         })
     }
 }
@@ -238,12 +302,81 @@ impl SourceTerms {
 
 impl TargetTerms {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(
-            &["ports"],
-            &["paths", "methods", "headers", "hosts", "notPorts", "notPaths", "notMethods"],
-        )?;
-        let ports = fields.need("ports", "a list of 1..=64 ports of the workload")?.list(1..=MAX_VALUES)?;
-        Ok(Self { ports: ports.iter().map(At::port).collect::<Result<_, _>>()? })
+        let known = ["ports", "methods", "paths", "hosts"];
+        let fields = at.object(&known, &["headers", "notPorts", "notPaths", "notMethods", "notHosts"])?;
+        let host =
+            "a lower-case host name such as shop.example, *.shop.example for those below, or an address";
+        let terms = Self {
+            ports: fields.each("ports", 1..=MAX_VALUES, |at| at.port())?,
+            methods: fields.each("methods", 1..=MAX_VALUES, |at| at.checked(&METHOD))?,
+            paths: fields
+                .each("paths", 1..=MAX_VALUES, |at| at.parsed(PathPattern::ACCEPTED, path_pattern))?,
+            hosts: fields.each("hosts", 1..=MAX_VALUES, |at| at.parsed(host, parse_host))?,
+        };
+        if terms == Self::default() {
+            let accepted =
+                format!("an object with {}; for whatever is called leave `to` out", known.join(", "));
+            return Err(at.refuse(Reason::OutOfRange, accepted));
+        }
+        Ok(terms)
+    }
+}
+
+impl HeaderTerm {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let known = ["name", "values", "prefix", "present", "absent"];
+        let fields = at.object(&known, &["regex", "notValues"])?;
+        let name = fields.need("name", HEADER_NAME.accepted)?.checked(&HEADER_NAME)?.to_ascii_lowercase();
+        let yes =
+            |at: At<'_>| if at.boolean()? { Ok(()) } else { Err(at.refuse(Reason::OutOfRange, "true")) };
+        let values = fields.each("values", 1..=MAX_VALUES, |at| at.checked(&HEADER_VALUE))?;
+        let said = [
+            (!values.is_empty()).then_some(HeaderIs::Values(values)),
+            fields.read("prefix", |at| at.checked(&HEADER_VALUE))?.map(HeaderIs::Prefix),
+            fields.read("present", yes)?.map(|()| HeaderIs::Present),
+            fields.read("absent", yes)?.map(|()| HeaderIs::Absent),
+        ];
+        let mut said = said.into_iter().flatten();
+        match (said.next(), said.next()) {
+            (Some(is), None) => Ok(Self { name, is }),
+            _ => Err(at.refuse(Reason::OutOfRange, "exactly one of values, prefix, present, absent")),
+        }
+    }
+}
+
+/// A method of HTTP.
+const METHOD: Form = Form {
+    accepted: "a method as requests write it, such as GET: 1..=32 letters, digits and !#$%&'*+-.^_`|~",
+    holds: |text| text.len() <= 32 && is_token(text),
+};
+
+/// Name of a header.
+const HEADER_NAME: Form = Form {
+    accepted: "a header's name: 1..=64 letters, digits and !#$%&'*+-.^_`|~; for Host use to[].hosts",
+    holds: |text| text.len() <= 64 && is_token(text) && !text.eq_ignore_ascii_case("host"),
+};
+
+/// Value of a header.
+const HEADER_VALUE: Form = Form {
+    accepted: "1..=256 printable characters of ASCII, no space at either end",
+    holds: |text| {
+        let printable = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+        (1..=256).contains(&text.len()) && printable && text.trim_ascii() == text
+    },
+};
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+fn path_pattern(text: &str) -> Option<PathPattern> {
+    (text.len() <= MAX_PATH).then(|| PathPattern::parse(text)).flatten()
+}
+
+fn parse_host(text: &str) -> Option<String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(address.to_string()),
+        Err(_) => (HOSTNAME.holds)(text).then(|| text.to_owned()),
     }
 }
 

@@ -23,7 +23,8 @@ mod transport_policy;
 mod workload;
 
 pub use authorization_policy::{
-    Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, Selector, SourceTerms, TargetTerms,
+    Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
+    SourceTerms, TargetTerms,
 };
 pub use envelope::{Condition, Metadata, Status};
 pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};

@@ -343,13 +343,42 @@ fn an_authorization_policy_is_refused_where_it_is_wrong() {
     use Reason::*;
     let from = |terms: Value| changed(8, "/spec/rules/0/from/0", terms);
     let at = |field: &str| format!("spec.rules[0].from[0].{field}");
-    refuses(&changed(8, "/spec/action", json!("audit")), NotBuiltYet, "spec.action");
+    refuses(&changed(8, "/spec/action", json!("custom")), NotBuiltYet, "spec.action");
     refuses(&changed(8, "/spec/action", json!("ALLOW")), BadFormat, "spec.action");
     refuses(&changed(8, "/spec/rules/1/when", json!([])), NotBuiltYet, "spec.rules[1].when");
-    for unbuilt in ["paths", "methods", "headers", "hosts"] {
+    for unbuilt in ["headers", "notPaths", "notMethods", "notHosts"] {
         let to = changed(8, &format!("/spec/rules/0/to/0/{unbuilt}"), json!(["x"]));
         refuses(&to, NotBuiltYet, &format!("spec.rules[0].to[0].{unbuilt}"));
     }
+    let to = |field: &str, value: Value, reason: Reason, at: &str| {
+        let path = format!("spec.rules[0].to[0].{field}{at}");
+        refuses(&changed(8, &format!("/spec/rules/0/to/0/{field}"), value), reason, &path);
+    };
+    for method in ["", "GE T", "GET\n", "GÉT", &"X".repeat(33)] {
+        to("methods", json!(["GET", method]), BadFormat, "[1]");
+    }
+    to("methods", json!([]), OutOfRange, "");
+    for path in ["", "users", "/a//b", "/a/../b", "/a*", "/a/*/b", "/a?b", "/%61", "/{a}b", "/a b"] {
+        to("paths", json!([path]), BadFormat, "[0]");
+    }
+    to("paths", json!([format!("/{}", "x".repeat(1024))]), BadFormat, "[0]");
+    for host in ["", "Shop.example", "a:80", "*", "a.*.b", "http://a", "[::1]"] {
+        to("hosts", json!([host]), BadFormat, "[0]");
+    }
+    refuses(&changed(8, "/spec/rules/0/to/0", json!({})), OutOfRange, "spec.rules[0].to[0]");
+    let header = |value: Value, reason: Reason, at: &str| {
+        let path = format!("spec.rules[1].headers[0]{at}");
+        refuses(&changed(8, "/spec/rules/1/headers", json!([value])), reason, &path);
+    };
+    header(json!({"values": ["a"]}), MissingField, ".name");
+    header(json!({"name": "a b", "present": true}), BadFormat, ".name");
+    header(json!({"name": "Host", "present": true}), BadFormat, ".name");
+    header(json!({"name": "x-a"}), OutOfRange, "");
+    header(json!({"name": "x-a", "present": true, "absent": true}), OutOfRange, "");
+    header(json!({"name": "x-a", "present": false}), OutOfRange, ".present");
+    header(json!({"name": "x-a", "values": [" a"]}), BadFormat, ".values[0]");
+    header(json!({"name": "x-a", "prefix": ""}), BadFormat, ".prefix");
+    header(json!({"name": "x-a", "regex": "a"}), NotBuiltYet, ".regex");
     refuses(&from(json!({"jwt": {}})), NotBuiltYet, &at("jwt"));
     refuses(&from(json!({})), OutOfRange, "spec.rules[0].from[0]");
     refuses(&from(json!({"namespaces": []})), OutOfRange, &at("namespaces"));
@@ -367,6 +396,29 @@ fn an_authorization_policy_is_refused_where_it_is_wrong() {
     assert_eq!([names(0), names(1), names(2)], [("default", "cart"), ("shop", "pay"), ("a", "b")]);
     assert_eq!(policy.rules[0].ports, [5432, 80]);
     assert_eq!(policy.action(), v1::AuthorizationAction::Deny);
+}
+
+#[test]
+fn terms_on_requests_are_kept_as_they_were_said() {
+    let said = json!([{
+        "to": [
+            {"ports": [80], "methods": ["GET"], "paths": ["/users/{}", "/static/*"], "hosts": ["*.shop", "fd00::1"]},
+            {"ports": [81]},
+        ],
+        "headers": [
+            {"name": "x-a", "values": ["1", "2"]}, {"name": "x-b", "prefix": "team-"},
+            {"name": "x-c", "present": true}, {"name": "x-d", "absent": true},
+        ],
+    }]);
+    let object = object("AuthorizationPolicy", &json!({"action": "audit", "rules": said}));
+    let resource = Resource::parse(&object).unwrap();
+    assert_eq!(resource.to_json()["spec"]["rules"], said);
+    let Wire::AuthorizationPolicy(policy) = wire(&resource, vec![]) else { panic!("a policy") };
+    let rule = &policy.rules[0];
+    // An agent that knows only ports refuses port 0, and with it everything.
+    assert_eq!((policy.action(), &*rule.ports, rule.to.len()), (v1::AuthorizationAction::Audit, &[0][..], 2));
+    assert_eq!(rule.to[0].paths, ["/users/{}", "/static/*"]);
+    assert_eq!(rule.headers[3].is, Some(v1::header_term::Is::Present(false)));
 }
 
 #[test]

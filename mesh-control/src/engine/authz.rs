@@ -9,7 +9,7 @@ use mesh_api::error::{ApiError, Reason};
 use mesh_api::proto::v1;
 use mesh_api::resource::{Key, Kind};
 use mesh_api::spiffe::SpiffeId;
-use mesh_core::check::{Answer, Question, Source, check};
+use mesh_core::check::{Answer, Question, Sample, Source, check};
 use mesh_core::model::{self, Raw, Resource};
 use mesh_registry::registry::{Registry, WireResource};
 use serde_json::{Value, json};
@@ -21,12 +21,14 @@ const DESTINATION: &str = "a workload or a service, [NAMESPACE/]NAME";
 const PORT: &str = "1..=65535; may be left out where the destination serves one port alone";
 
 impl Engine {
-    /// What would become of connections from `source` to `destination`, one item a workload and port.
+    /// What would become of connections from `source` to `destination`, and of a request on them; one item a workload
+    /// and port.
     pub fn check_authorization(
         &self,
         source: &str,
         destination: &str,
         port: Option<u16>,
+        request: Option<&Sample>,
     ) -> Result<Value, ApiError> {
         let registry = self.registry.lock();
         let caller = source_of(&registry, source)?;
@@ -35,7 +37,13 @@ impl Engine {
         for (key, port) in called {
             let Some(workload) = workload(&registry, &key) else { continue };
             let resources = around(&registry, &key.namespace, &caller);
-            let question = Question { source: caller.clone(), called: workload, port, resources };
+            let question = Question {
+                source: caller.clone(),
+                called: workload,
+                port,
+                request: request.cloned(),
+                resources,
+            };
             let answer =
                 check(question).map_err(|why| refuse("destination", destination, DESTINATION, why))?;
             items.push(item(&key, port, &answer));
@@ -53,6 +61,7 @@ fn item(key: &Key, port: u16, answer: &Answer) -> Value {
         "workload": format!("{}/{}", key.namespace, key.name),
         "port": port,
         "allowed": answer.allowed,
+        "depends": answer.depends,
         "decided": answer.decided,
         "proof": answer.proof,
         "policies": answer.policies,

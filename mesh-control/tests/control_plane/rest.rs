@@ -188,4 +188,31 @@ async fn what_policies_come_to_can_be_asked() {
     }
     let (status, _) = admin.get("/v1/authz/check?source=cart").await;
     assert_eq!(status, 400);
+    admin
+        .apply(&json!({
+            "apiVersion": "nodemesh.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"},
+            "spec": {"rules": [{"to": [{"paths": ["/users/*"]}], "headers": [{"name": "x-a", "values": ["1"]}]}]},
+        }))
+        .await;
+    let depends = |body: &serde_json::Value| body["items"][0]["depends"] == true;
+    admin.eventually(&path("cart"), |status, body| status == 200 && depends(body)).await;
+    let request = |path: &str, headers: &str| {
+        format!("/v1/authz/check?source=cart&destination=db-0&path={path}&headers={headers}")
+    };
+    for (path, headers, allowed) in [
+        ("/users/7", "x-a:1", true),
+        ("/users/7", "x-a:2", false),
+        ("/users/7", "", false),
+        ("/", "X-A:%201", false),
+    ] {
+        let (status, body) = admin.get(&request(path, headers)).await;
+        assert_eq!(
+            (status, &body["items"][0]["allowed"]),
+            (200, &json!(allowed)),
+            "{path} {headers}: {body}"
+        );
+        assert!(!depends(&body));
+    }
+    let (status, body) = admin.get(&request("/", "nonsense")).await;
+    assert_eq!((status, &body["error"]["path"]), (400, &json!("headers")), "{body}");
 }

@@ -10,12 +10,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use mesh_api::http_path::PathPattern;
 use mesh_api::proto::v1;
 use mesh_api::resource::Cidr;
 use mesh_common::policy::{self, Caller};
 
 use super::{Compiler, Work};
-use crate::authorise::{NOBODY, Network, Policy, PolicySet, Rule, Terms};
+use crate::authorise::{
+    Action, HeaderTerm, HeaderValue, HostPattern, NOBODY, Network, Policy, PolicySet, Rule, Target, Term,
+    Terms,
+};
 use crate::ids::{IdKind, OutOfIds};
 use crate::model::{Kind, Name, join};
 use crate::snapshot::PolicySetId;
@@ -34,7 +38,7 @@ impl Compiler {
     /// Goes on counting policy sets from the highest number that the kernel's maps hold.
     #[must_use]
     pub fn after_policy_set(mut self, set: PolicySetId) -> Self {
-        self.next_set = self.next_set.max((set | 1).wrapping_add(1));
+        self.next_set = self.next_set.max((set | 3).wrapping_add(1));
         self
     }
 
@@ -50,15 +54,12 @@ impl Compiler {
                 self.authorization_rule(rule, &mut names).map_err(|why| format!("spec.rules[{i}].{why}"))
             });
             let rules: Result<Box<[Rule]>, String> = rules.collect();
+            let rules = rules.and_then(|rules| Ok((action(spec.action)?, rules)));
             let policy = match rules {
-                Ok(rules) => Policy {
-                    name: Name::clone(name),
-                    deny: spec.action() == v1::AuthorizationAction::Deny,
-                    rules,
-                },
+                Ok((action, rules)) => Policy { name: Name::clone(name), action, rules },
                 Err(why) => {
                     problems.push(format!("{why}: every connection to what it selects is refused"));
-                    Policy { name: Name::clone(name), deny: true, rules: [Rule::default()].into() }
+                    Policy { name: Name::clone(name), action: Action::Deny, rules: [Rule::default()].into() }
                 }
             };
             problems.extend(self.foreign(&spec));
@@ -93,9 +94,16 @@ impl Compiler {
         for (i, terms) in rule.from.iter().enumerate() {
             from.push(self.source_terms(terms, names).map_err(|why| format!("from[{i}]: {why}"))?);
         }
-        let ports: Result<BTreeSet<u16>, String> = rule.ports.iter().map(|port| super::port(*port)).collect();
-        let ports = ports.map_err(|why| format!("to: {why}"))?;
-        Ok(Rule { from: from.into(), ports: ports.into_iter().collect() })
+        let in_to = |why| format!("to: {why}");
+        let to = if rule.to.is_empty() && rule.headers.is_empty() {
+            let ports = ports(&rule.ports).map_err(in_to)?;
+            let target = Target { ports, ..Target::default() };
+            if target.ports.is_empty() { Box::default() } else { [target].into() }
+        } else {
+            rule.to.iter().map(target).collect::<Result<_, _>>().map_err(in_to)?
+        };
+        let when = rule.headers.iter().map(header).collect::<Result<_, _>>()?;
+        Ok(Rule { from: from.into(), to, when })
     }
 
     fn source_terms(
@@ -147,14 +155,15 @@ impl Compiler {
         if policies.is_empty() {
             return 0;
         }
-        let set = PolicySet { policies };
+        let set = PolicySet::new(policies);
         if let Some(id) = self.sets.get(&set) {
             return *id;
         }
-        let id = self.next_set | u32::from(set.asks_address());
+        let id = self.next_set | u32::from(set.asks_address()) | u32::from(set.asks_any_requests()) << 1;
         debug_assert_eq!(policy::asks_address(id), set.asks_address());
-        // Four billion changes later old numbers come again; the first of them are special.
-        self.next_set = self.next_set.wrapping_add(2).max(policy::FIRST_SET);
+        debug_assert_eq!(policy::tells_datagrams(id), set.asks_any_requests());
+        // A billion changes later old numbers come again; the first of them are special.
+        self.next_set = self.next_set.wrapping_add(4).max(policy::FIRST_SET);
         let set = Arc::new(set);
         self.sets.insert(Arc::clone(&set), id);
         self.next.policies.insert(id, set);
@@ -179,6 +188,43 @@ impl Compiler {
             stays
         });
     }
+}
+
+fn action(number: i32) -> Result<Action, String> {
+    match v1::AuthorizationAction::try_from(number) {
+        Ok(v1::AuthorizationAction::Allow) => Ok(Action::Allow),
+        Ok(v1::AuthorizationAction::Deny) => Ok(Action::Deny),
+        Ok(v1::AuthorizationAction::Audit) => Ok(Action::Audit),
+        Err(_) => Err(format!("action {number} is not known to this agent")),
+    }
+}
+
+fn ports(all: &[u32]) -> Result<Box<[u16]>, String> {
+    let ports: Result<BTreeSet<u16>, String> = all.iter().map(|port| super::port(*port)).collect();
+    Ok(ports?.into_iter().collect())
+}
+
+fn target(to: &v1::TargetTerms) -> Result<Target, String> {
+    let path = |text: &String| PathPattern::parse(text).ok_or_else(|| format!("{text:?} is not a path"));
+    Ok(Target {
+        ports: ports(&to.ports)?,
+        methods: to.methods.iter().map(|method| method.as_str().into()).collect(),
+        paths: to.paths.iter().map(path).collect::<Result<_, _>>()?,
+        hosts: to.hosts.iter().map(|host| HostPattern::new(host)).collect(),
+    })
+}
+
+fn header(term: &v1::HeaderTerm) -> Result<Term, String> {
+    use v1::header_term::Is;
+    let text = |text: &String| text.as_str().into();
+    let is = match &term.is {
+        Some(Is::Values(all)) => HeaderValue::OneOf(all.values.iter().map(text).collect()),
+        Some(Is::Prefix(prefix)) => HeaderValue::Prefix(text(prefix)),
+        Some(Is::Present(true)) => HeaderValue::Present,
+        Some(Is::Present(false)) => HeaderValue::Absent,
+        None => return Err(format!("headers: what is asked of {:?} is not known to this agent", term.name)),
+    };
+    Ok(Term::Header(HeaderTerm { name: term.name.to_ascii_lowercase().into(), is }))
 }
 
 /// The names of one namespace.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mesh_api::proto::v1::{self, Health};
 
 use super::{Compiler, Work, address};
+use crate::authorise::PolicySet;
 use crate::ids::EndpointKey;
 use crate::locality::PRIORITIES;
 use crate::model::{Kind, Name};
@@ -53,6 +54,7 @@ pub(super) enum Changed {
 struct Ruled {
     mtls: MtlsRules,
     policy_set: PolicySetId,
+    looks: Option<Arc<PolicySet>>,
     transport: Option<Arc<Transport>>,
 }
 
@@ -91,6 +93,8 @@ impl Compiler {
                 if local {
                     work.locals |= self.locals.insert(Name::clone(name));
                     ruled.policy_set = self.policy_set(&spec, work);
+                    let set = self.next.policies.get(&ruled.policy_set);
+                    ruled.looks = set.filter(|set| set.looks_anywhere()).map(Arc::clone);
                     ruled.transport = self.transport(&spec, ruled.mtls.mode);
                 }
                 let mut new = Arc::new(self.build(name, ids, ruled, &spec, before.as_deref(), &mut problems));
@@ -155,6 +159,7 @@ impl Compiler {
             identity: ids.identity,
             mesh_ns: ids.mesh_ns,
             policy_set: ruled.policy_set,
+            looks: ruled.looks,
             transport: ruled.transport,
             ports: ports.into(),
             addresses,

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use super::fields::{Fields, Kind};
 use super::framing::{connection, declared, diagnose, upgrade_offered};
 use super::{Framing, Limits, MAX_HEADERS, Malformed, Side, Version};
+use crate::authorise::{Headers, Request};
 use crate::error::ProxyError;
 use crate::head::Head;
 
@@ -61,6 +62,13 @@ pub struct RequestFacts {
     pub keep_alive: bool,
 }
 
+impl RequestFacts {
+    /// May the connection go on as something else than HTTP?
+    pub fn may_switch(&self) -> bool {
+        self.upgrade || self.method == MethodKind::Connect
+    }
+}
+
 impl RequestHead<'_> {
     /// What [`parse_response`](super::parse_response) needs of it; it outlives the buffer.
     pub fn facts(&self) -> RequestFacts {
@@ -84,6 +92,22 @@ impl RequestHead<'_> {
     /// The method may be sent a second time without a second effect (RFC 9110 section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
         matches!(self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
+    }
+}
+
+impl RequestHead<'_> {
+    /// As policies see it; nothing is known of tokens.
+    pub fn request(&self) -> Request<'_> {
+        let Self { method, path, authority, .. } = *self;
+        Request { method, path, authority, headers: self, claims: None }
+    }
+}
+
+impl Headers for RequestHead<'_> {
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+        for field in self.fields.all() {
+            show(field.name(self.buf), field.value(self.buf));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use mesh_common::record::{PolicyCidr, PolicyKey};
 use mesh_common::{addr, maps};
 
 use super::{Condition, MapOp, Ops, Scope, View, condition};
-use crate::authorise::{IPV4, NOBODY, Network, PolicySet};
+use crate::authorise::{Asked, IPV4, NOBODY, Network, PolicySet, Seen};
 use crate::model::Kind;
 use crate::snapshot::{PolicySetId, Snapshot};
 
@@ -115,7 +115,7 @@ fn put(view: &mut View, id: PolicySetId, entries: Entries, ops: &mut Ops) {
 }
 
 fn trouble(set: &PolicySet, problem: &str) -> Condition {
-    let names: Vec<&str> = set.policies.iter().map(|policy| &*policy.name).collect();
+    let names: Vec<&str> = set.policies().iter().map(|policy| &*policy.name).collect();
     let (namespace, name) = names.first().and_then(|name| name.split_once('/')).unwrap_or_default();
     let with = match names.len() {
         0 | 1 => String::new(),
@@ -127,6 +127,8 @@ fn trouble(set: &PolicySet, problem: &str) -> Condition {
 
 /// What a source may do, by port: the last is every port that is not named.
 type Row = Vec<u32>;
+/// What is told apart for one range of addresses: class, port, of datagrams alone, verdict.
+type Column = Vec<(u32, Option<u16>, bool, u32)>;
 
 /// Spells a set out.
 pub(super) fn entries(id: PolicySetId, set: &PolicySet) -> Result<Entries, String> {
@@ -139,7 +141,8 @@ pub(super) fn entries(id: PolicySetId, set: &PolicySet) -> Result<Entries, Strin
         // Its bits would catch IPv4 addresses, which are not its own.
         networks.insert(IPV4);
     }
-    let cases = (callers.len() + namespaces.len() + 2) * (ports.len() + 1) * (networks.len() + 1);
+    let carried = 1 + usize::from(set.asks_any_requests());
+    let cases = (callers.len() + namespaces.len() + 2) * (ports.len() + 1) * (networks.len() + 1) * carried;
     if cases > MOST_CASES {
         return Err(format!(
             "it tells {cases} combinations of sources, addresses and ports apart, more than {MOST_CASES}: name \
@@ -150,16 +153,16 @@ pub(super) fn entries(id: PolicySetId, set: &PolicySet) -> Result<Entries, Strin
         Cases { set, ports: ports.iter().copied().map(Some).chain([None]).collect(), callers, namespaces };
     let mut entries = Entries::default();
     // Ranges in which the same holds share a number.
-    let mut numbers: BTreeMap<Vec<(u32, Option<u16>, u32)>, u32> = BTreeMap::new();
+    let mut numbers: BTreeMap<Column, u32> = BTreeMap::new();
     for network in std::iter::once(None).chain(networks.iter().map(Some)) {
         let column = case.column(network);
         let next = numbers.len() as u32;
         let known = numbers.get(&column).copied();
         let addresses = known.unwrap_or(next);
         if known.is_none() {
-            entries.verdicts.extend(column.iter().map(|&(class, port, said)| {
+            entries.verdicts.extend(column.iter().map(|&(class, port, datagrams, said)| {
                 let port_be = port.map_or(policy::OTHER_PORTS, u16::to_be);
-                (PolicyKey { set: id, class, addresses, port_be, pad: 0 }, said)
+                (PolicyKey { set: id, class, addresses, port_be, datagrams: datagrams.into() }, said)
             }));
             numbers.insert(column, addresses);
         }
@@ -179,43 +182,55 @@ struct Cases<'a> {
 }
 
 impl Cases<'_> {
-    /// What holds for the addresses of a network: (class, port, verdict), without what follows from the rest.
-    fn column(&self, network: Option<&Network>) -> Vec<(u32, Option<u16>, u32)> {
-        // A stranger has an identity and a namespace that no term names.
-        let stranger = Caller { identity: NOBODY.identity, namespace: u32::MAX };
+    /// What holds for the addresses of a network, without what follows from the rest.
+    fn column(&self, network: Option<&Network>) -> Column {
         let mut column = Vec::new();
-        let anybody = self.row(stranger, network);
-        write(&mut column, class::ANYBODY, &self.ports, &anybody);
-        write(&mut column, class::UNPROVED, &self.ports, &self.row(UNPROVED, network));
-        let mut wider = BTreeMap::new();
-        for &namespace in &self.namespaces {
-            let row = self.row(Caller { namespace, ..stranger }, network);
-            if row != anybody {
-                write(&mut column, class::namespace(namespace), &self.ports, &row);
-                wider.insert(namespace, row);
-            }
-        }
-        for &caller in &self.callers {
-            let row = self.row(caller, network);
-            if row != *wider.get(&caller.namespace).unwrap_or(&anybody) {
-                write(&mut column, class::identity(caller.identity), &self.ports, &row);
-            }
+        self.add(network, false, &mut column);
+        if self.set.asks_any_requests() {
+            self.add(network, true, &mut column);
         }
         column
     }
 
-    fn row(&self, caller: Caller, network: Option<&Network>) -> Row {
-        let said = |port: &Option<u16>| match self.set.refuses_where(caller, network, *port) {
-            None => policy::ALLOW,
-            Some(_) => policy::DENY,
-        };
+    /// The same of connections, which may bring any request, or of datagrams, which bring none.
+    fn add(&self, network: Option<&Network>, datagrams: bool, column: &mut Column) {
+        // A stranger has an identity and a namespace that no term names.
+        let stranger = Caller { identity: NOBODY.identity, namespace: u32::MAX };
+        let row = |caller| self.row(caller, network, datagrams);
+        let mut write = |class, row: &Row| write(column, (class, datagrams), &self.ports, row);
+        let anybody = row(stranger);
+        write(class::ANYBODY, &anybody);
+        write(class::UNPROVED, &row(UNPROVED));
+        let mut wider = BTreeMap::new();
+        for &namespace in &self.namespaces {
+            let row = row(Caller { namespace, ..stranger });
+            if row != anybody {
+                write(class::namespace(namespace), &row);
+                wider.insert(namespace, row);
+            }
+        }
+        for &caller in &self.callers {
+            let row = row(caller);
+            if row != *wider.get(&caller.namespace).unwrap_or(&anybody) {
+                write(class::identity(caller.identity), &row);
+            }
+        }
+    }
+
+    fn row(&self, caller: Caller, addresses: Option<&Network>, datagrams: bool) -> Row {
+        let seen = if datagrams { Seen::Opaque } else { Seen::Unknown };
+        let said =
+            |port: &Option<u16>| match self.set.refuses(&Asked { caller, addresses, port: *port, seen }) {
+                None => policy::ALLOW,
+                Some(_) => policy::DENY,
+            };
         self.ports.iter().map(said).collect()
     }
 }
 
 /// A row, but for the ports that are as all others.
-fn write(column: &mut Vec<(u32, Option<u16>, u32)>, class: u32, ports: &[Option<u16>], row: &Row) {
+fn write(column: &mut Column, (class, datagrams): (u32, bool), ports: &[Option<u16>], row: &Row) {
     let others = row.last().copied().unwrap_or(policy::DENY);
     let told = ports.iter().zip(row).filter(|(port, said)| port.is_none() || **said != others);
-    column.extend(told.map(|(port, said)| (class, *port, *said)));
+    column.extend(told.map(|(port, said)| (class, *port, datagrams, *said)));
 }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 
-use mesh_common::addr;
 use mesh_common::record::{self, HBONE_PORT, PROTO_TCP, PROTO_UDP, WorkloadKey, flags, listener};
+use mesh_common::{addr, policy};
 
 use super::claims::Claimant;
 use super::table::{proto, protocol};
@@ -56,7 +56,8 @@ pub(super) fn plan(
         if let Some(workload) = snapshot.workloads.get(&owner) {
             name_rivals(view, snapshot, key, workload, &mut troubles);
             let set = view.asked(workload.policy_set);
-            let value = value(workload, key, set, locals.get(&workload.id).copied());
+            let value =
+                looked_at(workload, key, value(workload, key, set, locals.get(&workload.id).copied()));
             put(view, key, held, value, workload, ops, &mut troubles);
         }
         note(&mut view.workload_troubles, key, troubles);
@@ -79,8 +80,10 @@ impl Claimant for Workload {
         let any = (!self.host_network).then_some((0, false));
         let tunnels = self.takes_tunnels().then_some((HBONE_PORT, false));
         let ruled = || self.mtls.ports().iter().map(|(port, _)| (*port, false)).filter(|_| any.is_some());
+        let looked = || self.looks.iter().flat_map(|set| set.looked_at()).filter(|_| any.is_some());
+        let looked = || looked().map(|port| (port, false));
         let served = || self.ports.iter().map(|p| (p.port, p.udp()));
-        let ports = || any.into_iter().chain(tunnels).chain(ruled()).chain(served());
+        let ports = || any.into_iter().chain(tunnels).chain(ruled()).chain(looked()).chain(served());
         let key = |ip, (port, udp): (u16, bool)| WorkloadKey {
             addr: addr::from_ip(ip),
             port_be: port.to_be(),
@@ -162,6 +165,30 @@ fn value(
     }
     if slots.is_some() && served.inbound_proxy {
         value.flags |= flags::INBOUND_PROXY | flags::ASKS;
+    }
+    value
+}
+
+/// Where policies look at what comes, it goes through the proxy: where requests decide, or nowhere.
+fn looked_at(workload: &Workload, key: WorkloadKey, mut value: record::Workload) -> record::Workload {
+    let port = u16::from_be(key.port_be);
+    let Some(set) = &workload.looks else { return value };
+    let tunnels = workload.takes_tunnels() && port == HBONE_PORT;
+    if key.proto != PROTO_TCP || tunnels || value.inbound_slot == 0 || value.policy_set == policy::CLOSED {
+        return value;
+    }
+    let port = (port != 0).then_some(port);
+    if set.looks(port) {
+        value.flags |= flags::INBOUND_PROXY | flags::ASKS;
+        let refuses =
+            served(workload, key).is_some_and(|p| p.proxy && p.on_proxy_loss == OnProxyLoss::Refuse);
+        if !refuses {
+            value.flags |= flags::BYPASS;
+        }
+    }
+    if set.asks_requests(port) {
+        value.flags |= flags::REQUESTS;
+        value.flags &= !flags::BYPASS;
     }
     value
 }

@@ -7,6 +7,7 @@
 mod addresses;
 mod agent_loss;
 mod alerts;
+mod authorise;
 mod bad_input;
 mod balance;
 mod breaking;

@@ -16,6 +16,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
+use mesh_core::authorise::Seen;
 use mesh_core::error::ProxyError;
 use mesh_core::hbone::{self, Called, Refused};
 use mesh_core::snapshot::Snapshot;
@@ -23,8 +24,10 @@ use mesh_identity::{tls, verify};
 use rustls::ServerConnection;
 use tokio::net::TcpStream;
 
+use super::super::authorise::{Whose, opaque};
 use super::super::clock::Watched;
-use super::super::intercept::{Hop, Session, To, plain, way_to_own};
+use super::super::inbound::way_to_own;
+use super::super::intercept::{Hop, Session, To, plain};
 use super::super::link::Link;
 use super::super::member::{Admitted, Held, Member};
 use super::super::stats::{Direction, Spoken, one};
@@ -160,7 +163,7 @@ impl Called for Own<'_> {
 }
 
 /// Where a CONNECT goes, and what is spoken there.
-fn way(worker: &Worker, tunnel: &Tunnel, incoming: &Incoming) -> Result<(Hop, Spoken), Refused> {
+fn way(worker: &Worker, tunnel: &Rc<Tunnel>, incoming: &Incoming) -> Result<(Hop, Spoken), Refused> {
     let member = &*tunnel.member;
     let request = &incoming.0;
     worker.with_snapshot(|snapshot| {
@@ -173,10 +176,11 @@ fn way(worker: &Worker, tunnel: &Tunnel, incoming: &Incoming) -> Result<(Hop, Sp
             (_, _, Some(v6)) => IpAddr::V6(v6),
             (_, None, None) => return Err(Refused::Address),
         };
-        if !tunnel.admits(snapshot, port) {
+        if !tunnel.admits(snapshot, port, Seen::Unknown) {
             return Err(Refused::Denied);
         }
-        Ok(way_to_own(snapshot, member.workload, SocketAddr::new(address, port), tunnel.address))
+        let (whose, ends) = (Whose::Tunnel(tunnel.clone()), (SocketAddr::new(address, port), tunnel.address));
+        Ok(way_to_own(snapshot, &*worker.sockets, member.workload, &whose, ends))
     })
 }
 
@@ -198,13 +202,17 @@ async fn open(
 ) -> Result<Option<Opened>, Refused> {
     let member = &tunnel.member;
     let (hop, spoken) = way(worker, tunnel, incoming)?;
+    if spoken == Spoken::Tcp {
+        let whose = Whose::Tunnel(tunnel.clone());
+        opaque(worker, member, &whose, &hop).map_err(|_| Refused::Denied)?;
+    }
     let Some(admitted) = Admitted::new(member, &worker.shared) else {
         one(&worker.shared.counters.budget_connections);
         return Err(Refused::Budget);
     };
     let watch = worker.clock.watch(member);
     // From here on: a policy that changes while it is dialled counts.
-    let call = Call::new(tunnel, hop.address.port(), watch.rc());
+    let call = Call::new(tunnel, hop.address.port(), spoken == Spoken::Tcp, watch.rc());
     let dialled = dial(worker, member, &hop, &watch, incoming).await;
     let stream = dialled.map_err(|_| Refused::Unreachable)?;
     Ok(stream.map(|upstream| Opened { hop, spoken, admitted, watch, upstream, _call: call }))
@@ -230,6 +238,7 @@ async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
     let session = Session {
         direction: Direction::In,
         to: To::Hop(hop),
+        whose: Whose::Tunnel(tunnel),
         prefer_v6: hop.address.is_ipv6(),
         held: Held::new(&member),
         worker,

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_api::spiffe::SpiffeId;
 use mesh_common::policy::Caller;
+use mesh_core::authorise::Seen;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::Bundle;
 use rustls_pki_types::CertificateDer;
@@ -65,7 +66,7 @@ pub struct Tunnel {
     /// Who the peer is to policies, as of an epoch.
     caller: Cell<Option<(u64, Caller)>>,
     /// Connections to the workload here: to which port, and whose end it is.
-    calls: RefCell<Slab<(u16, Rc<Watch>)>>,
+    calls: RefCell<Slab<(u16, bool, Rc<Watch>)>>,
 }
 
 /// The place of one stream in a tunnel, from before its CONNECT until nothing of it is left.
@@ -103,9 +104,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// One that is allowed now.
-    pub fn new(tunnel: &Rc<Tunnel>, port: u16, watch: &Rc<Watch>) -> Self {
-        let key = tunnel.calls.borrow_mut().insert((port, watch.clone()));
+    /// One that is allowed now. `opaque`: nobody asks about requests on it.
+    pub fn new(tunnel: &Rc<Tunnel>, port: u16, opaque: bool, watch: &Rc<Watch>) -> Self {
+        let key = tunnel.calls.borrow_mut().insert((port, opaque, watch.clone()));
         Self { tunnel: tunnel.clone(), key }
     }
 }
@@ -163,22 +164,28 @@ impl Tunnel {
     }
 
     /// May its peer connect to this port of our workload?
-    pub fn admits(&self, snapshot: &Snapshot, port: u16) -> bool {
-        let caller = |snapshot: &Snapshot| match self.caller.get() {
+    pub fn admits(&self, snapshot: &Snapshot, port: u16, seen: Seen<'_>) -> bool {
+        let caller = |snapshot: &Snapshot| self.caller(snapshot);
+        authorise::admits(snapshot, &self.member, (&self.peer, caller), self.address.ip(), (port, seen))
+    }
+
+    /// Its peer, as policies know it.
+    pub fn caller(&self, snapshot: &Snapshot) -> Caller {
+        match self.caller.get() {
             Some((epoch, caller)) if epoch == snapshot.epoch => caller,
             _ => {
                 let caller = snapshot.caller(self.peer.namespace(), self.peer.service_account());
                 self.caller.set(Some((snapshot.epoch, caller)));
                 caller
             }
-        };
-        authorise::admits(snapshot, &self.member, (&self.peer, caller), self.address.ip(), port)
+        }
     }
 
     /// Ends the connections that policies no longer allow.
     pub fn judge(&self, snapshot: &Snapshot) {
-        for (_, (port, watch)) in self.calls.borrow().iter() {
-            if !self.admits(snapshot, *port) {
+        for (_, (port, opaque, watch)) in self.calls.borrow().iter() {
+            let seen = if *opaque { Seen::Opaque } else { Seen::Unknown };
+            if !self.admits(snapshot, *port, seen) {
                 watch.end();
             }
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use mesh_core::error::ProxyError;
 
-use super::super::authorise::authorise;
+use super::super::authorise::request;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::{PoolKey, is_plain};
@@ -41,7 +41,7 @@ impl Connection {
         let mut failed = 0;
         loop {
             account.service = hop.service;
-            authorise(&self.session.worker, &self.session.member, &hop)?;
+            self.ask(&hop, &prepared, account)?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);
                 return Ok((Acquired { upstream, hop, reused: true }, prepared));
@@ -63,6 +63,17 @@ impl Connection {
             }
             one(&self.session.worker.shared.counters.retried);
         }
+    }
+
+    /// May the request go there?
+    fn ask(&self, hop: &Hop, prepared: &Prepared, account: &mut Account) -> Result<(), ProxyError> {
+        let Session { worker, member, whose, .. } = &self.session;
+        let head = prepared.out.data().get(..prepared.head).unwrap_or_default();
+        request(worker, member, whose, hop, head)?;
+        if prepared.facts.may_switch() {
+            account.asked = Some(head.into());
+        }
+        Ok(())
     }
 
     /// A new connection.

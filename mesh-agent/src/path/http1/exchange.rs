@@ -50,7 +50,7 @@ pub(super) enum Outcome {
     /// A reset.
     Reset,
     /// Not HTTP any more.
-    Tunnel(Rc<Link>),
+    Tunnel(Hop, Rc<Link>),
     /// The answer was thrown away: the request is sent once more.
     Again(Box<Prepared>),
 }
@@ -90,6 +90,8 @@ pub(super) struct Exchange<'c> {
     request: Pump,
     /// Set aside until [`Exchange::run`] puts it on the link.
     out: Option<Buf>,
+    /// Bytes of its head.
+    head: usize,
     /// Should the connection end now, the request may be sent again on another.
     repeat: bool,
     /// The endpoint takes no more of the request; it may have answered.
@@ -114,6 +116,7 @@ impl<'c> Exchange<'c> {
             facts: prepared.facts,
             request: prepared.body,
             out: Some(prepared.out),
+            head: prepared.head,
             repeat: acquired.reused && prepared.repeatable,
             deaf: false,
             client_ended: false,
@@ -149,7 +152,7 @@ impl<'c> Exchange<'c> {
                 Fate::Done => self.done(),
                 Fate::Tunnel => {
                     self.upstream.forget();
-                    Outcome::Tunnel(self.upstream)
+                    Outcome::Tunnel(self.hop, self.upstream)
                 }
                 Fate::Gone(reason) => {
                     account.reason = reason;
@@ -187,6 +190,7 @@ impl<'c> Exchange<'c> {
                 facts: self.facts,
                 repeatable: false,
                 out,
+                head: self.head,
                 body: self.request,
                 hop,
                 backend: self.backend,

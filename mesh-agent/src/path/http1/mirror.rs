@@ -12,7 +12,7 @@ use mesh_core::http1::{RequestEdits, RequestHead, write_request};
 use mesh_core::route::Mirror;
 use mesh_core::snapshot::Snapshot;
 
-use super::super::authorise::authorise;
+use super::super::authorise::{Whose, request};
 use super::super::buffers::Buf;
 use super::super::intercept::Hop;
 use super::super::link::Link;
@@ -59,13 +59,14 @@ impl Connection {
             let grown = edits.headers.map_or(0, mesh_core::route::HeaderEdits::bytes);
             let mut out = worker.buffers.fitting(head.length() + GROWTH + grown + body.len());
             write_request(head, edits, out.bytes());
+            let length = out.len();
             out.bytes().extend_from_slice(body);
             worker.mirrors.set(worker.mirrors.get() + 1);
             one(&counters.mirrored);
             let copy = Copy(worker.clone());
             let member = self.session.member.clone();
             drop(tokio::task::spawn_local(async move {
-                let sent = tokio::time::timeout(WITHIN, send(&copy.0, &member, hop, out)).await;
+                let sent = tokio::time::timeout(WITHIN, send(&copy.0, &member, hop, (out, length))).await;
                 if !matches!(sent, Ok(Ok(()))) {
                     one(&copy.0.shared.counters.mirror_failed);
                 }
@@ -74,9 +75,14 @@ impl Connection {
     }
 }
 
-/// Sends a copy, and reads until its endpoint closes.
-async fn send(worker: &Rc<Worker>, member: &Arc<Member>, hop: Hop, out: Buf) -> Result<(), ProxyError> {
-    authorise(worker, member, &hop)?;
+/// Sends a copy, of which the first `head` bytes are its head, and reads until its endpoint closes.
+async fn send(
+    worker: &Rc<Worker>,
+    member: &Arc<Member>,
+    hop: Hop,
+    (out, head): (Buf, usize),
+) -> Result<(), ProxyError> {
+    request(worker, member, &Whose::Member, &hop, out.data().get(..head).unwrap_or_default())?;
     let watch = worker.clock.watch(member);
     let target = hop.target(worker, member)?;
     let link = Rc::new(Link::new(transport::open(worker, &target, &watch).await?));

@@ -29,8 +29,9 @@ use std::time::Duration;
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{HeadScan, Side, write_error};
 
+use super::authorise::{Judged, opaque};
 use super::clock::Call;
-use super::intercept::Session;
+use super::intercept::{Session, To};
 use super::link::Link;
 use super::routing::{Account, Caller};
 use super::stats::{Spoken, one};
@@ -78,6 +79,11 @@ impl Connection {
                 Ok(length) => length,
                 Err(Ended::Clean) => return self.finish().await,
                 Err(Ended::Broken) => return self.session.client.reset(),
+                Err(Ended::Refused(ProxyError::NotHttp)) if !self.is_opaque_allowed() => {
+                    let error = ProxyError::DeniedByPolicy;
+                    self.account(&Account { reason: error.reason(), ..Account::begun_now() });
+                    return self.session.client.reset();
+                }
                 Err(Ended::Refused(error)) => {
                     self.refuse(error);
                     return self.finish().await;
@@ -86,9 +92,13 @@ impl Connection {
             one(&self.session.worker.shared.counters.requests);
             let mut account = Account::begun_now();
             let outcome = self.request(head, &mut account).await;
-            if let Outcome::Tunnel(upstream) = outcome {
+            if let Outcome::Tunnel(hop, upstream) = outcome {
                 self.account(&account);
                 let s = &self.session;
+                let _judged = account
+                    .asked
+                    .take()
+                    .map(|head| Judged::add(&s.worker, (&s.member, &s.whose), hop, Some(head), s.watch.rc()));
                 tcp::copy(&s.worker, &s.watch, &s.client, &upstream, &s.held).await;
                 return;
             }
@@ -96,10 +106,19 @@ impl Connection {
             match outcome {
                 Outcome::Next => {}
                 Outcome::Close => return self.finish().await,
-                Outcome::Reset | Outcome::Tunnel(_) | Outcome::Again(_) => {
+                Outcome::Reset | Outcome::Tunnel(..) | Outcome::Again(_) => {
                     return self.session.client.reset();
                 }
             }
+        }
+    }
+
+    /// May bytes come that are no HTTP? Where requests decide they are not answered.
+    fn is_opaque_allowed(&self) -> bool {
+        let Session { worker, member, whose, to, .. } = &self.session;
+        match to {
+            To::Hop(hop) => opaque(worker, member, whose, hop).is_ok(),
+            To::Service(_) => true,
         }
     }
 

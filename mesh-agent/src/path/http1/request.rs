@@ -32,6 +32,8 @@ pub(super) struct Prepared {
     pub repeatable: bool,
     /// Head and what was there of the body, as the endpoint shall get it.
     pub out: Buf,
+    /// Bytes of the head.
+    pub head: usize,
     /// The rest of the body.
     pub body: Pump,
     /// First choice.
@@ -158,6 +160,7 @@ impl Connection {
         let size = head.length() + GROWTH + grown + rest.len().min(usize::from(u16::MAX));
         let mut out = worker.buffers.fitting(size);
         write_request(head, &edits, out.bytes());
+        let written = out.data().len();
         let mut body = Pump::new(head.framing, Side::Client, &worker.limits.http);
         let used = body.append(rest, &mut out)?;
         let whole = body.is_done();
@@ -165,6 +168,7 @@ impl Connection {
             facts: head.facts(),
             repeatable: head.is_idempotent() && head.framing == Framing::None,
             out,
+            head: written,
             body,
             hop: routed.hop,
             backend: routed.backend.clone(),

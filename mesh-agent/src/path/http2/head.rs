@@ -9,6 +9,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, Version};
+use mesh_core::authorise::Headers;
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head;
 use mesh_core::route::{HeaderEdits, Redirect};
@@ -42,6 +43,17 @@ impl Head for Asked<'_> {
 
     fn any_header(&self, name: &str, holds: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         self.0.headers.get_all(name).iter().any(|value| holds(value.as_bytes()))
+    }
+}
+
+/// Header fields as policies see them.
+pub struct Fields<'a>(pub &'a HeaderMap);
+
+impl Headers for Fields<'_> {
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+        for (name, value) in self.0 {
+            show(name.as_str().as_bytes(), value.as_bytes());
+        }
     }
 }
 

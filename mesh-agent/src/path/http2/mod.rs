@@ -25,6 +25,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::{Reason, server};
 
+use super::authorise::Whose;
 use super::clock::{Call, Watched};
 use super::intercept::{Hop, Session, To};
 use super::link::Link;
@@ -54,6 +55,7 @@ struct Shared {
     member: Arc<Member>,
     direction: Direction,
     to: To,
+    whose: Whose,
     prefer_v6: bool,
     /// Streams that are under way.
     streams: Cell<usize>,
@@ -117,7 +119,7 @@ pub async fn serve_over(session: Session, hop: Hop, own: Rc<Link>) {
 }
 
 async fn serve_with(session: Session, own: Option<(Hop, Rc<Link>)>) {
-    let Session { worker, member, direction, to, prefer_v6, client, watch, held } = session;
+    let Session { worker, member, direction, to, whose, prefer_v6, client, watch, held } = session;
     // Nobody else has it: it was made for this connection.
     let Ok(client) = Rc::try_unwrap(client) else { return };
     let (stream, first) = client.into_parts();
@@ -133,6 +135,7 @@ async fn serve_with(session: Session, own: Option<(Hop, Rc<Link>)>) {
         member,
         direction,
         to,
+        whose,
         prefer_v6,
         streams: Cell::new(0),
         moved: Cell::new(false),

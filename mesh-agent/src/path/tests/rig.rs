@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_api::proto::v1::Protocol;
 use mesh_common::addr;
-use mesh_common::record::{Capture, Load, role};
+use mesh_common::record::{Capture, FlowKey, FlowSource, Load, role};
 use mesh_core::locality::Nearness;
 use mesh_core::mtls::{MtlsMode, MtlsRules};
 use mesh_core::route::RouteTable;
@@ -32,6 +32,8 @@ pub const CALLER: u32 = 7;
 pub struct Fake {
     /// What an accepted socket carries.
     pub record: Mutex<Option<Capture>>,
+    /// Who calls.
+    pub source: Mutex<Option<FlowSource>>,
     pub legs: Mutex<Vec<Leg>>,
     pub refuses_handover: AtomicBool,
     pub panics: AtomicBool,
@@ -72,6 +74,14 @@ impl Sockets for Fake {
 
     fn asked(&self, _: &Asker, _: SocketAddr) -> Option<SocketAddr> {
         None
+    }
+
+    fn source_of(&self, _: &FlowKey) -> Option<FlowSource> {
+        *self.source.lock()
+    }
+
+    fn assigns(&self, _: SocketAddr) -> bool {
+        false
     }
 
     fn resolving(&self, _: BorrowedFd<'_>, v6: bool, _: bool) -> io::Result<OwnedFd> {
@@ -130,6 +140,11 @@ impl Rig {
     ) -> Self {
         let mut snapshot = Snapshot { epoch: 1, ..Snapshot::default() };
         for service in services {
+            for endpoint in service.endpoints.iter() {
+                let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), endpoint.port);
+                let behind = workload(endpoint.workload, at, service.protocol);
+                snapshot.workloads.insert(endpoint.workload, Arc::new(behind));
+            }
             snapshot.services.insert(service.id, Arc::new(service));
         }
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
@@ -421,6 +436,7 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         identity: 3,
         mesh_ns: 1,
         policy_set: 0,
+        looks: None,
         transport: None,
         full_name: "default/caller".into(),
         service_account: "default".into(),

@@ -12,7 +12,11 @@ use mesh_common::record::{PolicyCidr, PolicyKey, flags};
 use proptest::prelude::*;
 
 use super::{Capacities, MapOp, Node, View, problems};
-use crate::authorise::{Network, Policy, PolicySet, Rule, Terms};
+use crate::authorise::{
+    Action, Asked, HeaderTerm, HeaderValue, Network, Policy, PolicySet, Request, Rule, Seen, Target, Term,
+    Terms,
+};
+use crate::check::Sample;
 use crate::compile::tests::{of, service, workload};
 use crate::model::{Kind, Resource};
 use crate::plan::policies::{Entries, entries};
@@ -55,11 +59,37 @@ fn terms() -> impl Strategy<Value = Terms> {
 }
 
 fn set() -> impl Strategy<Value = PolicySet> {
-    let rule = (prop::collection::vec(terms(), 0..3), prop::collection::vec(1u16..=3, 0..3))
-        .prop_map(|(from, ports)| Rule { from: from.into(), ports: ports.into() });
-    let policy = (any::<bool>(), prop::collection::vec(rule, 0..4))
-        .prop_map(|(deny, rules)| Arc::new(Policy { name: "d/p".into(), deny, rules: rules.into() }));
-    prop::collection::vec(policy, 1..4).prop_map(|policies| PolicySet { policies: policies.into() })
+    let methods = prop::collection::vec(prop::sample::select(METHODS.to_vec()), 0..2);
+    let target = (prop::collection::vec(1u16..=3, 0..3), methods).prop_map(|(ports, methods)| Target {
+        ports: ports.into(),
+        methods: methods.into_iter().map(Box::from).collect(),
+        ..Target::default()
+    });
+    let header = |name: &str| HeaderTerm { name: name.into(), is: HeaderValue::Present };
+    let when = prop::option::weighted(0.2, prop::sample::select(HEADERS.to_vec()))
+        .prop_map(move |name| name.map(|name| Term::Header(header(name))).into_iter().collect());
+    let rule = (prop::collection::vec(terms(), 0..3), prop::collection::vec(target, 0..3), when)
+        .prop_map(|(from, to, when)| Rule { from: from.into(), to: to.into(), when });
+    let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit]);
+    let policy = (action, prop::collection::vec(rule, 0..4))
+        .prop_map(|(action, rules)| Arc::new(Policy { name: "d/p".into(), action, rules: rules.into() }));
+    prop::collection::vec(policy, 1..4).prop_map(|policies| PolicySet::new(policies.into()))
+}
+
+const METHODS: [&str; 2] = ["GET", "PUT"];
+const HEADERS: [&str; 2] = ["x-a", "x-b"];
+
+/// Every request that the terms tell apart.
+fn requests() -> impl Iterator<Item = Sample> {
+    let headers = [vec![], vec![HEADERS[0]], vec![HEADERS[1]], HEADERS.to_vec()];
+    headers.into_iter().flat_map(|headers| {
+        METHODS.into_iter().chain(["POST"]).map(move |method| Sample {
+            method: method.into(),
+            path: "/".into(),
+            host: String::new(),
+            headers: headers.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
+        })
+    })
 }
 
 /// The maps as the kernel reads them.
@@ -94,16 +124,36 @@ impl Read {
 proptest! {
     #[test]
     fn the_kernels_look_ups_say_what_the_policies_say(set in set()) {
-        let id = 4 | u32::from(set.asks_address());
+        let id = 4 | u32::from(set.asks_address()) | u32::from(set.asks_any_requests()) << 1;
         let read = Read::new(entries(id, &set).unwrap());
         for caller in callers() {
             for address in ADDRESSES {
                 let address: IpAddr = address.parse().unwrap();
                 for port in 1..=4u16 {
                     let range = if asks_address(id) { read.range_of(id, address) } else { OTHER_ADDRESSES };
-                    let kernel = allowed(id, range, port.to_be(), caller, |key| read.verdicts.get(key).copied());
-                    let policies = set.refuses(caller, address, port).is_none();
-                    prop_assert_eq!(kernel, policies, "{:?} {} {}", caller, address, port);
+                    let kernel = |datagram| {
+                        allowed(id, range, port.to_be(), datagram, caller, |key| read.verdicts.get(key).copied())
+                    };
+                    let at = crate::authorise::at(address);
+                    let asked = Asked::connection(caller, port).from(&at);
+                    let lets_in = |seen: Seen<'_>| set.refuses(&asked.seeing(seen)).is_none();
+                    prop_assert_eq!(kernel(true), lets_in(Seen::Opaque), "{:?} {} {}", caller, address, port);
+                    let all: Vec<bool> = requests()
+                        .map(|s| {
+                            let (method, path) = (&*s.method, &*s.path);
+                            let request = Request { method, path, authority: "", headers: &s, claims: None };
+                            lets_in(Seen::Request(&request))
+                        })
+                        .collect();
+                    // Nobody is refused who might bring something that is allowed; where nobody looks at requests, the
+                    // kernel's word is the whole of it.
+                    prop_assert!(kernel(false) || !all.contains(&true), "{:?} {} {}", caller, address, port);
+                    if !set.asks_requests(Some(port)) {
+                        let agree = all.iter().all(|one| *one == kernel(false)) && kernel(true) == kernel(false);
+                        prop_assert!(agree, "{:?} {} {}", caller, address, port);
+                    }
+                    // Who may send what is no request may send every request.
+                    prop_assert!(!kernel(true) || !all.contains(&false), "{:?} {} {}", caller, address, port);
                 }
             }
         }
@@ -114,9 +164,10 @@ proptest! {
 fn what_follows_from_the_rest_takes_no_entry() {
     let cart = Caller { identity: 1, namespace: 1 };
     let terms = Terms { identities: [cart].into(), ..Terms::default() };
-    let rule = Rule { from: [terms].into(), ports: [80, 81].into() };
-    let policy = Policy { name: "d/p".into(), deny: false, rules: [rule].into() };
-    let set = PolicySet { policies: [Arc::new(policy)].into() };
+    let to = Target { ports: [80, 81].into(), ..Target::default() };
+    let rule = Rule { from: [terms].into(), to: [to].into(), ..Rule::default() };
+    let policy = Policy { name: "d/p".into(), action: Action::Allow, rules: [rule].into() };
+    let set = PolicySet::new([Arc::new(policy)].into());
     // Anybody and the unproved: no. This identity: two ports, and no other.
     assert_eq!(entries(4, &set).unwrap().verdicts.len(), 2 + 3);
 }
@@ -128,10 +179,10 @@ fn a_set_that_tells_too_much_apart_is_refused() {
     let terms = Terms { identities, networks, ..Terms::default() };
     let policy = Policy {
         name: "d/p".into(),
-        deny: false,
+        action: Action::Allow,
         rules: [Rule { from: [terms].into(), ..Rule::default() }].into(),
     };
-    let set = PolicySet { policies: [Arc::new(policy)].into() };
+    let set = PolicySet::new([Arc::new(policy)].into());
     assert!(entries(4, &set).unwrap_err().contains("103314 combinations"));
 }
 
@@ -149,7 +200,7 @@ fn allow(name: &str, app: &str, accounts: &[&str]) -> Resource {
         action: v1::AuthorizationAction::Allow.into(),
         rules: vec![v1::AuthorizationRule {
             from: vec![v1::SourceTerms { identities: identities.collect(), ..Default::default() }],
-            ports: vec![],
+            ..Default::default()
         }],
     })
 }
@@ -200,7 +251,7 @@ fn a_policy_reaches_the_entries_of_what_it_selects_and_changes_under_a_new_numbe
     let set = &node.compiler.snapshot().policies[&first];
     let cart = compiled(&node, "cart");
     let cart = Caller { identity: cart.identity, namespace: cart.mesh_ns };
-    assert!(set.refuses(cart, "10.0.0.3".parse().unwrap(), 80).is_none());
+    assert!(set.refuses(&Asked::connection(cart, 80)).is_none());
 
     let plan = node.put(vec![allow("p", "db", &["cart", "pay"])]);
     let second = compiled(&node, "db").policy_set;
@@ -216,6 +267,46 @@ fn a_policy_reaches_the_entries_of_what_it_selects_and_changes_under_a_new_numbe
     node.change(vec![], &[(Kind::AuthorizationPolicy, "d/p")]);
     assert_eq!(asked(&node, "10.0.0.1"), (0, false));
     assert!(node.maps.policy.is_empty() && node.compiler.snapshot().policies.is_empty());
+}
+
+#[test]
+fn ports_whose_requests_are_looked_at_go_through_the_proxy_or_nowhere() {
+    let mut node = Node::new(Capacities::default());
+    node.locals.insert(1, LocalSlots { listener_slot: 8, heartbeat_slot: 0 });
+    let with = |ports: &[u32]| {
+        let get =
+            v1::TargetTerms { ports: ports.to_vec(), methods: vec!["GET".into()], ..Default::default() };
+        let rule = v1::AuthorizationRule { ports: vec![0], to: vec![get], ..Default::default() };
+        let name = ("d".to_owned(), "p".to_owned());
+        of(v1::AuthorizationPolicy {
+            namespace: name.0,
+            name: name.1,
+            rules: vec![rule],
+            ..Default::default()
+        })
+    };
+    let mut all = world();
+    all.push(with(&[9090]));
+    node.put(all);
+    let wants = |node: &Node, port: u16| {
+        let entry = node.direct("10.0.0.1", port).flags;
+        let judged = entry & flags::REQUESTS != 0;
+        assert_eq!(
+            (entry & flags::INBOUND_PROXY != 0, entry & flags::BYPASS != 0 && judged),
+            (judged, false)
+        );
+        judged
+    };
+    // 9090 serves nothing, and has an entry of its own.
+    assert_eq!([9090, 8080, 0].map(|port| wants(&node, port)), [true, false, false]);
+    let set = compiled(&node, "db").policy_set;
+    assert!(mesh_common::policy::tells_datagrams(set) && set & 1 == 0);
+    assert!(node.maps.policy.keys().any(|key| key.datagrams == 1));
+    node.put(vec![with(&[])]);
+    assert_eq!([8080, 0].map(|port| wants(&node, port)), [true, true]);
+    node.change(vec![], &[(Kind::AuthorizationPolicy, "d/p")]);
+    assert_eq!([8080, 0].map(|port| wants(&node, port)), [false, false]);
+    assert!(compiled(&node, "db").looks.is_none());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_core::authorise::{Policy, PolicySet, Rule, Terms};
+use mesh_core::authorise::{Action, Policy, PolicySet, Rule, Terms};
 use mesh_core::error::ProxyError;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::maker::{Authority, Leaf};
@@ -187,8 +187,9 @@ fn policies_ask_who_the_certificate_proves() {
         let identities = [mesh_common::policy::Caller { identity: 30, namespace: 2 }].into();
         let terms = Terms { identities, ..Terms::default() };
         let rule = Rule { from: [terms].into(), ..Rule::default() };
-        let policy = Policy { name: "default/p".into(), deny, rules: [rule].into() };
-        next.policies.insert(4, Arc::new(PolicySet { policies: [Arc::new(policy)].into() }));
+        let action = if deny { Action::Deny } else { Action::Allow };
+        let policy = Policy { name: "default/p".into(), action, rules: [rule].into() };
+        next.policies.insert(4, Arc::new(PolicySet::new([Arc::new(policy)].into())));
         next.epoch += 1;
         called.snapshot.store(Arc::new(next));
     };
