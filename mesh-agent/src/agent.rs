@@ -28,6 +28,7 @@ use crate::carriage::Carriage;
 use crate::config::connect::ControlPlane;
 use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
+use crate::external::{ExternalStats, Lookups};
 use crate::handover::{self, Leaving, Predecessor};
 use crate::identity::Identities;
 use crate::identity::keep::{self, Keep};
@@ -161,6 +162,9 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(renewal.run());
     let client = xds::Client { control, node: args.node.clone(), config: config.clone(), stats: xds.clone() };
     tokio::spawn(client.run());
+    let lookups = Lookups::new(config.clone(), args.resolv_conf.clone(), &args.state_dir).await;
+    let external = lookups.stats();
+    tokio::spawn(lookups.follow());
     first_configuration(&config).await;
     enrolments.restore().await;
     config.begin().await;
@@ -169,9 +173,16 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     tokio::spawn(enrolments.clone().follow(verdicts));
     tokio::spawn(carriage.follow());
     let (successors, mut successor) = mpsc::channel(1);
-    let (proxied, followed, took_over) = (proxy.clone(), config.clone(), predecessor.is_some());
-    let running =
-        Running { kernel, proxy: proxied, config: followed, xds, enrolments, identities, took_over };
+    let running = Running {
+        kernel,
+        proxy: proxy.clone(),
+        config: config.clone(),
+        xds,
+        enrolments,
+        identities,
+        external,
+        took_over: predecessor.is_some(),
+    };
     let passed_on = metrics.try_clone()?;
     let ready = running.show(&args.node, log, successors, socket, metrics)?;
     if let Some(predecessor) = predecessor {
@@ -235,6 +246,7 @@ struct Running {
     identities: Identities,
     /// From an agent that may serve still.
     took_over: bool,
+    external: Arc<ExternalStats>,
 }
 
 impl Running {
@@ -247,7 +259,7 @@ impl Running {
         socket: Listener,
         metrics: TcpListener,
     ) -> anyhow::Result<telemetry::Readiness> {
-        let Self { kernel, proxy, config, xds, enrolments, identities, took_over } = self;
+        let Self { kernel, proxy, config, xds, enrolments, identities, external, took_over } = self;
         let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
         let open = Arc::new(Open::new(kernel.clone(), config.clone()));
         let admin = Admin {
@@ -274,6 +286,7 @@ impl Running {
             xds: xds.clone(),
             revoked,
             identities: identities.clone(),
+            external: external.clone(),
         };
         telemetry::start(sources, metrics).context("telemetry")
     }

@@ -102,6 +102,9 @@ pub struct RunArgs {
     /// Leave the workloads' questions to resolvers alone: no names of the mesh.
     #[arg(long, env = "NODEMESH_NO_DNS")]
     pub no_dns: bool,
+    /// Whom the agent itself asks, for the host names of external services.
+    #[arg(long, env = "NODEMESH_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,

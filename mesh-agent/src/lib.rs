@@ -10,6 +10,7 @@
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`dns`]: names of the mesh, for workloads that ask their resolvers.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
+//! - [`external`]: host names of external services are resolved.
 //! - `carriage`: how transport policies want connections carried.
 //! - [`telemetry`]: what Prometheus sees.
 
@@ -24,6 +25,7 @@ mod cgroups;
 pub mod config;
 pub mod dns;
 pub mod enrol;
+pub mod external;
 pub mod handover;
 pub mod identity;
 pub mod kernel;

@@ -60,6 +60,7 @@ fn spec(kind: Kind) -> Value {
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
         Kind::TransportPolicy => transport_policy(),
+        Kind::ExternalService => external_service(),
         Kind::Mesh => mesh(),
     }
 }
@@ -295,6 +296,7 @@ fn transport_policy() -> Value {
                 &json!({ "connections": integer(1, 1_000_000), "pending": integer(1, 16_384) }),
             ),
             "splice": { "type": "boolean" },
+            "egress": egress(),
         }),
     )
 }
@@ -311,6 +313,45 @@ fn mtls_mode() -> Value {
     words(&["off", "permissive", "strict"])
 }
 
+fn egress() -> Value {
+    object(&json!(["mode"]), &json!({ "mode": words(&["allowAll", "allowList"]) }))
+}
+
+/// Host names, or addresses, or both.
+fn external_service() -> Value {
+    let text = json!({ "type": "string", "minLength": 1 });
+    let tls = object(
+        &json!(["mode"]),
+        &json!({
+            "mode": words(&["originate"]),
+            "sni": subdomain(),
+            "caBundle": text,
+            "caFile": json!({ "type": "string", "pattern": "^/" }),
+            "subjectAltNames": list(&text, 0, 16),
+            "clientCertificate": words(&["none", "mesh"]),
+            "alpn": list(&text, 0, 8),
+        }),
+    );
+    let port = object(
+        &json!(["port"]),
+        &json!({
+            "name": label(),
+            "port": port(),
+            "targetPort": port(),
+            "protocol": words(&["tcp", "http", "tls"]),
+            "tls": tls,
+        }),
+    );
+    object(
+        &json!(["ports"]),
+        &json!({
+            "hosts": list(&subdomain(), 0, 16),
+            "addresses": list(&address(), 0, 64),
+            "ports": list(&port, 1, 64),
+        }),
+    )
+}
+
 fn mesh() -> Value {
     let network = json!({ "type": "string", "pattern": "/[0-9]+$" });
     object(
@@ -320,6 +361,7 @@ fn mesh() -> Value {
             "vipPool": object(&json!([]), &json!({ "v4": network, "v6": network })),
             "http": words(&["proxy", "kernel"]),
             "mtls": object(&json!(["mode"]), &json!({ "mode": mtls_mode() })),
+            "egress": egress(),
         }),
     )
 }

@@ -8,10 +8,11 @@ mod http;
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, Exclusions, HeaderIs,
-    HeaderTerm, HttpMode, Inbound, Kind, L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode,
-    OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec,
-    TargetTerms, TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClientCertificate, Egress,
+    EgressMode, Exclusions, ExternalPort, ExternalServiceSpec, HeaderIs, HeaderTerm, HttpMode, Inbound, Kind,
+    L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope,
+    PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination,
+    TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -33,6 +34,8 @@ pub enum Wire {
     AuthorizationPolicy(v1::AuthorizationPolicy),
     /// `TransportPolicy`
     TransportPolicy(v1::TransportPolicy),
+    /// `ExternalService`
+    ExternalService(v1::ExternalService),
     /// `Mesh`
     Mesh(v1::Mesh),
 }
@@ -50,6 +53,7 @@ impl Wire {
             Self::TrafficPolicy(message) => message.encode_to_vec(),
             Self::AuthorizationPolicy(message) => message.encode_to_vec(),
             Self::TransportPolicy(message) => message.encode_to_vec(),
+            Self::ExternalService(message) => message.encode_to_vec(),
             Self::Mesh(message) => message.encode_to_vec(),
         }
     }
@@ -65,6 +69,7 @@ impl Wire {
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::TransportPolicy(_) => Kind::TransportPolicy,
+            Self::ExternalService(_) => Kind::ExternalService,
             Self::Mesh(_) => Kind::Mesh,
         }
     }
@@ -85,6 +90,7 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::TrafficPolicy(spec) => Wire::TrafficPolicy(traffic_policy(resource, spec)),
         Spec::AuthorizationPolicy(spec) => Wire::AuthorizationPolicy(authorization_policy(resource, spec)),
         Spec::TransportPolicy(spec) => Wire::TransportPolicy(transport_policy(resource, spec)),
+        Spec::ExternalService(spec) => Wire::ExternalService(external_service(resource, spec)),
         Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
     }
 }
@@ -103,17 +109,47 @@ fn service(resource: &Resource, spec: &ServiceSpec) -> v1::Service {
     }
 }
 
-fn service_port(port: &ServicePort) -> v1::ServicePort {
-    let protocol = match port.protocol {
+fn protocol(protocol: Protocol) -> v1::Protocol {
+    match protocol {
         Protocol::Tcp => v1::Protocol::Tcp,
         Protocol::Http => v1::Protocol::Http,
         Protocol::Tls => v1::Protocol::Tls,
         Protocol::Udp => v1::Protocol::Udp,
+    }
+}
+
+fn external_service(resource: &Resource, spec: &ExternalServiceSpec) -> v1::ExternalService {
+    let tls = |tls: &TlsOrigination| v1::TlsOrigination {
+        sni: tls.sni.clone().or_else(|| spec.hosts.first().cloned()).unwrap_or_default(),
+        ca_bundle: tls.ca_bundle.clone().unwrap_or_default(),
+        ca_file: tls.ca_file.clone().unwrap_or_default(),
+        subject_alt_names: tls.subject_alt_names.clone(),
+        client_certificate: tls.client_certificate == ClientCertificate::Mesh,
+        alpn: tls.alpn.clone(),
     };
+    let port = |port: &ExternalPort| v1::ExternalPort {
+        name: port.name.clone(),
+        port: port.port.into(),
+        target_port: port.target_port.into(),
+        protocol: protocol(port.protocol).into(),
+        tls: port.tls.as_ref().map(tls),
+    };
+    v1::ExternalService {
+        namespace: resource.metadata.namespace.clone(),
+        name: resource.metadata.name.clone(),
+        vips: resource.status.vips.iter().map(ToString::to_string).collect(),
+        hosts: spec.hosts.clone(),
+        addresses: spec.addresses.iter().map(ToString::to_string).collect(),
+        ports: spec.ports.iter().map(port).collect(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn service_port(port: &ServicePort) -> v1::ServicePort {
     v1::ServicePort {
         name: port.name.clone(),
         port: port.port.into(),
-        protocol: protocol.into(),
+        protocol: protocol(port.protocol).into(),
         inbound_proxy: port.inbound == Inbound::Proxy,
     }
 }
@@ -323,6 +359,7 @@ fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::Tran
         splice: splice.into(),
         mtls: spec.mtls.as_ref().and_then(|mtls| mtls.mode).map_or(v1::MtlsMode::Unset, mtls_mode).into(),
         mtls_ports: spec.mtls.iter().flat_map(|mtls| &mtls.ports).copied().map(port_mtls).collect(),
+        egress: spec.egress.map_or(v1::EgressMode::Unset, egress).into(),
     }
 }
 
@@ -331,6 +368,14 @@ fn mesh(spec: &MeshSpec) -> v1::Mesh {
         trust_domain: spec.trust_domain.clone(),
         http: http_mode(spec.http).into(),
         mtls: mtls_mode(spec.mtls.mode).into(),
+        egress: egress(spec.egress).into(),
+    }
+}
+
+fn egress(egress: Egress) -> v1::EgressMode {
+    match egress.mode {
+        EgressMode::AllowAll => v1::EgressMode::AllowAll,
+        EgressMode::AllowList => v1::EgressMode::AllowList,
     }
 }
 

@@ -45,17 +45,20 @@ const _: () = assert!(size_of::<PolicyCidr>() == 20);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// Where it came from; unspecified: not known in `connect()`.
+    /// Where it came from; unspecified: not known in `connect()`. With [`OUTWARD`] where it was to go.
     pub source_addr: Addr,
     /// Workload that called; 0: nobody has proved who.
     pub source: u32,
-    /// Workload that was called.
+    /// Workload that was called; 0 with [`OUTWARD`].
     pub destination: u32,
     /// Target port.
     pub port_be: u16,
-    /// [`crate::record::PROTO_TCP`] or [`crate::record::PROTO_UDP`].
+    /// [`crate::record::PROTO_TCP`] or [`crate::record::PROTO_UDP`], and [`OUTWARD`] or not.
     pub proto: u16,
 }
+
+/// In [`Denial::proto`]: it was to leave the mesh.
+pub const OUTWARD: u16 = 1 << 8;
 const _: () = assert!(size_of::<Denial>() == 28);
 
 /// The number of a set without entries: the destination's policies do not fit the map.

@@ -22,6 +22,8 @@ pub mod enrolled {
     pub const SPLICE: u16 = 4;
     /// What it opens is not encrypted.
     pub const PLAIN: u16 = 16;
+    /// Of what is outside of the mesh it opens nothing.
+    pub const ALLOW_LIST: u16 = 32;
 }
 
 /// Key of `EXCLUDE`: a port or an interface.

@@ -62,11 +62,13 @@ pub enum Verdict {
     SpliceFull = 24,
     /// Inbound: plaintext from nobody that is proved, and mTLS is strict: dropped.
     PlaintextDenied = 25,
+    /// To the outside of the mesh, and to nothing that is on its list: `ECONNREFUSED`.
+    EgressDenied = 26,
 }
 
 impl Verdict {
     /// How many there are; the size of `VERDICTS`.
-    pub const COUNT: u32 = 26;
+    pub const COUNT: u32 = 27;
 
     /// All of them, in order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -96,6 +98,7 @@ impl Verdict {
         Self::UdpDenied,
         Self::SpliceFull,
         Self::PlaintextDenied,
+        Self::EgressDenied,
     ];
 
     /// The name in metrics, logs and `meshctl`.
@@ -127,6 +130,7 @@ impl Verdict {
             Self::UdpDenied => "udp_denied",
             Self::SpliceFull => "splice_full",
             Self::PlaintextDenied => "plaintext_denied",
+            Self::EgressDenied => "egress_denied",
         }
     }
 
@@ -146,7 +150,8 @@ impl Verdict {
             | Self::DeniedByPolicy
             | Self::PolicyFull
             | Self::ServiceLimit
-            | Self::EndpointLimit => Some(ECONNREFUSED),
+            | Self::EndpointLimit
+            | Self::EgressDenied => Some(ECONNREFUSED),
             Self::TableChanged => Some(EHOSTUNREACH),
             _ => None,
         }

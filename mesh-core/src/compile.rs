@@ -13,6 +13,7 @@
 //! workload. Not here: who refers to whom (model), the maps (plan).
 
 mod authorisation;
+mod external;
 mod l4_routes;
 mod policy;
 mod problems;
@@ -35,6 +36,7 @@ use mesh_api::proto::v1;
 use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
 use crate::model::{Batch, Interned, Model, Name, Touched, join, l4_parents, parents};
+use crate::outside::Egress;
 use crate::route::RouteSpec;
 use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
 
@@ -134,6 +136,10 @@ pub struct Compiler {
     transports: BTreeMap<Name, TransportHeld>,
     /// What the mesh says of encryption.
     mtls: v1::MtlsMode,
+    /// And of what may be opened to the outside: what is on the list alone.
+    egress: Egress,
+    /// The number of the last origination of TLS.
+    last_origination: u32,
     sets: HashMap<Arc<PolicySet>, PolicySetId>,
     /// The number of the next set.
     next_set: PolicySetId,
@@ -180,6 +186,8 @@ impl Compiler {
             authorizations: BTreeMap::new(),
             transports: BTreeMap::new(),
             mtls: v1::MtlsMode::Unset,
+            egress: Egress::All,
+            last_origination: 0,
             sets: HashMap::new(),
             next_set: mesh_common::policy::FIRST_SET,
             senders: HashMap::new(),
@@ -212,7 +220,11 @@ impl Compiler {
         if std::mem::replace(&mut self.mtls, mode) != mode {
             work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
         }
-        self.compile(touched, &mut work);
+        let egress = transport::egress(mesh.egress).unwrap_or_default();
+        if std::mem::replace(&mut self.egress, egress) != egress {
+            work.workloads.extend(self.locals.iter().map(Arc::clone));
+        }
+        let renamed = self.compile(touched, &mut work) || renamed;
         self.conclude(work, renamed, revision)
     }
 
@@ -228,7 +240,8 @@ impl Compiler {
         Outcome { snapshot: self.snapshot(), dirty: work.dirty, conditions: self.problems.all() }
     }
 
-    fn compile(&mut self, touched: Touched, work: &mut Work) {
+    /// `true`: names have changed that no service has.
+    fn compile(&mut self, touched: Touched, work: &mut Work) -> bool {
         let Touched {
             services: changed,
             attached,
@@ -237,6 +250,7 @@ impl Compiler {
             mut policies,
             mut authorizations,
             transports,
+            externals,
             workloads,
             mesh,
         } = touched;
@@ -293,6 +307,7 @@ impl Compiler {
         for (id, changed) in std::mem::take(&mut work.endpoints) {
             self.gather_endpoints(id, changed, work);
         }
+        self.settle_hosts(&externals)
     }
 
     /// The state of now.

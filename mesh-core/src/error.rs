@@ -53,9 +53,13 @@ pub enum ProxyError {
     /// The agent has no certificate for the workload, or does not know yet whom to believe.
     #[error("there is no certificate for this workload yet")]
     NoCertificate,
-    /// What is at the endpoint's address cannot prove that it belongs to the mesh.
-    #[error("the endpoint's certificate is not one of this mesh")]
+    /// What is at the endpoint's address cannot prove that it belongs to the mesh; outside of that, that it is who was
+    /// to be there.
+    #[error("the endpoint's certificate is not one that is trusted here")]
     TlsPeerUntrusted,
+    /// TLS with an endpoint outside of the mesh did not come up.
+    #[error("TLS with the endpoint outside of the mesh did not come up")]
+    TlsOriginationFailed,
     /// Somebody else is at the endpoint's address.
     #[error("somebody else than the endpoint's workload is at its address")]
     TlsWrongIdentity,
@@ -111,7 +115,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -126,6 +130,7 @@ impl ProxyError {
         Self::ConnectFailed(ErrorKind::Other),
         Self::NoCertificate,
         Self::TlsPeerUntrusted,
+        Self::TlsOriginationFailed,
         Self::TlsWrongIdentity,
         Self::TlsRefusedByPeer,
         Self::TunnelTimeout,
@@ -189,6 +194,7 @@ impl ProxyError {
             Self::ConnectFailed(_) => "connect_failed",
             Self::NoCertificate => "no_certificate",
             Self::TlsPeerUntrusted => "tls_peer_untrusted",
+            Self::TlsOriginationFailed => "tls_origination_failed",
             Self::TlsWrongIdentity => "tls_wrong_identity",
             Self::TlsRefusedByPeer => "tls_refused_by_peer",
             Self::TunnelTimeout => "tunnel_handshake_timeout",
@@ -229,6 +235,7 @@ impl ProxyError {
             | Self::ConnectFailed(_)
             | Self::NoCertificate
             | Self::TlsPeerUntrusted
+            | Self::TlsOriginationFailed
             | Self::TlsWrongIdentity
             | Self::TlsRefusedByPeer
             | Self::TunnelFailed

@@ -19,6 +19,7 @@ pub mod locality;
 pub mod maglev;
 pub mod model;
 pub mod mtls;
+pub mod outside;
 pub mod plan;
 pub mod retry;
 pub mod route;

@@ -6,6 +6,7 @@
 //! change concerns without looking at the rest.
 //! Not here: what a reference means, and whether it leads anywhere (compile).
 
+pub(crate) mod external;
 mod index;
 mod interned;
 mod resource;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use mesh_api::proto::v1;
 
+use external::{Externals, as_service};
 use index::Index;
 use resource::{Memberships, decode};
 
@@ -46,6 +48,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// How the connections of workloads are carried.
     TransportPolicy,
+    /// Names or addresses outside of the mesh.
+    ExternalService,
     /// The mesh.
     Mesh,
     /// Whom to believe.
@@ -54,7 +58,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
@@ -63,6 +67,7 @@ impl Kind {
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
         Self::TransportPolicy,
+        Self::ExternalService,
         Self::Mesh,
         Self::TrustBundle,
     ];
@@ -79,6 +84,7 @@ impl fmt::Display for Kind {
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TransportPolicy => "TransportPolicy",
+            Self::ExternalService => "ExternalService",
             Self::Mesh => "Mesh",
             Self::TrustBundle => "TrustBundle",
         })
@@ -120,6 +126,8 @@ pub(crate) struct Touched {
     pub policies: BTreeSet<Name>,
     pub authorizations: BTreeSet<Name>,
     pub transports: BTreeSet<Name>,
+    /// External services, and Services that may have the name of one.
+    pub externals: BTreeSet<Name>,
     pub mesh: bool,
 }
 
@@ -138,6 +146,7 @@ pub struct Model {
     l4_senders: Index<L4Name>,
     /// Service → policies on it.
     on_service: Index,
+    externals: Externals,
 }
 
 impl Model {
@@ -161,7 +170,18 @@ impl Model {
             return;
         }
         match kind {
-            Kind::Service => drop(touched.services.insert(name)),
+            Kind::Service => {
+                if self.resources.raw(Kind::ExternalService, &name).is_some() {
+                    self.settle_external(&name, touched);
+                    touched.externals.insert(Name::clone(&name));
+                }
+                touched.services.insert(name);
+            }
+            Kind::ExternalService => {
+                self.settle_external(&name, touched);
+                touched.externals.insert(Name::clone(&name));
+                touched.services.insert(name);
+            }
             Kind::Workload => {
                 self.members.replace(&name, &memberships(old), &memberships(new));
                 touched.workloads.push(name);
@@ -206,14 +226,14 @@ impl Model {
         self.resources.raw(M::KIND, name).map(|raw| decode(raw))
     }
 
-    /// The service of that name.
+    /// The service of that name; an external one in the form of one.
     pub fn service(&self, name: &str) -> Option<v1::Service> {
-        self.get(name)
+        self.get(name).or_else(|| self.get(name).map(as_service))
     }
 
     /// The workload of that name.
     pub fn workload(&self, name: &str) -> Option<v1::Workload> {
-        self.get(name)
+        self.get(name).or_else(|| self.externals.get(name).map(|(made, _)| made.clone()))
     }
 
     /// The route of that name.

@@ -20,6 +20,7 @@ use crate::by_id::ById;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::mtls::{MtlsMode, MtlsRules};
+use crate::outside::{Egress, Origination, Outside};
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -57,6 +58,12 @@ pub struct Snapshot {
     pub policies: HashMap<PolicySetId, Arc<PolicySet>>,
     /// Of service ports whose load is split by priority or nearness: who is in which level. Few have any.
     pub spreads: HashMap<ServiceId, Arc<Spread>>,
+    /// Service ports whose endpoints are spoken TLS with. Few, if any.
+    pub originations: HashMap<ServiceId, Arc<Origination>>,
+    /// Host names outside of the mesh → the external service that has them.
+    pub hosts: OrdMap<Arc<str>, Name>,
+    /// Host names that this node is to resolve, in order.
+    pub resolves: Arc<[Arc<str>]>,
     /// Trust domain of the mesh.
     pub trust_domain: Arc<str>,
 }
@@ -184,6 +191,8 @@ pub enum Why {
     Route,
     /// The port speaks HTTP and HTTP goes through the proxy (`http: proxy`).
     Http,
+    /// The agent speaks TLS with the endpoints.
+    Tls,
 }
 
 impl Why {
@@ -192,6 +201,7 @@ impl Why {
         match self {
             Self::Route => "route",
             Self::Http => "http",
+            Self::Tls => "tls",
         }
     }
 }
@@ -261,6 +271,8 @@ pub struct Workload {
     pub hbone: bool,
     /// How its connections are encrypted.
     pub mtls: MtlsRules,
+    /// It is no workload, but an endpoint outside of the mesh.
+    pub outside: Option<Outside>,
     /// How near it is to this node.
     pub nearness: Nearness,
     /// Its endpoints are sent to when those of lower numbers are too weak; 0 the first.
@@ -302,6 +314,8 @@ pub struct Transport {
     pub splice: bool,
     /// What it opens is not encrypted.
     pub plain: bool,
+    /// What it may open to the outside of the mesh.
+    pub egress: Egress,
 }
 
 /// What is left alone in one direction: whatever one of these names.

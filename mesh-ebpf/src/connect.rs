@@ -27,7 +27,7 @@ use crate::pick::{Chosen, admit_leg, pick};
 use crate::policy::{self as kernel_policy, Called};
 use crate::socket::{add, agent_alive, count, drop_record, record, zero};
 use crate::steady::{look, mesh_workload, room};
-use crate::{exclude, flows, homes, questions, totals, udp, who};
+use crate::{egress, exclude, flows, homes, questions, totals, udp, who};
 
 /// What a program returns that lets the call go on.
 pub const ALLOW: i32 = 1;
@@ -226,7 +226,7 @@ fn decide_and_rewrite(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut S
     }
     let mut asks = Asks { flags: 0, set: 0 };
     if !directly(call, flow, &mut asks) {
-        return Verdict::Outside;
+        return if egress::refuses(call, me) { Verdict::EgressDenied } else { Verdict::Outside };
     }
     let Asks { flags, set } = asks;
     let flags = needs(me, flags);

@@ -29,6 +29,7 @@
 
 mod capture;
 mod connect;
+mod egress;
 mod exclude;
 mod fare;
 mod flows;

@@ -33,7 +33,7 @@ use crate::pick::{Chosen, pick, slot_of};
 use crate::sender::{self, Told};
 use crate::socket::{add, count, count_number};
 use crate::steady::room;
-use crate::{exclude, flows, questions, totals, who};
+use crate::{egress, exclude, flows, questions, totals, who};
 
 const ANY: u64 = 0;
 
@@ -60,7 +60,10 @@ pub fn connect(call: &Call, me: &Enrolled, flow: &mut Flow, entry: &mut Service)
             Err(verdict) => verdict,
         }
     } else {
-        directly(call, flow)
+        match directly(call, flow) {
+            Verdict::Outside if egress::refuses(call, me) => Verdict::EgressDenied,
+            verdict => verdict,
+        }
     };
     let told = if !sender::asked() || verdict.errno().is_some() {
         Told::Nothing
@@ -210,8 +213,7 @@ fn send_from<const V6: bool>(made: &Call, me: &Enrolled) -> i32 {
     if find_service(call, me.scope, &mut entry) {
         return to_service(call, me, &entry, at);
     }
-    to_workload(made, me);
-    ALLOW
+    if to_workload(made, me) { ALLOW } else { egress::sends(made, me) }
 }
 
 #[inline(always)]
@@ -251,14 +253,18 @@ fn to_service(call: &Call, me: &Enrolled, entry: &Service, at: Option<(Addr, u16
     if refuses(&mut flow, verdict) { DENY } else { ALLOW }
 }
 
-/// Counts a socket that sends to a workload's own address, once in a while of its sending. Functions of their own,
-/// as others here: what each needs of the stack, picking an endpoint needs as well.
+/// Counts a socket that sends to a workload's own address, once in a while of its sending; `false`: it is to nobody who
+/// serves. Functions of their own, as others here: what each needs of the stack, picking an endpoint needs as well.
 #[inline(never)]
-fn to_workload(call: &Call, me: &Enrolled) {
+fn to_workload(call: &Call, me: &Enrolled) -> bool {
     let mut peer: Workload = room();
-    if find_served(call, &mut peer) && is_new(call, peer.endpoint) {
+    if !find_served(call, &mut peer) {
+        return false;
+    }
+    if is_new(call, peer.endpoint) {
         opened_direct(call, me, peer.service, peer.endpoint, peer.workload);
     }
+    true
 }
 
 /// Has the socket not sent there lately?

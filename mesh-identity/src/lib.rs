@@ -12,6 +12,7 @@ mod bundle;
 mod keys;
 #[cfg(any(test, feature = "maker"))]
 pub mod maker;
+pub mod outside;
 mod refused;
 mod svid;
 #[cfg(test)]

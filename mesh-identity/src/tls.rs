@@ -83,7 +83,7 @@ pub fn server_name(workload: &str) -> ServerName<'static> {
 
 /// One certificate, whatever is asked for.
 #[derive(Debug)]
-struct Shown(Arc<CertifiedKey>);
+pub(crate) struct Shown(pub Arc<CertifiedKey>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {

@@ -13,7 +13,7 @@ use crate::table::{self, or_dash};
 /// Shows objects.
 #[derive(Args)]
 pub struct Get {
-    /// service, workload, httproute, trafficpolicy, authorizationpolicy or mesh (plural is fine too)
+    /// service, externalservice, workload, httproute, trafficpolicy, authorizationpolicy or mesh (plural is fine too)
     #[arg(value_parser = kind)]
     kind: Kind,
     /// One object instead of all
@@ -29,7 +29,7 @@ pub struct Get {
 /// Removes an object.
 #[derive(Args)]
 pub struct Delete {
-    /// service, workload, httproute, trafficpolicy or authorizationpolicy
+    /// service, externalservice, workload, httproute, trafficpolicy or authorizationpolicy
     #[arg(value_parser = kind)]
     kind: Kind,
     /// Which
@@ -77,7 +77,8 @@ impl Get {
 
     fn table(&self, items: &[Value]) {
         let head: &[&str] = match self.kind {
-            Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP"],
+            Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP", "EGRESS"],
+            Kind::ExternalService => &["NAMESPACE", "NAME", "HOSTS", "ADDRESSES", "VIPS", "PORTS"],
             Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "PROXY"],
             Kind::Workload => &[
                 "NAMESPACE",
@@ -130,8 +131,18 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
                 text(&pool["v4"]),
                 text(&pool["v6"]),
                 text(&spec["http"]),
+                text(&spec["egress"]["mode"]),
             ];
         }
+        Kind::ExternalService => row.extend([
+            join(array(&spec["hosts"]).map(text)),
+            join(array(&spec["addresses"]).map(text)),
+            join(array(&status["vips"]).map(text)),
+            join(array(&spec["ports"]).map(|spec| {
+                let tls = if spec["tls"].is_null() { "" } else { "+tls" };
+                port(spec) + tls
+            })),
+        ]),
         Kind::Service => {
             let given = join(array(&spec["vips"]).map(text));
             let vips = if given == "-" { join(array(&status["vips"]).map(text)) } else { given };

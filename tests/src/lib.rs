@@ -40,6 +40,7 @@ pub mod programs;
 pub mod reaper;
 pub mod resources;
 pub mod shell;
+pub mod tls;
 pub mod udp;
 
 pub use eventually::{eventually, within};

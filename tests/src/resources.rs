@@ -134,6 +134,23 @@ pub fn mesh_mtls(mode: &str) -> String {
     )
 }
 
+/// The mesh without encryption, with this mode of what may be opened to the outside.
+pub fn mesh_egress(mode: &str) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: Mesh\nmetadata: {{name: mesh}}\n\
+         spec: {{mtls: {{mode: 'off'}}, egress: {{mode: {mode}}}}}\n"
+    )
+}
+
+/// An `ExternalService` with these lines of its spec.
+pub fn external(name: &str, lines: &[&str]) -> String {
+    format!(
+        "---\napiVersion: nodemesh.io/v1\nkind: ExternalService\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  {}\n",
+        lines.join("\n  ")
+    )
+}
+
 /// An `AuthorizationPolicy` for workloads labelled `app: <app>` (empty: all of the namespace); `rules` is a flow
 /// list as in `[{from: [{serviceAccounts: [a]}]}]`.
 pub fn authorization(name: &str, app: &str, action: &str, rules: &str) -> String {

@@ -1,11 +1,12 @@
 //! Says in the log who was refused by which policy. The kernel's counters are exact, this is not: the ring
 //! holds a few hundred records, and only so many lines a second are written; how many were not is said.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::addr;
+use mesh_common::policy::OUTWARD;
 use mesh_common::record::{Denial, PROTO_UDP};
 use mesh_core::authorise::Seen;
 use mesh_core::snapshot::Snapshot;
@@ -29,16 +30,24 @@ pub(super) async fn follow(kernel: Arc<Kernel>, config: Config, strangers: Arc<S
             return;
         }
     };
-    let quota = Quota::new();
+    let (quota, outward) = (Quota::new(), Quota::new());
     let mut every = tokio::time::interval(LOOK);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let mut unsaid = 0u32;
+        let (mut unsaid, mut unsaid_outward) = (0u32, 0u32);
         let snapshot = config.snapshot();
         for _ in 0..BATCH {
             let Some(denial) = ring.next() else { break };
             strangers.hear(&denial);
+            if denial.proto & OUTWARD != 0 {
+                if outward.take() {
+                    say_outward(&snapshot, &config, &denial);
+                } else {
+                    unsaid_outward += 1;
+                }
+                continue;
+            }
             if quota.take() {
                 say(&snapshot, &config, &denial);
             } else {
@@ -48,7 +57,26 @@ pub(super) async fn follow(kernel: Arc<Kernel>, config: Config, strangers: Arc<S
         if unsaid > 0 {
             tracing::warn!(more = unsaid, "refused by policy");
         }
+        if unsaid_outward > 0 {
+            tracing::warn!(more = unsaid_outward, "refused by egress");
+        }
     }
+}
+
+/// Something outside of the mesh that is not on the list.
+fn say_outward(snapshot: &Snapshot, config: &Config, denial: &Denial) {
+    let Denial { source_addr, source, port_be, proto, .. } = *denial;
+    let destination = SocketAddr::new(addr::to_ip(&source_addr), u16::from_be(port_be));
+    let source = config.names().workload(snapshot, source);
+    let protocol = protocol(proto);
+    tracing::warn!(
+        source, %destination, protocol,
+        "refused by egress: no ExternalService names it, and mode allowList holds for the workload"
+    );
+}
+
+fn protocol(proto: u16) -> &'static str {
+    if proto & !OUTWARD == u16::from(PROTO_UDP) { "udp" } else { "tcp" }
 }
 
 fn say(snapshot: &Snapshot, config: &Config, denial: &Denial) {
@@ -62,7 +90,7 @@ fn say(snapshot: &Snapshot, config: &Config, denial: &Denial) {
     let refusal = why.unwrap_or_else(|| {
         "by what was in force: it has changed since, or does not fit the map POLICY".to_owned()
     });
-    let protocol = if proto == u16::from(PROTO_UDP) { "udp" } else { "tcp" };
+    let protocol = protocol(proto);
     tracing::warn!(
         source = from,
         destination = destination_name,

@@ -8,6 +8,7 @@ use mesh_common::transport::{
     EXCLUDED, ExcludeCidr, ExcludeKey, INBOUND, INTERFACE, KEPT, PORT, enrolled, owner,
 };
 use mesh_core::authorise::{IPV4, Network};
+use mesh_core::outside::Egress;
 use mesh_core::snapshot::{Exclusions, Transport, WorkloadId};
 
 use crate::kernel::{Kernel, KernelError, Prefix, Splicing};
@@ -64,6 +65,9 @@ impl Wanted {
         }
         if transport.plain {
             wanted.flags |= enrolled::PLAIN;
+        }
+        if transport.egress == Egress::Listed {
+            wanted.flags |= enrolled::ALLOW_LIST;
         }
         if told.splicing == Splicing::On {
             wanted.flags |= enrolled::SPLICE;

@@ -18,6 +18,7 @@ pub mod connect;
 pub mod disk;
 mod ejected;
 mod maps;
+mod outside;
 mod owner;
 pub mod resource;
 pub mod sync;
@@ -27,6 +28,7 @@ mod trust;
 pub mod xds;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -94,6 +96,7 @@ enum Command {
         workload: WorkloadId,
         reply: oneshot::Sender<()>,
     },
+    Resolved(BTreeMap<String, Vec<IpAddr>>, oneshot::Sender<()>),
     Begin(oneshot::Sender<()>),
     Save(oneshot::Sender<()>),
 }
@@ -182,6 +185,11 @@ impl Handle {
     pub async fn leave(&self, namespace: &str, name: &str, workload: WorkloadId) {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         self.ask(|reply| Command::Leave { namespace, name, workload, reply }).await;
+    }
+
+    /// What host names outside of the mesh resolve to: all that are known.
+    pub async fn resolved(&self, resolved: BTreeMap<String, Vec<IpAddr>>) {
+        self.ask(|reply| Command::Resolved(resolved, reply)).await;
     }
 
     /// From now on the maps follow the snapshot: to be called when the workloads of an earlier agent have

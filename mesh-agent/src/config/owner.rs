@@ -227,6 +227,7 @@ impl Owner {
                 self.save_soon();
                 let _ = reply.send(());
             }
+            Command::Resolved(resolved, reply) => self.resolved(resolved, reply),
             Command::Save(reply) => {
                 self.savers.push(reply);
                 self.timers.save = None;
@@ -393,7 +394,7 @@ impl Owner {
         self.shared.conditions.replace(RESOURCES, lines);
     }
 
-    fn save_soon(&mut self) {
+    pub(super) fn save_soon(&mut self) {
         let now = Instant::now();
         let earliest = self.timers.saved.map_or(now, |saved| saved + SAVE_EVERY);
         self.timers.save.get_or_insert(earliest.max(now + SAVE_AFTER));

@@ -19,6 +19,7 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
         Kind::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
         Kind::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
+        Kind::ExternalService => "type.googleapis.com/nodemesh.v1.ExternalService",
         Kind::TrustBundle => "type.googleapis.com/nodemesh.v1.TrustBundle",
     }
 }

@@ -1,6 +1,7 @@
 //! Questions and answers as bytes.
 //!
-//! A message that is one question of class IN about a name in the mesh's domain is answered; whatever else it is
+//! A message that is one question of class IN about a name in the mesh's domain, or about addresses of a host name that
+//! an external service has, is answered; whatever else it is
 //! (another name, an update, a transfer, bytes that are no DNS at all) is nobody's business here and is passed on as
 //! it came. The answer repeats the question byte for byte, upper and lower case as they are.
 //!
@@ -23,15 +24,19 @@ const TTL: Ttl = Ttl::from_secs(5);
 const LARGEST: u16 = 4096;
 /// Bytes of an answer over UDP to a client that names no size.
 const PLAIN: u16 = 512;
+/// What the mesh answers of host names of external services. HTTPS and SVCB would name other addresses: there are none.
+const OF_HOSTS: [Rtype; 5] = [Rtype::A, Rtype::AAAA, Rtype::HTTPS, Rtype::SVCB, Rtype::ANY];
 /// Bytes of an OPT record without options.
 const OPT: usize = 11;
 
 type Target = TreeCompressor<Vec<u8>>;
 
-/// A question that is the mesh's to answer.
+/// A question that may be the mesh's to answer.
 pub struct Question<'a> {
     message: Message<&'a [u8]>,
     labels: Labels,
+    /// A name that is not of the mesh's domain.
+    host: Option<String>,
     kind: Rtype,
     /// The payload size and version of the client's EDNS, if it speaks that.
     edns: Option<(u16, u8)>,
@@ -61,16 +66,24 @@ impl<'a> Question<'a> {
         for label in question.qname().iter_labels().filter(|label| !label.is_root()) {
             labels.push(String::from_utf8_lossy(label.as_slice()).to_ascii_lowercase());
         }
-        if labels.pop().as_deref() != Some(DOMAIN) {
-            return None;
-        }
         let kind = question.qtype();
+        let host = if labels.last().is_some_and(|label| label == DOMAIN) {
+            labels.pop();
+            None
+        } else {
+            // What else there is of a name outside of the mesh others know.
+            OF_HOSTS.contains(&kind).then(|| labels.join(".")).map(Some)?
+        };
         let edns = message.opt().map(|opt| (opt.udp_payload_size(), opt.version()));
-        Some(Self { message, labels, kind, edns })
+        Some(Self { message, labels, host, kind, edns })
     }
 
-    /// The answer; `false`: the mesh can't say yet, and the answer is a failure.
+    /// The answer; `false`: the mesh can't say yet, and the answer is a failure. `None`: others know.
     pub fn answer(&self, snapshot: &Snapshot, udp: bool) -> Option<(Vec<u8>, bool)> {
+        if let Some(host) = &self.host {
+            let found = zone::of_host(snapshot, host)?;
+            return Some((self.build(Fate::Known, &found, udp).ok()?, true));
+        }
         if self.edns.is_some_and(|(_, version)| version > 0) {
             return Some((self.build(Fate::Known, &Found::default(), udp).ok()?, true));
         }
@@ -145,7 +158,7 @@ impl<'a> Question<'a> {
         }
         let empty = answer.counts().ancount() == 0;
         let mut authority = answer.authority();
-        if empty {
+        if empty && self.host.is_none() {
             // How long the nothing may be remembered.
             fits(authority.push((name(&[])?, Class::IN, TTL, soa()?)))?;
         }

@@ -71,6 +71,22 @@ pub fn look_up(snapshot: &Snapshot, labels: &[String], turn: usize) -> Option<Fo
     }
 }
 
+/// The virtual addresses of the external service that has this host name; `None`: none has. Of the families that it
+/// can be reached by, if any is known.
+pub fn of_host(snapshot: &Snapshot, host: &str) -> Option<Found> {
+    let name = snapshot.hosts.get(host)?;
+    let ids = snapshot.names.get(name)?;
+    let ports: Vec<_> = ids.iter().filter_map(|id| snapshot.services.get(id)).collect();
+    let vips = &ports.first()?.vips;
+    let reaches = |vip: &&IpAddr| {
+        let mut endpoints = ports.iter().flat_map(|port| port.serving());
+        endpoints.any(|e| if vip.is_ipv6() { e.v6.is_some() } else { e.v4.is_some() })
+    };
+    let reached: Vec<IpAddr> = vips.iter().filter(reaches).copied().collect();
+    let addresses = if reached.is_empty() { vips.clone() } else { reached };
+    Some(Found { addresses, ..Found::default() })
+}
+
 fn transport(label: &str) -> Option<bool> {
     match label {
         "_tcp" => Some(false),
@@ -177,6 +193,7 @@ pub mod tests {
     fn workload(id: u32, full_name: &str) -> Workload {
         Workload {
             host_network: false,
+            outside: None,
             hbone: false,
             mtls: mesh_core::mtls::MtlsRules::default(),
             nearness: Nearness::Elsewhere,

@@ -194,13 +194,40 @@ pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Res
     })
 }
 
-/// May this request go this way? `head`: as it is passed on.
+/// May this request go this way? `head`: as it is passed on, in HTTP/1.
 pub fn request(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     head: &[u8],
+) -> Result<(), ProxyError> {
+    asked(worker, member, whose, hop, |case, snapshot, port| {
+        // It may have grown a little on its way.
+        let head = parse_request(head, &Limits::default())?;
+        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
+    })
+}
+
+/// The same of any version of HTTP.
+pub fn request_as(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    request: &Request<'_>,
+) -> Result<(), ProxyError> {
+    asked(worker, member, whose, hop, |case, snapshot, port| {
+        case.decide(worker, snapshot, port, Seen::Request(request))
+    })
+}
+
+fn asked(
+    worker: &Worker,
+    member: &Member,
+    whose: &Whose,
+    hop: &Hop,
+    decide: impl FnOnce(&Case<'_>, &Snapshot, u16) -> Result<(), ProxyError>,
 ) -> Result<(), ProxyError> {
     if let (Whose::Member, 0) = (whose, hop.policed) {
         return Ok(());
@@ -211,28 +238,7 @@ pub fn request(
         if !case.set.looks(Some(port)) {
             return case.decide(worker, snapshot, port, Seen::Unknown);
         }
-        // It may have grown a little on its way.
-        let head = parse_request(head, &Limits::default())?;
-        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
-    })
-}
-
-/// The same of a request that is a stream of its own.
-pub fn stream(
-    worker: &Worker,
-    member: &Member,
-    whose: &Whose,
-    hop: &Hop,
-    head: &Request<'_>,
-) -> Result<(), ProxyError> {
-    if let (Whose::Member, 0) = (whose, hop.policed) {
-        return Ok(());
-    }
-    worker.with_snapshot(|snapshot| {
-        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(()) };
-        let port = hop.address.port();
-        let seen = if case.set.looks(Some(port)) { Seen::Request(head) } else { Seen::Unknown };
-        case.decide(worker, snapshot, port, seen)
+        decide(&case, snapshot, port)
     })
 }
 

@@ -87,7 +87,10 @@ impl Hop {
 
     /// As a target of `source`.
     pub fn target(&self, worker: &Worker, source: &Arc<Member>) -> Result<Target, ProxyError> {
-        let via = worker.with_snapshot(|snapshot| self.via(snapshot, source.workload))?;
+        let (via, origination) = worker.with_snapshot(|snapshot| {
+            let via = self.via(snapshot, source.workload);
+            via.map(|via| (via, snapshot.originations.get(&self.service).cloned()))
+        })?;
         Ok(Target {
             source: source.clone(),
             address: self.address,
@@ -97,6 +100,7 @@ impl Hop {
             show: self.show,
             within: worker.limits.connect,
             via,
+            origination,
         })
     }
 
@@ -189,7 +193,7 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
     let ends = if record.is_none() { inbound::ends(&stream) } else { None };
     let whose = ends.map_or(Whose::Member, |(client, wanted)| Whose::Other(Other::new(client, wanted)));
     let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else { return stream.reset() };
-    let _noted = ends.filter(|_| way.spoken == Spoken::Http1).map(|ends| Noted::new(&worker, ends));
+    let _noted = ends.filter(|_| way.spoken != Spoken::Tcp).map(|ends| Noted::new(&worker, ends));
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
@@ -341,8 +345,11 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     if http {
         return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
     }
+    // Where a route splits them the kernel has chosen among the endpoints of others.
+    let backends = || service.backends.iter().filter_map(|id| snapshot.services.get(id));
+    let routed = || backends().find_map(|backend| chosen(backend));
     let any = || pick_other(service, &[], random()).and_then(|e| Hop::to(service.id, e, prefer_v6));
-    Some(Way { to: To::Hop(chosen(service).or_else(any)?), spoken, prefer_v6 })
+    Some(Way { to: To::Hop(chosen(service).or_else(routed).or_else(any)?), spoken, prefer_v6 })
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.

@@ -38,6 +38,7 @@ mod inbound;
 pub mod intercept;
 pub mod link;
 pub mod member;
+pub mod origin;
 pub mod pool;
 mod proxy;
 pub mod pump;

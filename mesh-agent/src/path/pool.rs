@@ -32,6 +32,8 @@ pub struct PoolKey {
     pub address: SocketAddr,
     /// The workload at the other end of its tunnel; 0: there is none. Its source may do without ([`is_plain`]).
     pub tunnel: u32,
+    /// How TLS is spoken with it, by number; 0: not at all.
+    pub origination: u32,
 }
 
 struct Idle {
@@ -123,8 +125,19 @@ fn is_as_wanted(snapshot: &Snapshot, key: &PoolKey, link: &Link) -> bool {
     key.tunnel == 0 || link.stream().tcp().is_some() == is_plain(snapshot, key.source)
 }
 
+/// How TLS is spoken with the endpoints of a service, by number; 0: not at all.
+pub fn number(snapshot: &Snapshot, service: u32) -> u32 {
+    if snapshot.originations.is_empty() {
+        return 0;
+    }
+    snapshot.originations.get(&service).map_or(0, |origination| origination.number)
+}
+
 /// Does the snapshot still send new requests there?
 pub fn serves(snapshot: &Snapshot, key: &PoolKey) -> bool {
+    if key.origination != number(snapshot, key.service) {
+        return false;
+    }
     if key.endpoint == 0 {
         return true;
     }

@@ -278,6 +278,20 @@ counters! {
     dns_failed,
     /// Refused: too many of the workload's wait.
     dns_refused,
+    /// TLS with what is outside of the mesh that came up.
+    origin_ok,
+    /// And did not: the certificate is of no authority that is trusted.
+    origin_unknown_ca,
+    /// Its time is over, or has not come.
+    origin_expired,
+    /// It is for others.
+    origin_wrong_name,
+    /// Something else is wrong with it.
+    origin_bad_certificate,
+    /// The other end has no TLS, or none that is spoken here, or broke off.
+    origin_failed,
+    /// It took too long.
+    origin_timeout,
 }
 
 /// Everything, of all workers.

@@ -3,7 +3,7 @@
 //!
 //! balance ──Target──▶ **transport** ──Stream──▶ http1, tcp
 //!
-//! [`open`]: through a tunnel where the target says so, else plainly.
+//! [`open`]: through a tunnel or in TLS where the target says so, else plainly.
 //!
 //! [`Plain`]: a TCP socket made in the *source workload's* network namespace that dials the endpoint's real
 //! address, so that network policy, accounting and the source address hold as without a mesh. It is marked
@@ -11,7 +11,7 @@
 //!
 //! Invariant: a stream for which the application was to see the real client is opened only if the kernel
 //! confirms that it will; else it is reset.
-//! Not here: tunnels (hbone).
+//! Not here: tunnels (hbone), TLS with what is outside of the mesh (origin).
 
 use std::future::Future;
 use std::io;
@@ -24,6 +24,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use mesh_core::error::ProxyError;
+use mesh_core::outside::Origination;
 use rustix::net::{RecvFlags, recv, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -34,6 +35,7 @@ use super::hbone::client::Via;
 use super::hbone::pool;
 use super::hbone::stream::TunnelStream;
 use super::member::Member;
+use super::origin::{self, Originated};
 use super::sockets::{Leg, Sockets};
 use super::worker::Worker;
 use crate::sys::{bind_loopback, bind_port};
@@ -56,6 +58,8 @@ pub struct Target {
     pub within: Duration,
     /// Through this tunnel; `None`: plainly.
     pub via: Option<Via>,
+    /// In TLS with who is there; `None`: as it comes. Never both.
+    pub origination: Option<Arc<Origination>>,
 }
 
 /// Opens connections to endpoints.
@@ -66,9 +70,10 @@ pub trait Transport {
 
 /// Opens a connection in the way that its target asks for.
 pub async fn open(worker: &Rc<Worker>, target: &Target, watch: &Watch) -> Result<Stream, ProxyError> {
-    match &target.via {
-        None => worker.transport.open(target, watch).await,
-        Some(via) => pool::open(worker, target, via, watch).await,
+    match (&target.via, &target.origination) {
+        (None, None) => worker.transport.open(target, watch).await,
+        (None, Some(origination)) => origin::open(worker, target, origination, watch).await,
+        (Some(via), _) => pool::open(worker, target, via, watch).await,
     }
 }
 
@@ -171,6 +176,7 @@ pub struct Stream {
 enum Io {
     Tcp(TcpStream),
     Tunnel(Box<TunnelStream>),
+    Tls(Box<Originated>),
 }
 
 /// What asks for a socket of a connection inside a tunnel.
@@ -184,11 +190,16 @@ impl Stream {
         Self { io: Io::Tunnel(Box::new(stream)), spliced: false }
     }
 
-    /// Its socket; `None`: it is inside a tunnel.
+    /// A connection in TLS.
+    pub fn originated(stream: Originated) -> Self {
+        Self { io: Io::Tls(Box::new(stream)), spliced: false }
+    }
+
+    /// Its socket; `None`: it is inside a tunnel or TLS.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match &self.io {
             Io::Tcp(tcp) => Some(tcp),
-            Io::Tunnel(_) => None,
+            Io::Tunnel(_) | Io::Tls(_) => None,
         }
     }
 
@@ -196,7 +207,7 @@ impl Stream {
     pub fn into_tcp(self) -> Option<TcpStream> {
         match self.io {
             Io::Tcp(tcp) => Some(tcp),
-            Io::Tunnel(_) => None,
+            Io::Tunnel(_) | Io::Tls(_) => None,
         }
     }
 
@@ -208,7 +219,7 @@ impl Stream {
     /// Hands a whole buffer over; ready: it was taken.
     pub fn poll_hand_over(&mut self, cx: &mut Context<'_>, out: &mut Option<Buf>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Tcp(_) => Poll::Ready(Err(tunnelled())),
+            Io::Tcp(_) | Io::Tls(_) => Poll::Ready(Err(tunnelled())),
             Io::Tunnel(stream) => stream.poll_hand_over(cx, out),
         }
     }
@@ -216,7 +227,7 @@ impl Stream {
     /// Bytes that were handed over and have not been sent.
     pub fn unsent(&self) -> usize {
         match &self.io {
-            Io::Tcp(_) => 0,
+            Io::Tcp(_) | Io::Tls(_) => 0,
             Io::Tunnel(stream) => stream.unsent(),
         }
     }
@@ -249,6 +260,7 @@ impl Stream {
             // Fails only on a socket that is gone already.
             Io::Tcp(tcp) => drop(sockopt::set_socket_linger(tcp, Some(Duration::ZERO))),
             Io::Tunnel(stream) => stream.reset(),
+            Io::Tls(stream) => stream.reset(),
         }
     }
 
@@ -257,6 +269,7 @@ impl Stream {
         let tcp = match &mut self.io {
             Io::Tcp(tcp) => tcp,
             Io::Tunnel(stream) => return stream.quiet(),
+            Io::Tls(stream) => return stream.quiet(),
         };
         let mut nobody = Context::from_waker(Waker::noop());
         if tcp.poll_read_ready(&mut nobody).is_pending() {
@@ -277,6 +290,7 @@ impl AsyncRead for Stream {
         let tcp = match &mut self.io {
             Io::Tcp(tcp) => tcp,
             Io::Tunnel(stream) => return Pin::new(&mut **stream).poll_read(cx, buf),
+            Io::Tls(stream) => return Pin::new(&mut **stream).poll_read(cx, buf),
         };
         if !spliced {
             return Pin::new(tcp).poll_read(cx, buf);
@@ -302,6 +316,7 @@ impl AsyncWrite for Stream {
         match &mut self.io {
             Io::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Io::Tunnel(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
         }
     }
 
@@ -313,6 +328,7 @@ impl AsyncWrite for Stream {
         match &mut self.io {
             Io::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tunnel(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }
@@ -333,8 +349,17 @@ mod tests {
         let plain = Plain { sockets: fake, clock };
         let show = show.then_some(address);
         let within = Duration::from_secs(5);
-        let target =
-            Target { source, address, service: 1, endpoint: 1, local: true, show, within, via: None };
+        let target = Target {
+            source,
+            address,
+            service: 1,
+            endpoint: 1,
+            local: true,
+            show,
+            within,
+            via: None,
+            origination: None,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(plain.open(&target, &watched))
     }

@@ -37,6 +37,7 @@ use super::http1::Retries;
 use super::http2::peers::Peers;
 use super::link::FlushQueue;
 use super::member::Member;
+use super::origin::Origins;
 use super::pool::Upstreams;
 use super::sockets::Sockets;
 use super::stats::{Audits, Counters, Inbound, Requests};
@@ -142,6 +143,8 @@ pub struct Worker {
     pub retries: Retries,
     /// Copies of requests that are under way.
     pub mirrors: Cell<u32>,
+    /// How TLS is spoken with the outside.
+    pub origins: Origins,
     /// Connections end after their request.
     pub draining: Cell<bool>,
     /// Everybody.
@@ -185,6 +188,7 @@ impl Worker {
             peers: Peers::default(),
             retries: Retries::default(),
             mirrors: Cell::new(0),
+            origins: Origins::default(),
             draining: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
@@ -243,6 +247,7 @@ impl Worker {
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
                 self.tunnels.judge(snapshot);
+                self.origins.retain(snapshot);
             }
             changed
         });

@@ -82,6 +82,9 @@ metrics! {
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
     PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
     DNS_QUESTIONS = "mesh_dns_questions_total", Counter, &["outcome"], "Questions of this node's workloads to resolvers: answered by the mesh; forwarded to the resolver that was asked, and answered there; failed, where nobody answered; refused, where too many of one workload waited.";
+    TLS_ORIGINATED = "mesh_tls_originated_total", Counter, &["outcome"], "TLS begun by the proxy with endpoints of external services: ok, what is wrong with the certificate, failed (no TLS there, or none that is spoken here), timeout.";
+    EXTERNAL_LOOKUPS = "mesh_external_lookups_total", Counter, &["outcome"], "Look-ups of host names of external services: ok; failed, where what was known before is kept.";
+    EXTERNAL_FAILING = "mesh_external_hosts_failing", Gauge, &[], "Host names of external services whose last look-up failed; `meshctl status` names them.";
     UPSTREAM_OPENED = "mesh_upstream_opened_total", Counter, &[], "Upstream connections opened by the proxy.";
     UPSTREAM_REUSED = "mesh_upstream_reused_total", Counter, &[], "Requests sent on an upstream connection that an earlier one had left.";
     UPSTREAM_FAILED = "mesh_upstream_failed_total", Counter, &[], "Upstream connections that could not be opened.";

@@ -32,6 +32,7 @@ use prometheus::{Registry, TextEncoder};
 use crate::authorise;
 use crate::config::Handle as Config;
 use crate::config::xds::XdsStats;
+use crate::external::ExternalStats;
 use crate::identity::Identities;
 use crate::kernel::{Fill, Kernel};
 use crate::path::Proxy;
@@ -64,6 +65,8 @@ pub struct Sources {
     pub revoked: Arc<authorise::Ended>,
     /// Certificates of this node.
     pub identities: Identities,
+    /// Look-ups of host names.
+    pub external: Arc<ExternalStats>,
 }
 
 /// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
@@ -189,6 +192,7 @@ impl Collector for Mesh {
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());
         families.extend(identities::families(&self.sources.identities));
+        families.extend(external(&self.sources.external));
         families
     }
 }
@@ -234,4 +238,12 @@ impl Mesh {
         ];
         values.into_iter().map(|(metric, value)| Family::single(metric, value)).collect()
     }
+}
+
+/// Look-ups of host names outside of the mesh.
+fn external(stats: &ExternalStats) -> [MetricFamily; 2] {
+    let mut lookups = Family::new(&m::EXTERNAL_LOOKUPS);
+    lookups.add(&["ok"], stats.ok.load(Relaxed) as f64);
+    lookups.add(&["failed"], stats.failed.load(Relaxed) as f64);
+    [lookups.finish(), Family::single(&m::EXTERNAL_FAILING, stats.failing.load(Relaxed) as f64)]
 }

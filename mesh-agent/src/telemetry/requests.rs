@@ -129,6 +129,19 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     {
         mirrored.add(&[outcome], count as f64);
     }
+    let mut originated = Family::new(&m::TLS_ORIGINATED);
+    let outcomes = [
+        ("ok", c.origin_ok),
+        ("unknown_ca", c.origin_unknown_ca),
+        ("expired", c.origin_expired),
+        ("wrong_name", c.origin_wrong_name),
+        ("bad_certificate", c.origin_bad_certificate),
+        ("failed", c.origin_failed),
+        ("timeout", c.origin_timeout),
+    ];
+    for (outcome, count) in outcomes {
+        originated.add(&[outcome], count as f64);
+    }
     let plain = [
         (&m::PROXY_OPEN, c.open),
         (&m::PROXY_HANDED_ON, c.handed_on),
@@ -140,7 +153,8 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted.finish(), dropped.finish(), questions.finish(), mirrored.finish()];
+    let mut all =
+        vec![accepted.finish(), dropped.finish(), questions.finish(), mirrored.finish(), originated.finish()];
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

@@ -30,17 +30,19 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `TransportPolicy`
     TransportPolicy,
+    /// `ExternalService`
+    ExternalService,
 }
 
 /// Planned kinds.
-const UNBUILT: &[&str] =
-    &["GRPCRoute", "TLSRoute", "RateLimitPolicy", "ExternalService", "Telemetry", "EnvoyResources"];
+const UNBUILT: &[&str] = &["GRPCRoute", "TLSRoute", "RateLimitPolicy", "Telemetry", "EnvoyResources"];
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Mesh,
         Self::Service,
+        Self::ExternalService,
         Self::Workload,
         Self::HttpRoute,
         Self::TcpRoute,
@@ -62,6 +64,7 @@ impl Kind {
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TransportPolicy => "TransportPolicy",
+            Self::ExternalService => "ExternalService",
         }
     }
 
@@ -77,6 +80,7 @@ impl Kind {
             Self::TrafficPolicy => "trafficpolicies",
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::TransportPolicy => "transportpolicies",
+            Self::ExternalService => "externalservices",
         }
     }
 
@@ -100,6 +104,7 @@ impl Kind {
             Self::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",
             Self::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
             Self::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
+            Self::ExternalService => "type.googleapis.com/nodemesh.v1.ExternalService",
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+use super::egress::Egress;
 use super::mtls::MtlsMode;
 use crate::error::ApiError;
 use crate::name::TRUST_DOMAIN;
@@ -23,6 +24,8 @@ pub struct MeshSpec {
     pub http: HttpMode,
     /// How connections are encrypted where no policy says.
     pub mtls: MeshMtls,
+    /// What workloads may open to the outside, where no policy says.
+    pub egress: Egress,
 }
 
 /// How connections are encrypted where no policy says.
@@ -72,6 +75,7 @@ impl Default for MeshSpec {
             vip_pool: VipPool::default(),
             http: HttpMode::default(),
             mtls: MeshMtls::default(),
+            egress: Egress::default(),
         }
     }
 }
@@ -79,8 +83,8 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http", "mtls"],
-            &["dns", "dnsDomains", "egress", "jwtProviders", "extAuthz", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls", "egress"],
+            &["dns", "dnsDomains", "jwtProviders", "extAuthz", "udp"],
         )?;
         let default = Self::default();
         Ok(Self {
@@ -90,6 +94,7 @@ impl MeshSpec {
             vip_pool: fields.read("vipPool", |at| VipPool::read(&at))?.unwrap_or(default.vip_pool),
             http: fields.read("http", |at| HttpMode::read(&at))?.unwrap_or(default.http),
             mtls: fields.read("mtls", |at| MeshMtls::read(&at))?.unwrap_or_default(),
+            egress: fields.read("egress", |at| Egress::read(&at))?.unwrap_or_default(),
         })
     }
 }

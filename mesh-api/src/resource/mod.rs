@@ -8,7 +8,9 @@
 //! Not here: whether what is referred to exists (mesh-registry says so in conditions).
 
 mod authorization_policy;
+mod egress;
 mod envelope;
+mod external_service;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -26,7 +28,9 @@ pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
     SourceTerms, TargetTerms,
 };
+pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
+pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
@@ -89,6 +93,8 @@ pub enum Spec {
     AuthorizationPolicy(AuthorizationPolicySpec),
     /// How the connections of workloads are carried.
     TransportPolicy(TransportPolicySpec),
+    /// Names or addresses outside of the mesh.
+    ExternalService(ExternalServiceSpec),
     /// Settings of the whole mesh.
     Mesh(MeshSpec),
 }
@@ -116,6 +122,7 @@ impl Resource {
             (Kind::TransportPolicy, Some(at)) => {
                 Spec::TransportPolicy(TransportPolicySpec::read(&at, &metadata.namespace)?)
             }
+            (Kind::ExternalService, Some(at)) => Spec::ExternalService(ExternalServiceSpec::read(&at)?),
             (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
         };
         let status = fields.read("status", |at| Status::read(&at))?.unwrap_or_default();
@@ -155,6 +162,7 @@ impl Resource {
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,
             Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Spec::TransportPolicy(_) => Kind::TransportPolicy,
+            Spec::ExternalService(_) => Kind::ExternalService,
             Spec::Mesh(_) => Kind::Mesh,
         }
     }

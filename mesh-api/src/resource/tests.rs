@@ -1,5 +1,6 @@
 //! Refusals name the exact place; what is accepted is read back as it was written.
 
+mod egress;
 mod locality;
 mod routes;
 mod schemas;
@@ -169,6 +170,24 @@ fn policies_and_routes_below_http() -> Vec<Value> {
             }),
         ),
         object("TransportPolicy", &json!({})),
+        object("TransportPolicy", &json!({"egress": {"mode": "allowAll"}})),
+        object("Mesh", &json!({"egress": {"mode": "allowList"}})),
+        object(
+            "ExternalService",
+            &json!({
+                "hosts": ["api.example.com", "www.example.com"], "addresses": ["192.0.2.1", "2001:db8::1"],
+                "ports": [
+                    {"name": "http", "port": 80, "targetPort": 443, "protocol": "http", "tls": {
+                        "mode": "originate", "sni": "api.example.com", "caFile": "/etc/ca.pem",
+                        "subjectAltNames": ["example.com", "192.0.2.1"], "clientCertificate": "mesh",
+                        "alpn": ["http/1.1"],
+                    }},
+                    {"name": "tls", "port": 443, "protocol": "tls"},
+                    {"name": "db", "port": 5432, "protocol": "tcp", "tls": {"mode": "originate"}},
+                ],
+            }),
+        ),
+        object("ExternalService", &json!({"addresses": ["192.0.2.1"], "ports": [{"port": 1}]})),
     ]
 }
 

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use super::authorization_policy::{Cidr, Selector};
+use super::egress::Egress;
 use super::mtls::Mtls;
 use crate::error::{ApiError, Reason};
 use crate::name::Form;
@@ -54,6 +55,9 @@ pub struct TransportPolicySpec {
     /// policy says, else they don't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub splice: Option<bool>,
+    /// What workloads may open to the outside; `None`: another policy or the mesh says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
 
 /// Whom a policy is for.
@@ -127,7 +131,7 @@ impl WorkloadBudget {
 
 impl TransportPolicySpec {
     pub(super) fn read(at: &At<'_>, namespace: &str) -> Result<Self, ApiError> {
-        let known = ["scope", "selector", "mtls", "udp", "exclude", "budget", "splice"];
+        let known = ["scope", "selector", "mtls", "udp", "exclude", "budget", "splice", "egress"];
         let fields = at.object(&known, &["targetRefs"])?;
         let scope = fields.read("scope", |at| read_scope(&at, namespace))?.unwrap_or_default();
         let selector = fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default();
@@ -146,6 +150,7 @@ impl TransportPolicySpec {
             exclude: fields.read("exclude", |at| Exclude::read(&at))?.unwrap_or_default(),
             budget: fields.read("budget", |at| WorkloadBudget::read(&at))?.unwrap_or_default(),
             splice: fields.read("splice", |at| at.boolean())?,
+            egress: fields.read("egress", |at| Egress::read(&at))?,
         })
     }
 }

@@ -29,6 +29,7 @@ async fn an_agent_is_sent_all_then_only_what_changes() {
         (Kind::TrafficPolicy, vec![]),
         (Kind::AuthorizationPolicy, vec![]),
         (Kind::TransportPolicy, vec![]),
+        (Kind::ExternalService, vec![]),
     ] {
         let response = agent.first(kind, &nothing).await;
         assert_eq!(names(&response), expected, "{kind}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Protocol};
 
+use super::external::origination;
 use super::policy::{needs_proxy, resolve};
 use super::routes::Routed;
 use super::workloads::Changed;
@@ -12,7 +13,7 @@ use super::{Compiler, Work, address};
 use crate::ids::IdKind;
 use crate::model::{Kind, Name, join};
 use crate::mtls::MtlsMode;
-use crate::snapshot::{Endpoint, Service, ServiceId, Workload, WorkloadId, WorkloadPort};
+use crate::snapshot::{Endpoint, OnProxyLoss, Service, ServiceId, Why, Workload, WorkloadId, WorkloadPort};
 
 /// A port that has an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,7 @@ impl Compiler {
     }
 
     fn drop_service(&mut self, id: ServiceId, work: &mut Work) {
+        self.note_origination(id, None);
         if let Some(old) = self.next.services.remove(&id) {
             self.note_backends(id, &old.backends, &[]);
         }
@@ -142,6 +144,7 @@ impl Compiler {
     /// Compiles the ports of a service: everything but their endpoints.
     pub(super) fn compile_service(&mut self, name: &Name, work: &mut Work) {
         let Some(service) = self.model.service(name) else { return };
+        let external = self.model.external(name);
         let mut vips: Vec<IpAddr> = service.vips.iter().filter_map(|vip| address("", vip).ok()).collect();
         vips.sort_unstable();
         vips.dedup();
@@ -149,7 +152,15 @@ impl Compiler {
             let Some(spec) = service.ports.iter().find(|p| port.is(p)) else {
                 continue;
             };
-            let new = self.compile_port(name, &service, spec, port, vips.clone());
+            let tls = origination(external.as_ref(), port.number);
+            let mut new = self.compile_port(name, &service, spec, port, vips.clone());
+            if tls.is_some() {
+                // Nothing goes to the outside as it is that was to go there in TLS.
+                (new.why, new.on_proxy_loss) = (Some(Why::Tls), OnProxyLoss::Refuse);
+            }
+            if self.note_origination(port.id, tls) {
+                work.dirty.services.insert(port.id);
+            }
             let old = self.next.services.get(&port.id);
             if old.is_none_or(|old| old.traffic.locality != new.traffic.locality) {
                 work.endpoints.insert(port.id, Changed::All);
@@ -158,9 +169,11 @@ impl Compiler {
                 continue;
             }
             // A connection to a workload's own address is treated as one to the service.
-            let treatment = |s: &Service| (s.why.is_some(), s.on_proxy_loss, s.inbound_proxy, s.protocol);
+            let treatment = |s: &Service| (s.why, s.on_proxy_loss, s.inbound_proxy, s.protocol);
             if old.is_none_or(|old| treatment(old) != treatment(&new)) {
                 work.workloads.extend(self.model.members(name).map(Arc::clone));
+                // And so is one to whoever sends here.
+                work.dirty.services.extend(self.senders.get(&port.id).into_iter().flatten());
             }
             let before = old.map_or_else(Vec::new, |old| old.backends.clone());
             self.note_backends(port.id, &before, &new.backends);

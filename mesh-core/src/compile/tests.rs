@@ -1,5 +1,6 @@
 //! Resources in, snapshot and conditions out. The builders serve plan's tests, too.
 
+pub mod external;
 mod transport;
 mod udp;
 mod vips;

@@ -17,6 +17,7 @@ use super::{Compiler, Work, port};
 use crate::authorise::Network;
 use crate::model::{Kind, Name};
 use crate::mtls::{MtlsMode, MtlsRules, PortModes};
+use crate::outside::Egress;
 use crate::snapshot::{Exclusions, Transport};
 
 /// A policy as it is held.
@@ -34,6 +35,7 @@ pub(super) struct TransportHeld {
     connections: Option<u32>,
     pending: Option<u16>,
     splice: Option<bool>,
+    egress: Option<Egress>,
     mtls: Option<MtlsMode>,
     /// By port, in order.
     mtls_ports: Vec<(u16, MtlsMode)>,
@@ -53,13 +55,14 @@ struct Field {
     said: fn(&TransportHeld) -> bool,
 }
 
-const FIELDS: [Field; 8] = [
+const FIELDS: [Field; 9] = [
     Field { name: "spec.udp", said: |p| p.no_udp.is_some() },
     Field { name: "spec.exclude.outbound", said: |p| p.outbound.is_some() },
     Field { name: "spec.exclude.inbound", said: |p| p.inbound.is_some() },
     Field { name: "spec.budget.connections", said: |p| p.connections.is_some() },
     Field { name: "spec.budget.pending", said: |p| p.pending.is_some() },
     Field { name: "spec.splice", said: |p| p.splice.is_some() },
+    Field { name: "spec.egress", said: |p| p.egress.is_some() },
     Field { name: "spec.mtls.mode", said: |p| p.mtls.is_some() },
     Field { name: "spec.mtls.ports", said: |p| !p.mtls_ports.is_empty() },
 ];
@@ -138,7 +141,7 @@ impl Compiler {
     /// What holds for a workload of this node whose own mode is `mtls`; `None`: nothing but what holds everywhere.
     pub(super) fn transport(&self, spec: &v1::Workload, mtls: MtlsMode) -> Option<Arc<Transport>> {
         let all = self.transports_of(spec);
-        if all.is_empty() && mtls == MtlsMode::Permissive {
+        if all.is_empty() && mtls == MtlsMode::Permissive && self.egress == Egress::All {
             return None;
         }
         let policies = || all.iter().map(|(_, policy)| *policy);
@@ -154,6 +157,7 @@ impl Compiler {
             pending: policies().find_map(|p| p.pending),
             splice: policies().find_map(|p| p.splice).unwrap_or(false),
             plain: mtls == MtlsMode::Off,
+            egress: policies().find_map(|p| p.egress).unwrap_or(self.egress),
         }))
     }
 
@@ -213,6 +217,9 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
             Some(false)
         }
     };
+    if v1::EgressMode::try_from(spec.egress).is_err() {
+        problems.push(format!("spec.egress: mode {} is not known here: allowList holds", spec.egress));
+    }
     let mut read_mode = |field: &str, said: i32| {
         if let Ok(said) = v1::MtlsMode::try_from(said) {
             return mode(said);
@@ -253,8 +260,18 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
         connections: (spec.budget_connections > 0).then_some(spec.budget_connections),
         pending: (spec.budget_pending > 0).then(|| u16::try_from(spec.budget_pending).unwrap_or(u16::MAX)),
         splice,
+        egress: egress(spec.egress),
         mtls,
         mtls_ports,
+    }
+}
+
+/// What may be opened to the outside; `None`: nothing is said. A mode that is not known here opens nothing.
+pub(super) fn egress(said: i32) -> Option<Egress> {
+    match v1::EgressMode::try_from(said) {
+        Ok(v1::EgressMode::Unset) => None,
+        Ok(v1::EgressMode::AllowAll) => Some(Egress::All),
+        Ok(v1::EgressMode::AllowList) | Err(_) => Some(Egress::Listed),
     }
 }
 

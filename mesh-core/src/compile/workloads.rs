@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use mesh_api::proto::v1::{self, Health};
 
+use super::external::subject;
 use super::{Compiler, Work, address};
 use crate::authorise::PolicySet;
 use crate::ids::EndpointKey;
 use crate::locality::PRIORITIES;
-use crate::model::{Kind, Name};
+use crate::model::Name;
 use crate::mtls::MtlsRules;
 use crate::snapshot::{PolicySetId, Service, Transport, Workload, WorkloadId, WorkloadPort};
 
@@ -72,7 +73,8 @@ impl Compiler {
         work.locals |= self.locals.remove(name);
         self.virtual_addresses.remove(name);
         let Some(spec) = self.model.workload(name) else {
-            self.problems.set(Kind::Workload, name, 0, Vec::new());
+            let (kind, of, number) = subject(name);
+            self.problems.set(kind, &of, number, Vec::new());
             if let Some(before) = before {
                 self.remove_workload(&before, work);
                 self.drop_workload(name, &before.service_account);
@@ -117,7 +119,8 @@ impl Compiler {
                 }
             }
         }
-        self.problems.set(Kind::Workload, name, 0, problems);
+        let (kind, of, number) = subject(name);
+        self.problems.set(kind, &of, number, problems);
     }
 
     fn remove_workload(&mut self, before: &Workload, work: &mut Work) {
@@ -145,6 +148,13 @@ impl Compiler {
             }
         }
         ports.sort_unstable_by_key(|p| (p.port, p.service));
+        let outside = self.model.outside(name);
+        if outside.is_some() {
+            // Who dials its address speaks to it himself.
+            for port in &mut ports {
+                port.proxy = false;
+            }
+        }
         Workload {
             id: ids.workload,
             full_name: Name::clone(name),
@@ -154,6 +164,7 @@ impl Compiler {
             host_network: spec.host_network,
             hbone: spec.hbone,
             mtls: ruled.mtls,
+            outside,
             nearness: self.nearness(spec),
             priority: u8::try_from(spec.priority).unwrap_or(u8::MAX).min(PRIORITIES - 1),
             identity: ids.identity,

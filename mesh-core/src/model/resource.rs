@@ -79,7 +79,8 @@ messages!(
     UdpRoute,
     TrafficPolicy,
     AuthorizationPolicy,
-    TransportPolicy
+    TransportPolicy,
+    ExternalService
 );
 
 impl Message for v1::Mesh {
@@ -119,6 +120,7 @@ impl Resource {
             Kind::TrafficPolicy => full_name::<v1::TrafficPolicy>(&raw),
             Kind::AuthorizationPolicy => full_name::<v1::AuthorizationPolicy>(&raw),
             Kind::TransportPolicy => full_name::<v1::TransportPolicy>(&raw),
+            Kind::ExternalService => full_name::<v1::ExternalService>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),
             Kind::TrustBundle => full_name::<v1::TrustBundle>(&raw),
         }

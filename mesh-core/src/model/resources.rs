@@ -42,6 +42,11 @@ impl Resources {
         self.0.iter().flat_map(|(kind, held)| held.iter().map(|(name, raw)| (*kind, &**name, raw)))
     }
 
+    /// Those of a kind, in order.
+    pub(super) fn of(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Raw)> {
+        self.0.get(&kind).into_iter().flat_map(OrdMap::iter)
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.0.values().map(OrdMap::len).sum()

@@ -19,7 +19,7 @@ use crate::alias;
 use crate::maglev;
 use crate::mtls::MtlsMode;
 use crate::snapshot::{
-    Endpoint, EndpointId, OnProxyLoss, PolicySetId, Service, ServiceId, Snapshot, WorkloadId,
+    Endpoint, EndpointId, OnProxyLoss, PolicySetId, Service, ServiceId, Snapshot, Why, WorkloadId,
 };
 
 /// An endpoint in a table.
@@ -209,6 +209,8 @@ fn choice(e: &Endpoint, service: &Service, weight: u32, v6: bool, view: &View) -
         (true, _) => flags::LOCAL,
         (false, true) if plain_if_lost => flags::TUNNEL | flags::BYPASS,
         (false, true) => flags::TUNNEL,
+        // Whoever is led here: through the agent, or not at all.
+        (false, false) if service.why == Some(Why::Tls) => flags::PROXY,
         (false, false) => 0,
     };
     address(e, v6).map(|ip| Choice {

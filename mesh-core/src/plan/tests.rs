@@ -1,5 +1,6 @@
 //! The planner against maps that are plain collections, fed by the compiler.
 
+mod external;
 mod golden;
 mod limits;
 mod locality;

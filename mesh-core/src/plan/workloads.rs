@@ -13,6 +13,7 @@ use super::view::Written;
 use super::{Condition, LocalSlots, MapOp, Ops, Scope, View, condition, note};
 use crate::model::Kind;
 use crate::mtls::MtlsMode;
+use crate::outside::Outside;
 use crate::snapshot::{OnProxyLoss, PolicySetId, Snapshot, Workload, WorkloadId, WorkloadPort};
 
 pub(super) fn plan(
@@ -76,6 +77,9 @@ impl Claimant for Workload {
     type Held = Written;
 
     fn keys(&self) -> Vec<WorkloadKey> {
+        if self.outside == Some(Outside::Resolved) {
+            return Vec::new();
+        }
         // The other ports of a host's address are the host's.
         let any = (!self.host_network).then_some((0, false));
         let tunnels = self.takes_tunnels().then_some((HBONE_PORT, false));

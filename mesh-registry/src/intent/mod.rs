@@ -226,13 +226,26 @@ impl<'s> Intents<'s> {
         before: Option<&Resource>,
         new: &mut Resource,
     ) -> Result<Txn, WriteError> {
-        let Spec::Service(spec) = &new.spec else { return Ok(txn) };
-        if spec.headless || !spec.vips.is_empty() {
+        let given = match &new.spec {
+            Spec::Service(spec) => spec.headless || !spec.vips.is_empty(),
+            Spec::ExternalService(_) => false,
+            _ => return Ok(txn),
+        };
+        if given {
             new.status.vips.clear();
         } else if new.status.vips.is_empty() {
             new.status.vips = self.allocate(&new.metadata.namespace, &new.metadata.name)?;
         }
         let name = new.key().wire_name();
+        if before.is_none() {
+            // Names and virtual addresses stand for either of them.
+            let other = other_kind(new);
+            let path = intent_key(&other);
+            if self.store.get(&path)?.is_some() {
+                return Err(named(&other).into());
+            }
+            txn = txn.if_at(path, 0);
+        }
         let (had, has) = (before.map(addresses).unwrap_or_default(), addresses(new));
         for (i, address) in has.iter().enumerate() {
             if had.contains(address) {
@@ -285,6 +298,7 @@ fn addresses(resource: &Resource) -> Vec<IpAddr> {
     match &resource.spec {
         Spec::Service(spec) if !spec.vips.is_empty() => spec.vips.clone(),
         Spec::Service(spec) if !spec.headless => resource.status.vips.clone(),
+        Spec::ExternalService(_) => resource.status.vips.clone(),
         _ => Vec::new(),
     }
 }
@@ -333,6 +347,18 @@ fn stale(key: &Key, path: &str, error: WriteError) -> WriteError {
         }
         _ => error,
     }
+}
+
+/// The object of the other kind that would have the same name.
+fn other_kind(resource: &Resource) -> Key {
+    let kind = if resource.kind() == Kind::Service { Kind::ExternalService } else { Kind::Service };
+    Key::new(kind, &resource.metadata.namespace, &resource.metadata.name)
+}
+
+fn named(other: &Key) -> ApiError {
+    let accepted = "a name that neither a Service nor an ExternalService of the namespace has";
+    ApiError::new(Reason::Conflict, "metadata.name", other.name.clone().into(), accepted)
+        .saying(format!("metadata.name: {other} has it: choose another, or remove that"))
 }
 
 fn taken(index: usize, address: IpAddr, holder: &str) -> ApiError {

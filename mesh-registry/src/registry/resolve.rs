@@ -5,10 +5,13 @@
 //! Invariant: a membership that a workload names wins over the same service port by selector.
 //! Not here: indices.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
+
 use mesh_api::proto::v1::{Health, WorkloadService};
 use mesh_api::resource::{
-    BackendRef, Condition, Key, Kind, Membership, ParentRef, Protocol, Resource, ServicePort, ServiceSpec,
-    Spec, TrafficPolicySpec, WorkloadSpec,
+    BackendRef, Condition, ExternalServiceSpec, Key, Kind, Membership, ParentRef, Protocol, Resource,
+    ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
 };
 
 use super::Registry;
@@ -68,6 +71,7 @@ impl Registry {
             Spec::Service(_) | Spec::AuthorizationPolicy(_) | Spec::TransportPolicy(_) | Spec::Mesh(_) => {
                 Vec::new()
             }
+            Spec::ExternalService(spec) => self.external_conditions(resource, spec),
             Spec::Workload(spec) => {
                 let problems = self.memberships(resource).1;
                 let mut out = vec![refs("ResolvedRefs", "UnknownService", problems)];
@@ -89,6 +93,45 @@ impl Registry {
             Spec::Service(spec) => Some(spec),
             _ => None,
         }
+    }
+
+    /// What routes and policies may refer to: a Service, or an external one in its form.
+    fn called(&self, namespace: &str, name: &str) -> Option<Cow<'_, ServiceSpec>> {
+        if let Some(service) = self.service(namespace, name) {
+            return Some(Cow::Borrowed(service));
+        }
+        match &self.get(&Key::new(Kind::ExternalService, namespace, name))?.spec {
+            Spec::ExternalService(spec) => Some(Cow::Owned(spec.service())),
+            _ => None,
+        }
+    }
+
+    /// Host names that an older one has, addresses that are virtual ones, and a name that a Service has.
+    fn external_conditions(&self, resource: &Resource, spec: &ExternalServiceSpec) -> Vec<Condition> {
+        let (own, age) = (resource.key(), |r: &Resource| (r.metadata.created_ms, r.key()));
+        let mut problems = Vec::new();
+        if self.service(&own.namespace, &own.name).is_some() {
+            problems.push("a Service has its name, and counts: give one of them another".to_owned());
+        }
+        for (_, other) in self.list(Kind::ExternalService).filter(|(_, other)| age(other) < age(resource)) {
+            let Spec::ExternalService(older) = &other.spec else { continue };
+            problems.extend(spec.hosts.iter().filter(|host| older.hosts.contains(host)).map(|host| {
+                let key = other.key();
+                format!("spec.hosts: {host} is a name of the older {key}, which keeps it: remove it from one of them")
+            }));
+        }
+        let vips = |r: &Resource, given: &[IpAddr]| [given, &r.status.vips].concat();
+        let services = self.list(Kind::Service).filter_map(|(_, service)| match &service.spec {
+            Spec::Service(spec) => Some((service.key(), vips(service, &spec.vips))),
+            _ => None,
+        });
+        let externals = self.list(Kind::ExternalService).map(|(_, r)| (r.key(), vips(r, &[])));
+        for (key, vips) in services.chain(externals).filter(|_| !spec.addresses.is_empty()) {
+            problems.extend(spec.addresses.iter().filter(|address| vips.contains(address)).map(|address| {
+                format!("spec.addresses: {address} is a virtual address of {key}, and left out: give its own address")
+            }));
+        }
+        vec![refs("Accepted", "Conflicted", problems)]
     }
 
     fn membership(
@@ -134,7 +177,7 @@ impl Registry {
         let mut parents = Vec::new();
         for parent in parent_refs {
             let name = format!("{namespace}/{}", parent.name);
-            let Some(service) = self.service(namespace, &parent.name) else {
+            let Some(service) = self.called(namespace, &parent.name) else {
                 parents.push(format!("parent Service {name} does not exist"));
                 continue;
             };
@@ -156,7 +199,7 @@ impl Registry {
             let namespace = backend.namespace.as_ref().unwrap_or(namespace);
             let udp = kind == Kind::UdpRoute;
             let goes = |port: &ServicePort| port.port == backend.port && port.protocol.is_udp() == udp;
-            match self.service(namespace, &backend.name) {
+            match self.called(namespace, &backend.name) {
                 None => backends.push(format!("backend Service {namespace}/{} does not exist", backend.name)),
                 Some(service) if !service.ports.iter().any(goes) => {
                     let speaks = if udp { " of protocol udp" } else { "" };
@@ -175,7 +218,7 @@ impl Registry {
         let namespace = &policy.metadata.namespace;
         let problem = |target: &mesh_api::resource::TargetRef| {
             let name = format!("{namespace}/{}", target.name);
-            let Some(service) = self.service(namespace, &target.name) else {
+            let Some(service) = self.called(namespace, &target.name) else {
                 return Some(format!("target Service {name} does not exist"));
             };
             let section = target.section_name.as_ref()?;

@@ -77,7 +77,8 @@ fn what_is_not_one_question_about_the_mesh_is_left_alone() {
     let mine = question("shop.default.mesh", Rtype::A, None);
     assert!(Question::read(&mine).is_some());
     for name in ["example.com", "mesh.example", "shop.default.meshes", "shop.default", "."] {
-        assert!(Question::read(&question(name, Rtype::A, None)).is_none(), "{name}");
+        let asked = question(name, Rtype::A, None);
+        assert!(Question::read(&asked).is_none_or(|q| q.answer(&snapshot(), true).is_none()), "{name}");
     }
     assert!(Question::read(&question("default.mesh", Rtype::AXFR, None)).is_none());
     let changed = |at: usize, to: u8| {
@@ -97,6 +98,25 @@ fn what_is_not_one_question_about_the_mesh_is_left_alone() {
         ("nothing", Vec::new()),
     ] {
         assert!(Question::read(&bytes).is_none(), "{what}");
+    }
+}
+
+#[test]
+fn a_host_name_outside_of_the_mesh_is_where_its_external_service_is() {
+    let mut snapshot = snapshot();
+    snapshot.hosts.insert("api.example".into(), "default/shop".into());
+    let said = |name: &str, kind| {
+        let bytes = question(name, kind, None);
+        let (answer, _) = Question::read(&bytes)?.answer(&snapshot, true)?;
+        Some(records(&Message::from_octets(answer).unwrap()))
+    };
+    // Its endpoints have IPv4 addresses alone: who was told of both would try the other one first.
+    assert_eq!(said("API.example", Rtype::A).unwrap(), ["240.240.0.1"]);
+    for none in [Rtype::AAAA, Rtype::HTTPS] {
+        assert_eq!(said("api.example", none).unwrap(), Vec::<String>::new());
+    }
+    for (name, kind) in [("api.example", Rtype::MX), ("www.api.example", Rtype::A), ("example", Rtype::A)] {
+        assert_eq!(said(name, kind), None, "{name} {kind}: others know");
     }
 }
 

@@ -174,6 +174,7 @@ async fn begin(worker: &Rc<Worker>, member: &Arc<Member>, via: &Via) -> Result<R
         show: None,
         within: worker.limits.connect,
         via: None,
+        origination: None,
     };
     let watch = worker.clock.watch(member);
     let stream = worker.transport.open(&target, &watch).await.map_err(Failed::Refused)?;

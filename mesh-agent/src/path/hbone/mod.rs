@@ -97,8 +97,8 @@ pub struct Identities {
 }
 
 /// What one handshake shows and believes.
-struct Shown {
-    svid: Arc<Svid>,
+pub(super) struct Shown {
+    pub(super) svid: Arc<Svid>,
     bundle: Arc<Bundle>,
     roots: Arc<Roots>,
 }
@@ -145,7 +145,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// What a handshake of a workload of this node shows. A workload that has just come is called before its first
 /// certificate is signed, and may call: it is waited for, for part of the time that a handshake may take.
-async fn shown(worker: &Worker, member: &Member) -> Result<Shown, ProxyError> {
+pub(super) async fn shown(worker: &Worker, member: &Member) -> Result<Shown, ProxyError> {
     let until = Instant::now() + worker.limits.tunnel * 3 / 5;
     loop {
         let shown = identity_of(worker, member).and_then(|id| worker.identities.shown(&id));

@@ -11,7 +11,7 @@ use mesh_core::error::ProxyError;
 use super::super::authorise::request;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
-use super::super::pool::{PoolKey, is_plain};
+use super::super::pool::{PoolKey, is_plain, number};
 use super::super::routing::Account;
 use super::super::stats::{Direction, one};
 use super::super::transport;
@@ -131,6 +131,7 @@ impl Connection {
             endpoint: hop.endpoint,
             address: hop.address,
             tunnel: hop.tunnel,
+            origination: self.session.worker.with_snapshot(|snapshot| number(snapshot, hop.service)),
         }
     }
 }

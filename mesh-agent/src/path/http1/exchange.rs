@@ -90,7 +90,7 @@ pub(super) struct Exchange<'c> {
     request: Pump,
     /// Set aside until [`Exchange::run`] puts it on the link.
     out: Option<Buf>,
-    /// Bytes of its head.
+    /// Bytes of the head in it.
     head: usize,
     /// Should the connection end now, the request may be sent again on another.
     repeat: bool,

@@ -59,14 +59,14 @@ impl Connection {
             let grown = edits.headers.map_or(0, mesh_core::route::HeaderEdits::bytes);
             let mut out = worker.buffers.fitting(head.length() + GROWTH + grown + body.len());
             write_request(head, edits, out.bytes());
-            let length = out.len();
+            let written = out.data().len();
             out.bytes().extend_from_slice(body);
             worker.mirrors.set(worker.mirrors.get() + 1);
             one(&counters.mirrored);
             let copy = Copy(worker.clone());
             let member = self.session.member.clone();
             drop(tokio::task::spawn_local(async move {
-                let sent = tokio::time::timeout(WITHIN, send(&copy.0, &member, hop, (out, length))).await;
+                let sent = tokio::time::timeout(WITHIN, send(&copy.0, &member, hop, (out, written))).await;
                 if !matches!(sent, Ok(Ok(()))) {
                     one(&copy.0.shared.counters.mirror_failed);
                 }

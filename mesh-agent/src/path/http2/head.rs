@@ -46,15 +46,27 @@ impl Head for Asked<'_> {
     }
 }
 
-/// Header fields as policies see them.
-pub struct Fields<'a>(pub &'a HeaderMap);
+/// The fields of a head, as policies see them.
+struct Fields<'a>(&'a HeaderMap);
 
 impl Headers for Fields<'_> {
     fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
         for (name, value) in self.0 {
-            show(name.as_str().as_bytes(), value.as_bytes());
+            show(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
         }
     }
+}
+
+/// Shows an outgoing head to policies, as it is.
+pub fn shown<T>(head: &Request<()>, look: impl FnOnce(&mesh_core::authorise::Request<'_>) -> T) -> T {
+    let path = if head.method() == Method::CONNECT { "" } else { head.uri().path() };
+    look(&mesh_core::authorise::Request {
+        method: head.method().as_str(),
+        path,
+        authority: head.uri().authority().map_or("", http::uri::Authority::as_str),
+        headers: &Fields(head.headers()),
+        claims: None,
+    })
 }
 
 /// The head as its endpoint shall see it.

@@ -23,7 +23,7 @@ use super::super::clock::Watched;
 use super::super::intercept::Hop;
 use super::super::link::Link;
 use super::super::member::Member;
-use super::super::pool::{PoolKey, is_plain, serves};
+use super::super::pool::{PoolKey, is_plain, number, serves};
 use super::super::stats::one;
 use super::super::transport;
 use super::super::worker::Worker;
@@ -100,7 +100,7 @@ impl Peers {
         member: &Arc<Member>,
         hop: &Hop,
     ) -> Result<Lease, ProxyError> {
-        let key = key(member, hop);
+        let key = key(worker, member, hop);
         let place = self.places.borrow_mut().entry(key).or_default().clone();
         if let Some(lease) = place.pick(worker) {
             one(&worker.shared.counters.upstream_reused);
@@ -129,7 +129,8 @@ impl Peers {
         // One that fails is replaced by a new one, which says why.
         if let Ok(peer) = run(worker, Io::new(stream, first), plain, watch).await {
             peer.streams.set(0);
-            let place: Rc<Place> = self.places.borrow_mut().entry(key(member, hop)).or_default().clone();
+            let place: Rc<Place> =
+                self.places.borrow_mut().entry(key(worker, member, hop)).or_default().clone();
             place.open.borrow_mut().push(Rc::new(peer));
         }
     }
@@ -159,13 +160,14 @@ impl Peers {
     }
 }
 
-fn key(member: &Member, hop: &Hop) -> PoolKey {
+fn key(worker: &Worker, member: &Member, hop: &Hop) -> PoolKey {
     PoolKey {
         source: member.workload,
         service: hop.service,
         endpoint: hop.endpoint,
         address: hop.address,
         tunnel: hop.tunnel,
+        origination: worker.with_snapshot(|snapshot| number(snapshot, hop.service)),
     }
 }
 

@@ -12,21 +12,20 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{Method, Request, Response};
-use mesh_core::authorise as policy;
+use http::{Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
 use mesh_core::route::{Action, Edits};
 use mesh_core::snapshot::Service;
 use tokio::time::{Instant, timeout_at};
 
-use super::super::authorise;
+use super::super::authorise::request_as;
 use super::super::intercept::Hop;
 use super::super::routing::{Account, Way};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, Fields, edit, is_grpc, outgoing, redirect, refuse};
+use super::head::{Asked, edit, is_grpc, outgoing, redirect, refuse, shown};
 use super::peers::Lease;
 
 /// Other endpoints that are tried after a connect has failed.
@@ -233,7 +232,7 @@ async fn send(
     let mut failed = 0;
     loop {
         account.service = hop.service;
-        ask(shared, &hop, &head)?;
+        shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
         let error = match shared.peers().lease(&shared.worker, &shared.member, &hop).await {
             Ok(lease) => match lease.sender().ready().await {
                 Ok(mut sender) => match sender.send_request(head.clone(), whole) {
@@ -253,20 +252,6 @@ async fn send(
         hop = other;
         one(&shared.worker.shared.counters.retried);
     }
-}
-
-/// May the request go there? Asked of the head that the endpoint gets.
-fn ask(shared: &Shared, hop: &Hop, head: &Request<()>) -> Result<(), ProxyError> {
-    let Shared { worker, member, whose, .. } = shared;
-    let uri = head.uri();
-    let request = policy::Request {
-        method: head.method().as_str(),
-        path: if head.method() == Method::CONNECT { "" } else { uri.path() },
-        authority: uri.authority().map_or("", http::uri::Authority::as_str),
-        headers: &Fields(head.headers()),
-        claims: None,
-    };
-    authorise::stream(worker, member, whose, hop, &request)
 }
 
 /// What an endpoint's stream or connection ended with.

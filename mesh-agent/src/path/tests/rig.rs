@@ -443,6 +443,7 @@ pub fn workload(id: u32, at: SocketAddr, protocol: Protocol) -> Workload {
         node: "here".into(),
         local: true,
         host_network: false,
+        outside: None,
         hbone: false,
         mtls: MtlsRules::default(),
         nearness: Nearness::Node,

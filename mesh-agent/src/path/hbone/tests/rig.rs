@@ -206,6 +206,7 @@ impl Caller {
         let target = Target {
             source: self.member.clone(),
             address: via.authority,
+            origination: None,
             service: 0,
             endpoint: 0,
             local: false,
