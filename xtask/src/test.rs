@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    ebpf, fuzz,
+    ebpf,
     run::{cargo, root, run, say},
     tools,
 };
@@ -36,9 +36,6 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
 ];
-
-/// A fuzz target in `test --all`.
-const FUZZ_SECONDS: u64 = 15;
 
 /// What tests and demo run, or what benches do.
 #[derive(Clone, Copy)]
@@ -91,10 +88,6 @@ pub fn test(args: &[String]) -> Result<()> {
     }
     parts.push(part("stories", &mut stories)?);
     if all {
-        fuzz::build()?;
-        for name in fuzz::TARGETS {
-            parts.push(part("fuzz", &mut fuzz::command(name, FUZZ_SECONDS)?)?);
-        }
         build(Profile::Release)?;
         let mut bench = Command::new(root().join("target/release/mesh-bench"));
         bench.args(["l4", "--json", "target/bench-l4.json"]);
