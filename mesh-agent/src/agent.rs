@@ -31,6 +31,7 @@ use crate::enrol::{Enrolments, Settings, datapath};
 use crate::external::{ExternalStats, Lookups};
 use crate::handover::{self, Leaving, Predecessor};
 use crate::identity::Identities;
+use crate::identity::keep::{self, Keep};
 use crate::identity::member::Member;
 use crate::identity::renew::Renewal;
 use crate::kernel::{self, Kernel, LoadOptions};
@@ -125,7 +126,11 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     };
     let config = config::start(options, kernel.clone(), snapshot.clone());
     let workers = args.workers.map_or_else(default_workers, usize::from);
-    let identities = Identities::new(member);
+    let keep = Keep::open(&args.bpffs, &args.run_dir).unwrap_or_else(|error| {
+        tracing::error!(%error, "keys are not kept for the next agent: it needs the control plane for new ones");
+        Keep::default()
+    });
+    let identities = Identities::new(member, keep);
     let keys = Arc::new(identities.clone());
     let proxy = Proxy::start(workers, snapshot, kernel.clone(), keys, Limits::default())?;
 
@@ -322,7 +327,10 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     }
     let pins = kernel::cleanup(&args.bpffs)
         .with_context(|| format!("{}: cannot be cleaned", args.bpffs.display()))?;
-    let mut files = 0;
+    let mut files = usize::from(
+        keep::cleanup(&args.run_dir)
+            .with_context(|| format!("{}: the seal cannot be removed", args.run_dir.display()))?,
+    );
     for path in [socket, args.state_dir.clone()] {
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

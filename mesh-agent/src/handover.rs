@@ -12,7 +12,8 @@
 //!
 //! Until a workload's slots are overwritten its connections come to the predecessor's listeners, after that to
 //! the successor's. Both accept meanwhile: what `connect()` has sent to the old port just before arrives.
-//! Listeners are not passed along: new ones in the same slots leave each agent with sockets that are its own.
+//! Listeners are not passed along: new ones in the same slots leave each agent with sockets that are its own. Nor are
+//! keys: the successor finds those that the predecessor has kept (identity's keep), as after a crash.
 //!
 //! Invariant: from its answer on, the predecessor writes no map, no file and nothing to the control plane.
 //! Not here: what is adopted (kernel, config, enrol).

@@ -28,6 +28,7 @@ use rustix::process::Signal;
 use crate::{
     cgroup::Cgroup,
     eventually,
+    metrics::Metrics,
     netns::NetNs,
     node::{AgentSpec, Node, tail},
     pod::PodBuilder,
@@ -293,6 +294,24 @@ impl Fabric {
     /// What the control plane logged, over all its lives.
     pub fn log(&self) -> String {
         fs::read_to_string(self.work.join("mesh-control.log")).unwrap_or_default()
+    }
+
+    /// The control plane's metrics, now.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.metrics_page())
+    }
+
+    /// The same as text.
+    #[track_caller]
+    pub fn metrics_page(&self) -> String {
+        let token = fs::read_to_string(self.data().join("admin.token")).expect("the admin's token");
+        let mut command = Command::new("curl");
+        command.args(["-sSf", "--max-time", "5", "--cacert"]).arg(self.data().join("ca.pem"));
+        command.args(["-H", &format!("Authorization: Bearer {}", token.trim())]);
+        command.arg(format!("https://{CONTROL}:15080/metrics"));
+        let page = self.netns.with(|| shell::run(&mut command, ""));
+        page.unwrap_or_else(|error| panic!("scrape the control plane: {error:#}"))
     }
 
     /// The arguments of `mesh-control`.

@@ -220,6 +220,67 @@ pub fn hold(pod: &Pod, name: &str, to: SocketAddr, count: u32) -> Held {
     Held { lines, _process: process }
 }
 
+/// Connections to line servers over which a word goes to and fro all the time. Prints, with the connection's label:
+/// `open`, `beat` for each word that came back, `ended` and why.
+const TALKER: &str = r"
+import socket, sys, threading, time
+def talk(label, address, port):
+    try:
+        with socket.create_connection((address, int(port)), 5) as s:
+            file = s.makefile()
+            file.readline()
+            print(label, 'open', flush=True)
+            while True:
+                s.sendall(b'word\n')
+                if file.readline() != 'word\n':
+                    raise OSError('no word came back')
+                print(label, 'beat', flush=True)
+                time.sleep(0.05)
+    except OSError as error:
+        print(label, 'ended', type(error).__name__, flush=True)
+threads = [threading.Thread(target=talk, args=sys.argv[i:i + 3]) for i in range(1, len(sys.argv), 3)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+";
+
+/// Connections under way: see [`talk`].
+pub struct Talk(Process);
+
+impl Talk {
+    /// Words that came back on the connection to this address, and whether it has ended.
+    pub fn now(&self, to: SocketAddr) -> (usize, bool) {
+        let (log, label) = (self.0.log(), to.to_string());
+        let of = |what: &str| {
+            let lines = log.lines().filter_map(|line| line.strip_prefix(&label)?.strip_prefix(' '));
+            lines.filter(|line| line.starts_with(what)).count()
+        };
+        (of("beat"), of("ended") > 0)
+    }
+
+    /// Waits until words have come back on the connections to all of these since now, and none of them has ended.
+    #[track_caller]
+    pub fn goes_on(&self, all: &[SocketAddr]) {
+        for to in all {
+            let (before, ended) = self.now(*to);
+            assert!(!ended, "the connection to {to} has ended:\n{}", self.0.log());
+            eventually(&format!("words come back from {to}"), || self.now(*to).0 > before + 2);
+        }
+    }
+}
+
+/// Opens a connection to the line servers at each of these, over which a word goes to and fro all the time; returns
+/// when all are open. `name` is not used twice in a pod.
+#[track_caller]
+pub fn talk(pod: &Pod, name: &str, all: &[SocketAddr]) -> Talk {
+    let each = |to: &SocketAddr| [to.to_string(), to.ip().to_string(), to.port().to_string()];
+    let mut args = vec!["-c".to_owned(), TALKER.to_owned()];
+    args.extend(all.iter().flat_map(each));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let talk = Talk(pod.start(name, "/usr/bin/python3", &args));
+    eventually(&format!("{name} talks to all of {all:?}"), || all.iter().all(|to| talk.now(*to).0 > 0));
+    talk
+}
+
 /// Starts the line server on `port`, both address families; returns when it accepts.
 #[track_caller]
 pub fn line_server(pod: &Pod, port: u16) -> Process {

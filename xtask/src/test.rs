@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("gtlsclient", "ngtcp2-client"),
     ("gtlsserver", "ngtcp2-server"),
     ("openssl", "openssl"),
+    ("promtool", "prometheus"),
 ];
 
 /// What tests and demo run, or what benches do.

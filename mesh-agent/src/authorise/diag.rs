@@ -1,6 +1,6 @@
 //! Sockets of the network namespace that the calling thread is in: list them, end one.
 //!
-//! Asked of the kernel over `NETLINK_SOCK_DIAG`. Not here: which are to be ended (revoke).
+//! Asked of the kernel over `NETLINK_SOCK_DIAG`. Not here: which are to be ended (revoke), or named (squatters).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -89,7 +89,8 @@ impl Diag {
     pub fn sockets(&self, protocol: Protocol) -> io::Result<Vec<Socket>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            self.0.dump(SOCK_DIAG_BY_FAMILY, &request(protocol, family, &[0; ID]), |kind, body| {
+            let request = request(protocol, family, protocol.states(), &[0; ID]);
+            self.0.dump(SOCK_DIAG_BY_FAMILY, &request, |kind, body| {
                 if kind == SOCK_DIAG_BY_FAMILY && found.len() < MOST {
                     found.extend(socket(protocol, body));
                 }
@@ -99,9 +100,25 @@ impl Diag {
         Ok(found)
     }
 
+    /// Does a TCP socket wait for connections at this port?
+    pub fn listens(&self, port: u16) -> io::Result<bool> {
+        let mut found = false;
+        for family in [AF_INET, AF_INET6] {
+            let request = request(Protocol::Tcp, family, 1 << LISTEN, &[0; ID]);
+            self.0.dump(SOCK_DIAG_BY_FAMILY, &request, |_, body| {
+                found |= socket(Protocol::Tcp, body).is_some_and(|s| s.listens && s.local.port() == port);
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(found)
+    }
+
     /// Resets a connection, whoever holds it. `false`: it has ended by itself.
     pub fn destroy(&self, socket: &Socket) -> io::Result<bool> {
-        match self.0.ask(SOCK_DESTROY, &request(socket.protocol, socket.family, &socket.id)) {
+        match self
+            .0
+            .ask(SOCK_DESTROY, &request(socket.protocol, socket.family, socket.protocol.states(), &socket.id))
+        {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -109,10 +126,10 @@ impl Diag {
     }
 }
 
-fn request(protocol: Protocol, family: u8, id: &[u8; ID]) -> [u8; REQUEST] {
+fn request(protocol: Protocol, family: u8, states: u32, id: &[u8; ID]) -> [u8; REQUEST] {
     let mut out = [0; REQUEST];
     out[..2].copy_from_slice(&[family, protocol.number()]);
-    out[4..8].copy_from_slice(&protocol.states().to_ne_bytes());
+    out[4..8].copy_from_slice(&states.to_ne_bytes());
     out[8..].copy_from_slice(id);
     out
 }
@@ -153,6 +170,10 @@ mod tests {
             let ends = (at, client.local_addr().unwrap());
             assert!(sockets.iter().any(|s| !s.listens && (s.local, s.remote) == ends), "{ends:?}");
             assert!(sockets.iter().any(|s| s.listens && s.local == at), "{at}");
+            let diag = Diag::new().unwrap();
+            assert!(diag.listens(at.port()).unwrap());
+            drop(listener);
+            assert!(!diag.listens(at.port()).unwrap(), "its connection is none that waits");
         }
     }
 

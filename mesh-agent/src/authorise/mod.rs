@@ -4,6 +4,7 @@
 //! kernel's refusals ──ring──▶ [`denials`] ──▶ log
 //! config's epochs ──▶ [`revoke`] ──[`diag`]──▶ connections in the workloads' namespaces
 //! sockets there ──[`diag`]──▶ [`senders`] ──▶ `UDP_SENDERS`
+//!               ──[`diag`]──▶ [`squatters`] ──▶ conditions
 //!
 //! Not here: the decision (kernel, and mesh-core's authorise for the proxy).
 
@@ -11,6 +12,7 @@ mod denials;
 mod diag;
 mod revoke;
 mod senders;
+mod squatters;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,13 +27,22 @@ use crate::kernel::Kernel;
 use crate::path::Proxy;
 use crate::sys::monotonic_ns;
 
-/// Starts its tasks; they run as long as the agent does. Counts connections that a change has ended. `took_over`: see
-/// [`revoke::follow`].
-pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config, took_over: bool) -> Arc<AtomicU64> {
-    let ended = Arc::new(AtomicU64::new(0));
+/// Connections that a change has ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// A policy allows them no longer.
+    pub policy: AtomicU64,
+    /// They are plaintext, and their workload takes none any more.
+    pub plaintext: AtomicU64,
+}
+
+/// Starts its tasks; they run as long as the agent does. `took_over`: see [`revoke::follow`].
+pub fn start(kernel: Arc<Kernel>, proxy: Proxy, config: Config, took_over: bool) -> Arc<Ended> {
+    let ended = Arc::new(Ended::default());
     let strangers = Arc::default();
     tokio::spawn(denials::follow(kernel.clone(), config.clone(), Arc::clone(&strangers)));
     tokio::spawn(senders::follow(kernel.clone(), proxy.clone(), config.clone(), strangers));
+    tokio::spawn(squatters::follow(proxy.clone(), config.clone()));
     tokio::spawn(revoke::follow(kernel, proxy, config, ended.clone(), took_over));
     ended
 }

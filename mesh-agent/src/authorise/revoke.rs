@@ -1,4 +1,4 @@
-//! Ends connections that a changed policy no longer allows.
+//! Ends connections that a changed policy no longer allows, and plaintext that a workload takes no longer.
 //!
 //! For each workload of this node whose policy set is another than before: its connections from others are
 //! listed in its namespace, and who is not allowed in any more is reset. Once when the change is in the maps,
@@ -9,6 +9,10 @@
 //! this node belongs to that workload, whatever its address is; in the host's namespace, to the workload on whose
 //! behalf it was connected. Otherwise there is an address and no proof. Of datagrams the kernel asks for each one, but
 //! for those to connected sockets: a server's that connects one for each client end as connections do.
+//!
+//! Of a workload that is `strict` now, or has other ports that are, connections end whose caller nobody proves: those of
+//! this node are proved as above, and what comes through a tunnel comes from the agent's own socket beside the
+//! workload. A socket does not say by which interface it came: of a workload that excludes interfaces open ones stay.
 //!
 //! It also tells the kernel which workloads have policies at all: their other addresses are closed.
 //!
@@ -23,18 +27,19 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED};
 use mesh_common::record::FlowKey;
-use mesh_core::authorise::Seen;
-use mesh_core::mtls::MtlsMode;
-use mesh_core::snapshot::{PolicySetId, Snapshot, WorkloadId};
+use mesh_core::authorise::{Network, Seen};
+use mesh_core::hbone::PORT as TUNNELS;
+use mesh_core::mtls::{MtlsMode, MtlsRules};
+use mesh_core::snapshot::{Exclusions, PolicySetId, Snapshot, Workload, WorkloadId};
 
 use super::diag::{Diag, MOST, Protocol, Socket};
-use super::{caller, refusal};
+use super::{Ended, caller, refusal};
 use crate::config::Handle as Config;
 use crate::kernel::Kernel;
 use crate::path::Proxy;
@@ -57,27 +62,26 @@ pub(super) async fn follow(
     kernel: Arc<Kernel>,
     proxy: Proxy,
     config: Config,
-    ended: Arc<AtomicU64>,
+    ended: Arc<Ended>,
     mut took_over: bool,
 ) {
     let mut epochs = config.epoch();
-    let mut known: HashMap<WorkloadId, PolicySetId> = HashMap::new();
+    let mut known: HashMap<WorkloadId, Asked> = HashMap::new();
     let mut policed: HashMap<WorkloadId, bool> = HashMap::new();
     loop {
         let snapshot = config.snapshot();
         let places = proxy.workloads();
-        let set = |workload: WorkloadId| snapshot.workloads.get(&workload).map_or(0, |w| w.policy_set);
-        let now: HashMap<WorkloadId, PolicySetId> = places.iter().map(|(id, _)| (*id, set(*id))).collect();
+        let asked = |workload: WorkloadId| {
+            snapshot.workloads.get(&workload).map_or_else(Asked::default, |w| Asked::of(w))
+        };
+        let now: HashMap<WorkloadId, Asked> = places.iter().map(|(id, _)| (*id, asked(*id))).collect();
         let changed: Vec<WorkloadId> = now
             .iter()
-            .filter(|(id, set)| **set != 0 && known.get(*id) != Some(*set))
+            .filter(|(id, asked)| asked.anything() && known.get(*id) != Some(*asked))
             .map(|(id, _)| *id)
             .collect();
         known = now;
-        let strict = |id: &WorkloadId| {
-            snapshot.workloads.get(id).is_some_and(|workload| workload.mtls.any(MtlsMode::Strict))
-        };
-        let closed = known.iter().map(|(id, set)| (*id, *set != 0 || strict(id))).collect();
+        let closed = known.iter().map(|(id, asked)| (*id, asked.anything())).collect();
         set_policed(&kernel, &closed, &mut policed);
         if !changed.is_empty() {
             let task = Task {
@@ -97,6 +101,44 @@ pub(super) async fn follow(
             return;
         }
     }
+}
+
+/// What a workload asks of who connects to it.
+#[derive(Default, PartialEq)]
+struct Asked {
+    set: PolicySetId,
+    /// Where it is strict somewhere: where, and what is left alone.
+    strict: Option<(MtlsRules, Exclusions)>,
+}
+
+impl Asked {
+    fn of(workload: &Workload) -> Self {
+        let left_alone =
+            || workload.transport.as_ref().map_or_else(Exclusions::default, |t| t.inbound.clone());
+        let strict = workload.mtls.any(MtlsMode::Strict).then(|| (workload.mtls.clone(), left_alone()));
+        Self { set: workload.policy_set, strict }
+    }
+
+    fn anything(&self) -> bool {
+        self.set != 0 || self.strict.is_some()
+    }
+}
+
+/// Would the kernel refuse this connection as plaintext if it began now? `who`: the workload of this node that is
+/// proved to have opened it; 0: none.
+fn is_plaintext(called: &Workload, socket: &Socket, who: WorkloadId) -> bool {
+    let (local, remote) = (socket.local, socket.remote.ip());
+    // From the agent, which has asked; or from the workload itself.
+    let beside = remote.is_loopback() || remote == local.ip();
+    if who != 0 || beside || called.mtls.at(local.port()) != MtlsMode::Strict {
+        return false;
+    }
+    let left_alone = |all: &Exclusions| {
+        !all.interfaces.is_empty()
+            || all.ports.contains(&local.port())
+            || all.networks.iter().any(|network| network.covers(&Network::from(remote)))
+    };
+    !called.transport.as_ref().is_some_and(|transport| left_alone(&transport.inbound))
 }
 
 /// Tells the kernel which workloads have policies or are strict, where that is news.
@@ -123,7 +165,7 @@ struct Task {
     proxy: Proxy,
     places: Places,
     /// Connections ended, in all.
-    ended: Arc<AtomicU64>,
+    ended: Arc<Ended>,
     /// See [`follow`].
     took_over: bool,
 }
@@ -188,9 +230,11 @@ impl Look<'_> {
             }
             // A connected UDP socket was accepted if there is one beside it that is not.
             let served = listening.contains(&port) || declares(port);
-            !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
+            // Whoever listens there, what comes is the agent's.
+            let tunnel = !udp && port == TUNNELS && called.takes_tunnels();
+            !tunnel && !s.listens && served && s.local.ip() != s.remote.ip() && !s.local.ip().is_loopback()
         };
-        let (mut ended, mut direct) = (0, Vec::new());
+        let (mut ended, mut plain, mut direct) = (0, 0, Vec::new());
         for socket in sockets.iter().filter(inbound) {
             let (caller, who, by_agent) = self.caller_of(protocol, socket);
             // Its neighbours on the host share its address, and so does it itself.
@@ -203,6 +247,8 @@ impl Look<'_> {
             };
             if let Some(why) = ask(if udp { Seen::Opaque } else { Seen::Unknown }) {
                 ended += u64::from(end(diag, socket, &why));
+            } else if !udp && !by_agent && is_plaintext(called, socket, who) {
+                plain += u64::from(end(diag, socket, "plaintext"));
             } else if !by_agent
                 && !self.task.took_over
                 && let Some(why) = ask(Seen::Opaque)
@@ -220,13 +266,14 @@ impl Look<'_> {
                 ended += u64::from(end(diag, socket, why));
             }
         }
-        self.task.ended.fetch_add(ended, Relaxed);
+        self.task.ended.policy.fetch_add(ended, Relaxed);
+        self.task.ended.plaintext.fetch_add(plain, Relaxed);
+        let workload = || self.name(workload);
         if ended > 0 {
-            tracing::info!(
-                workload = self.name(workload),
-                connections = ended,
-                "ended by a change of policy"
-            );
+            tracing::info!(workload = workload(), connections = ended, "ended by a change of policy");
+        }
+        if plain > 0 {
+            tracing::info!(workload = workload(), connections = plain, "plaintext ended: strict from now on");
         }
     }
 

@@ -14,6 +14,7 @@ use mesh_identity::{Bundle, Keys, Svid};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateRevocationListDer;
 
+use super::keep::Keep;
 use super::member::{Member, certificates};
 
 /// An identity of this node.
@@ -32,6 +33,7 @@ pub struct Identities(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub member: Arc<Member>,
+    pub keep: Keep,
     pub held: RwLock<HashMap<SpiffeId, Held>>,
     pub bundle: ArcSwapOption<Bundle>,
     /// Certificates that came, and that were asked for in vain.
@@ -41,9 +43,10 @@ pub(super) struct Inner {
 
 impl Identities {
     /// None yet.
-    pub fn new(member: Arc<Member>) -> Self {
+    pub fn new(member: Arc<Member>, keep: Keep) -> Self {
         Self(Arc::new(Inner {
             member,
+            keep,
             held: RwLock::default(),
             bundle: ArcSwapOption::empty(),
             renewed: AtomicU64::new(0),
@@ -65,6 +68,11 @@ impl Identities {
         while self.0.held.read().values().any(|held| held.svid.is_none()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Certificates that an earlier agent left and that serve again, and those that are not kept for a next one.
+    pub fn kept(&self) -> (u64, u64) {
+        self.0.keep.counts()
     }
 
     /// Certificates that came since the start, and that were asked for in vain.

@@ -4,22 +4,25 @@
 //! enrol ──accounts──▶ [`renew`] ──keys, CSRs ([`make`])──▶ control plane (Identity.Sign)
 //! config ──bundle──▶     │ decides by [`plan`]               │
 //!                        ▼                                   │
-//!                   [`held`] ◀──────certificates─────────────┘
+//!                   [`held`] ◀──────certificates─────────────┤
 //!                        └──▶ tunnels, as `mesh_identity::Keys`; admin, metrics
+//!                                  [`keep`] ◀──▶ sealed ([`seal`]), for the agent that comes after this one
 //! [`member`]: the node's own certificate, which opens every connection to the control plane
 //! ```
 //!
-//! Invariants: a workload's private key is in memory alone, and wiped when it is dropped; a certificate is kept
-//! until a newer one is there, whatever fails; nothing is asked for that no workload of this node has.
+//! Invariants: a workload's private key is in memory alone, this process' and sealed the kernel's, and wiped when it is
+//! dropped; a certificate is kept until a newer one is there, whatever fails; nothing is asked for that no workload of this node has.
 //! Not here: what certificates are shown to and what peers must show (mesh-identity), who may have which
 //! (mesh-control).
 
 mod credentials;
 pub mod held;
+pub mod keep;
 pub mod make;
 pub mod member;
 mod plan;
 pub mod renew;
+mod seal;
 mod show;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -14,11 +14,13 @@ use mesh_api::proto::v1::identity_client::IdentityClient;
 use mesh_api::proto::v1::signed::Result as Outcome;
 use mesh_api::spiffe::{NodeId, SpiffeId};
 use mesh_identity::Svid;
+use mesh_identity::verify::{Peer, Roots};
+use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use super::held::Identities;
+use super::held::{Held, Identities};
 use super::make::{self, Key};
 use super::member::certificates;
 use super::plan::Plan;
@@ -111,14 +113,20 @@ impl Renewal {
 
     /// Plans for exactly the identities that are there.
     fn wanted(&mut self, plan: &mut Plan<Whose>) {
-        let domain = self.trust.borrow().trust_domain.clone();
+        // Of the bundle that is believed: what is taken up below is held against it.
+        let bundle = self.identities.0.bundle.load_full();
+        let domain = bundle.map_or_else(String::new, |bundle| bundle.trust_domain.clone());
         let accounts = self.accounts.borrow_and_update().clone();
         let mut wanted: BTreeSet<Whose> =
             NodeId::new(&domain, &self.node).map(Whose::Node).into_iter().collect();
         let mut held = self.identities.0.held.write();
+        let mut new = Vec::new();
         for (namespace, account) in &accounts {
             if let Ok(id) = SpiffeId::new(&domain, namespace, account) {
-                held.entry(id.clone()).or_default();
+                if !held.contains_key(&id) {
+                    held.insert(id.clone(), Held::default());
+                    new.push(id.clone());
+                }
                 wanted.insert(Whose::Workload(id));
             }
         }
@@ -128,20 +136,49 @@ impl Renewal {
             self.conditions.clear(&condition(&id));
             if let Whose::Workload(id) = id {
                 held.remove(&id);
+                self.identities.0.keep.forget(&id.to_string());
             }
         }
         drop(held);
         self.joined(plan, now);
+        self.adopt(plan, &new, now);
+    }
+
+    /// Takes up what an earlier agent has left for these.
+    fn adopt(&self, plan: &mut Plan<Whose>, new: &[SpiffeId], now: Instant) {
+        let (inner, told) = (&*self.identities.0, self.trust.borrow().clone());
+        let roots = inner.bundle.load_full().and_then(|bundle| Roots::new(&bundle).ok());
+        let Some(roots) = roots.filter(|_| !new.is_empty()) else { return };
+        let mut taken = 0;
+        for id in new {
+            let Some((key, certificate)) = inner.keep.get(&id.to_string()) else { continue };
+            let svid = match usable(id, &key, &certificate, &roots) {
+                Ok(svid) => svid,
+                Err(why) => {
+                    tracing::debug!(identity = %id, why, "the certificate that an earlier agent left is not used");
+                    inner.keep.forget(&id.to_string());
+                    continue;
+                }
+            };
+            let due = first_half(certificate.not_before, certificate.not_after);
+            plan.adopt(&Whose::Workload(id.clone()), now, due, certificate.generation, fastrand::f64());
+            if let Some(held) = inner.held.write().get_mut(id) {
+                *held = Held { svid: Some(svid), serial: certificate.serial, failure: String::new() };
+            }
+            inner.keep.adopted();
+            taken += 1;
+        }
+        plan.hasten(told.generation, now, fastrand::f64);
+        if taken > 0 {
+            tracing::info!(certificates = taken, "took up what an earlier agent has left");
+        }
     }
 
     /// The node's certificate may be there already: joined with, or from before.
     fn joined(&self, plan: &mut Plan<Whose>, now: Instant) {
         let Some(cert) = self.identities.0.member.credentials().node() else { return };
         let Ok(id) = cert.identity.parse() else { return };
-        let left = cert.not_after.saturating_sub(unix_now());
-        let life = cert.not_after.saturating_sub(cert.not_before).max(1);
-        // What is left of its whole life decides: past half of it, it is due.
-        let due = (left * 2 > life).then(|| Duration::from_secs(left));
+        let due = first_half(cert.not_before, cert.not_after);
         plan.adopt(&Whose::Node(id), now, due, cert.generation, fastrand::f64());
     }
 
@@ -242,16 +279,42 @@ impl Renewal {
             }
             Whose::Workload(id) => id,
         };
-        let certified = key.certified(certificates(&certificate.chain)).map_err(|e| e.to_string())?;
-        let (not_before, not_after) = (certificate.not_before, certificate.not_after);
-        let svid = Arc::new(Svid { id: id.clone(), certified, not_before, not_after });
+        let svid = svid(id, key, certificate)?;
         if let Some(held) = self.identities.0.held.write().get_mut(id) {
             held.svid = Some(svid);
             held.serial.clone_from(&certificate.serial);
             held.failure.clear();
         }
+        self.identities.0.keep.put(&id.to_string(), key, certificate);
         Ok(())
     }
+}
+
+fn svid(id: &SpiffeId, key: &Key, certificate: &v1::Certificate) -> Result<Arc<Svid>, String> {
+    let certified = key.certified(certificates(&certificate.chain)).map_err(|e| e.to_string())?;
+    let (not_before, not_after) = (certificate.not_before, certificate.not_after);
+    Ok(Arc::new(Svid { id: id.clone(), certified, not_before, not_after }))
+}
+
+/// A certificate that an earlier agent left, if peers would take it now.
+fn usable(
+    id: &SpiffeId,
+    key: &Key,
+    certificate: &v1::Certificate,
+    roots: &Roots,
+) -> Result<Arc<Svid>, String> {
+    let svid = svid(id, key, certificate)?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_now()));
+    let own = [id.clone()];
+    roots.verify(Peer::Server(&own), &svid.certified.cert, now).map_err(|why| why.reason().to_owned())?;
+    Ok(svid)
+}
+
+/// What is left of its whole life decides: past half of it, it is due, which is `None`.
+fn first_half(not_before: u64, not_after: u64) -> Option<Duration> {
+    let left = not_after.saturating_sub(unix_now());
+    let life = not_after.saturating_sub(not_before).max(1);
+    (left * 2 > life).then(|| Duration::from_secs(left))
 }
 
 /// Does a list name this serial number? Looked for as it is encoded: an INTEGER of 16 bytes.

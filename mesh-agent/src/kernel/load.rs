@@ -19,6 +19,7 @@ use mesh_common::{maps, udp};
 use super::error::LoadError;
 use super::going;
 use super::inbound::InboundPrograms;
+use crate::identity::keep;
 use crate::sys::bpf::{self, AttachType};
 
 /// What to load and where.
@@ -396,6 +397,11 @@ pub fn cleanup(bpffs: &Path) -> io::Result<usize> {
     for path in abis_at(bpffs) {
         removed += remove_tree(&path)?;
         fs::remove_dir(path)?;
+    }
+    match fs::remove_file(bpffs.join(keep::MAP)) {
+        Ok(()) => removed += 1,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
     }
     // Every bpffs shows two files of the kernel's own.
     let foreign = |name: std::ffi::OsString| name != "maps.debug" && name != "progs.debug";

@@ -29,6 +29,7 @@ use super::hbone::client::Via;
 use super::inbound::Noted;
 use super::link::Link;
 use super::member::{Held, Member};
+use super::pool::is_plain;
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
@@ -109,8 +110,7 @@ impl Hop {
         if self.tunnel == 0 {
             return Ok(None);
         }
-        let caller = snapshot.workloads.get(&source);
-        if caller.and_then(|caller| caller.transport.as_ref()).is_some_and(|transport| transport.plain) {
+        if is_plain(snapshot, source) {
             return Ok(None);
         }
         let workload = snapshot.workloads.get(&self.tunnel).ok_or(ProxyError::NoEndpoints)?;

@@ -30,7 +30,7 @@ pub struct PoolKey {
     pub endpoint: u32,
     /// Where it is connected.
     pub address: SocketAddr,
-    /// The workload at the other end of its tunnel; 0: it is plain.
+    /// The workload at the other end of its tunnel; 0: there is none. Its source may do without ([`is_plain`]).
     pub tunnel: u32,
     /// How TLS is spoken with it, by number; 0: not at all.
     pub origination: u32,
@@ -88,7 +88,8 @@ impl Upstreams {
         self.retain(|key, entry| {
             entry.since >= oldest
                 && entry.link.usable()
-                && changed.is_none_or(|snapshot| serves(snapshot, key))
+                && changed
+                    .is_none_or(|snapshot| serves(snapshot, key) && is_as_wanted(snapshot, key, &entry.link))
         });
     }
 
@@ -111,6 +112,17 @@ impl Upstreams {
         });
         self.total.set(total);
     }
+}
+
+/// Does a workload open none but plain connections?
+pub fn is_plain(snapshot: &Snapshot, source: u32) -> bool {
+    let caller = snapshot.workloads.get(&source);
+    caller.and_then(|caller| caller.transport.as_ref()).is_some_and(|transport| transport.plain)
+}
+
+/// Is a connection plain, or in a tunnel, as its source wants it by now?
+fn is_as_wanted(snapshot: &Snapshot, key: &PoolKey, link: &Link) -> bool {
+    key.tunnel == 0 || link.stream().tcp().is_some() == is_plain(snapshot, key.source)
 }
 
 /// How TLS is spoken with the endpoints of a service, by number; 0: not at all.

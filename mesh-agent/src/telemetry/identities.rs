@@ -8,7 +8,7 @@ use super::metrics as m;
 use crate::identity::Identities;
 
 /// The families.
-pub fn families(identities: &Identities) -> [MetricFamily; 4] {
+pub fn families(identities: &Identities) -> [MetricFamily; 6] {
     let (mut expires, mut missing) = (Family::new(&m::IDENTITY_EXPIRES), 0);
     for shown in identities.show() {
         match shown.left() {
@@ -17,10 +17,13 @@ pub fn families(identities: &Identities) -> [MetricFamily; 4] {
         }
     }
     let (renewed, failed) = identities.counts();
+    let (adopted, unkept) = identities.kept();
     [
         expires.finish(),
         Family::single(&m::IDENTITY_MISSING, f64::from(missing)),
         Family::single(&m::IDENTITY_RENEWED, renewed as f64),
         Family::single(&m::IDENTITY_FAILED, failed as f64),
+        Family::single(&m::IDENTITY_ADOPTED, adopted as f64),
+        Family::single(&m::IDENTITY_UNKEPT, unkept as f64),
     ]
 }

@@ -100,6 +100,7 @@ metrics! {
     MAP_ENTRIES = "mesh_map_entries", Gauge, MAP, "Entries of a BPF map; of FLOW_EVENTS the bytes that wait. At most 10 s old.";
     MAP_CAPACITY = "mesh_map_capacity", Gauge, MAP, "Room of a BPF map, in the same unit.";
     POLICY_ENDED = "mesh_policy_ended_total", Counter, &[], "Connections of this node's workloads that were ended because a changed policy no longer allows them.";
+    PLAINTEXT_ENDED = "mesh_plaintext_ended_total", Counter, &[], "Connections of this node's workloads that were ended because they are plaintext and the workload became strict.";
     SNAPSHOT_EPOCH = "mesh_snapshot_epoch", Gauge, &[], "Epoch of the snapshot in force.";
     SNAPSHOT_AGE = "mesh_snapshot_age_seconds", Gauge, &[], "Since it came into force.";
     CONFIG_ACKS = "mesh_config_acks_total", Counter, &[], "Responses of the control plane that were taken.";
@@ -111,6 +112,8 @@ metrics! {
     IDENTITY_MISSING = "mesh_identity_missing", Gauge, &[], "Identities of this node's workloads that have no certificate yet.";
     IDENTITY_RENEWED = "mesh_identity_renewed_total", Counter, &[], "Certificates that the control plane has issued to this node.";
     IDENTITY_FAILED = "mesh_identity_failed_total", Counter, &[], "Certificates that were asked for in vain; the condition of the identity says why.";
+    IDENTITY_ADOPTED = "mesh_identity_adopted_total", Counter, &[], "Certificates with their keys that were taken over from the agent that ran before.";
+    IDENTITY_UNKEPT = "mesh_identity_unkept_total", Counter, &[], "Certificates that could not be kept for the agent that comes after: it needs the control plane for those.";
     CONDITIONS = "mesh_conditions", Gauge, &[], "Things that are not as they should be; `meshctl status` names them.";
 }
 

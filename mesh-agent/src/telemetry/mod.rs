@@ -21,7 +21,7 @@ mod requests;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -29,6 +29,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
+use crate::authorise;
 use crate::config::Handle as Config;
 use crate::config::xds::XdsStats;
 use crate::external::ExternalStats;
@@ -61,7 +62,7 @@ pub struct Sources {
     /// Acknowledgements.
     pub xds: Arc<XdsStats>,
     /// Connections that a change of policy has ended.
-    pub revoked: Arc<AtomicU64>,
+    pub revoked: Arc<authorise::Ended>,
     /// Certificates of this node.
     pub identities: Identities,
     /// Look-ups of host names.
@@ -231,7 +232,8 @@ impl Mesh {
             (&m::CONTROL_CONNECTED, if xds.connected.load(Relaxed) { 1.0 } else { 0.0 }),
             (&m::WORKLOADS, config.enrolled() as f64),
             (&m::SERVICES, snapshot.services.len() as f64),
-            (&m::POLICY_ENDED, self.sources.revoked.load(Relaxed) as f64),
+            (&m::POLICY_ENDED, self.sources.revoked.policy.load(Relaxed) as f64),
+            (&m::PLAINTEXT_ENDED, self.sources.revoked.plaintext.load(Relaxed) as f64),
             (&m::CONDITIONS, config.conditions().count() as f64),
         ];
         values.into_iter().map(|(metric, value)| Family::single(metric, value)).collect()

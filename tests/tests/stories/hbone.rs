@@ -8,7 +8,7 @@ use mesh_tests::{
     Mesh, Node, Pod, eventually,
     load::Load,
     process::Process,
-    programs::{connect_lines, curl, line_server, url},
+    programs::{connect_lines, curl, line_server, talk, url},
     resources::{Service, at, authorization, transport, vip4, vip6},
 };
 
@@ -103,4 +103,73 @@ fn requests_and_bodies_pass_through_tunnels_unchanged() {
     // The application sees its client, not an agent.
     let seen = curl(&client, &[&url(vip4(1), 80, "/")]);
     assert!(seen.field("peer").starts_with(&format!("{}:", client.ip())), "{seen:?}");
+}
+
+/// Opens a connection for each of many ways to begin TLS wrongly, and waits for its end. Prints a line for each.
+const WRONG: &str = r"
+import os, socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(['h2'])
+coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+try:
+    context.wrap_bio(coming, going).do_handshake()
+except ssl.SSLWantReadError:
+    pass
+hello = going.read()
+record = lambda kind, body: bytes([kind, 3, 3]) + len(body).to_bytes(2, 'big') + body
+wrong = {
+    'nothing': b'', 'a byte': b'\x16', 'half a head': hello[:3], 'half a hello': hello[:len(hello) // 2],
+    'plain HTTP': b'GET / HTTP/1.1\r\nHost: x\r\n\r\n', 'HTTP/2': b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(64),
+    'an unknown record': bytes([99]) + hello[1:], 'an old version': bytes([hello[0], 0, 9]) + hello[3:],
+    'too long a record': b'\x16\x03\x01\xff\xff' + bytes(70000), 'an empty record': b'\x16\x03\x01\x00\x00' * 50,
+    'an absurd hello': record(22, b'\x01\xff\xff\xff' + bytes(16000)) * 8,
+    'a hello of zeros': record(22, b'\x01\x00\x01\x00' + bytes(256)),
+    'data at once': record(23, os.urandom(1000)), 'an alert': record(21, b'\x02\x28'),
+    'many alerts': record(21, b'\x01\x5a') * 5000, 'a finish': record(22, b'\x14\x00\x00\x20' + bytes(32)),
+    'zeros': bytes(1 << 20), 'noise': os.urandom(1 << 20), 'noise after a hello': hello + os.urandom(1 << 16),
+    'two hellos': hello + hello, 'a hello byte by byte': [hello[i:i + 1] for i in range(0, len(hello) - 1)],
+}
+for name, data in wrong.items():
+    with socket.create_connection((sys.argv[1], 15008), 10) as s:
+        try:
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for part in data if isinstance(data, list) else [data]:
+                s.sendall(part)
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(65536):
+                pass
+            print(name + ': closed')
+        except OSError as error:
+            print(name + ':', type(error).__name__)
+";
+
+#[test]
+fn whoever_begins_tls_wrongly_is_refused_counted_and_disturbs_nobody() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    let (db, _servers) = db(&mesh);
+    let pay = mesh.pod(2, "pay").account("pay").up();
+    let stranger = mesh.pod(2, "stranger").outside().up();
+    let to = at(vip4(1), 7000);
+    answered(&pay, to);
+    let node = mesh.node(1);
+    let talks = talk(&pay, "talk", &[to]);
+    let failed = || {
+        let all = node.metrics().count("mesh_hbone_handshakes_total", &[("role", "server")]);
+        all - handshakes(node, "server", "ok")
+    };
+    let (before, pid) = (failed(), node.agent_pid());
+    let mut cases = 0;
+    for address in [db.ip().to_string(), db.ip6().to_string()] {
+        let said = stranger.run("/usr/bin/python3", &["-c", WRONG, &address]).unwrap();
+        assert!(!said.contains("timed out") && !said.contains("TimeoutError"), "{said}");
+        cases += said.lines().count() as u64;
+    }
+    assert!(cases >= 40, "{cases}");
+    eventually("each is counted", || failed() == before + cases);
+    let lines = node.log().lines().filter(|line| line.contains("a peer's handshake failed")).count() as u64;
+    assert!((1..=cases).contains(&lines), "{lines} lines of {cases}");
+    talks.goes_on(&[to]);
+    answered(&pay, to);
+    assert_eq!((node.metrics().count("mesh_proxy_panics_total", &[]), node.agent_pid()), (0, pid));
 }

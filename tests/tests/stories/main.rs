@@ -6,6 +6,7 @@
 
 mod addresses;
 mod agent_loss;
+mod alerts;
 mod authorise;
 mod bad_input;
 mod balance;
@@ -24,6 +25,7 @@ mod host;
 mod http;
 mod identity;
 mod kernel_view;
+mod keys;
 mod kills;
 mod limits;
 mod locality;
@@ -31,6 +33,7 @@ mod long;
 mod mtls;
 mod odd_input;
 mod policy;
+mod rotation;
 mod routes;
 mod splice;
 mod spread;

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, time::Duration};
 use mesh_common::verdict::Verdict;
 use mesh_tests::{
     Mesh, Pod, eventually,
+    load::Load,
     process::{self, Process},
-    programs::{connect_lines, curl, line_server, nginx, url},
+    programs::{connect_lines, curl, line_server, nginx, talk, url},
     resources::{Service, at, authorization, mesh_mtls, transport, vip4, vip6},
 };
 use rustix::process::Signal;
@@ -128,6 +129,120 @@ fn a_unit_of_the_host_may_probe_a_strict_workload_and_the_rest_of_the_host_may_n
         answered(&kubelet, to);
         refused(&host, to);
     }
+}
+
+#[test]
+fn a_change_to_strict_ends_the_plaintext_that_is_open_and_nothing_else() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    let (db, _servers) = db(&mesh);
+    let (near, pay) = (mesh.pod(1, "near").up(), mesh.pod(2, "pay").account("pay").up());
+    let far = mesh.pod(2, "far").outside().up();
+    let kubelet = mesh.pod(1, "kubelet").account("kubelet").on_host().up();
+    let [vip, _, own, own6, other] = ways(&db);
+    let (all, outside) = ([vip, own, own6, other], [own, own6, other]);
+    for pod in [&near, &pay] {
+        for to in all {
+            answered(pod, to);
+        }
+    }
+    let talks = [talk(&near, "talk", &all), talk(&pay, "talk", &all), talk(&kubelet, "talk", &outside)];
+    let plain = talk(&far, "talk", &outside);
+    let ended = || mesh.node(1).metrics().count("mesh_plaintext_ended_total", &[]);
+    let app = "selector: {matchLabels: {app: db}}";
+    let excluded = "exclude: {inbound: {ports: [7001]}}";
+    mesh.apply(&transport("strict", &[app, "mtls: {mode: strict}", excluded]));
+    eventually("plaintext ends", || plain.now(own).1 && plain.now(own6).1);
+    plain.goes_on(&[other]);
+    assert_eq!(ended(), 2);
+    // What was left alone is not any more.
+    mesh.apply(&transport("strict", &[app, "mtls: {mode: strict}"]));
+    eventually("the rest of it ends", || plain.now(other).1);
+    assert_eq!(ended(), 3);
+    // Once more: an agent that starts looks at what is open.
+    mesh.apply(&transport("strict", &[app, "mtls: {mode: permissive}"]));
+    talks[0].goes_on(&all);
+    talks[1].goes_on(&all);
+    talks[2].goes_on(&outside);
+    assert!(mesh.node(1).log().contains("plaintext ended"), "{}", mesh.node(1).log());
+    // One port alone.
+    answered(&far, own);
+    let plain = talk(&far, "talk-again", &outside);
+    mesh.apply(&transport("strict", &[app, "mtls: {ports: [{port: 7001, mode: strict}]}"]));
+    eventually("plaintext to the port ends", || plain.now(other).1);
+    plain.goes_on(&[own, own6]);
+    talks[0].goes_on(&all);
+    talks[1].goes_on(&all);
+    talks[2].goes_on(&outside);
+    assert_eq!(ended(), 4);
+}
+
+#[test]
+fn requests_do_not_stay_on_plain_connections_of_a_caller_that_was_off() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("site", 1).http("http", 80).yaml());
+    let (server, _nginx) = crate::words::web(&mesh, 1, "site-a", "site", "http", 1);
+    let client = mesh.pod(2, "client").label("app", "client").up();
+    let app = "selector: {matchLabels: {app: client}}";
+    mesh.apply(&transport("caller", &[app, "mtls: {mode: 'off'}"]));
+    // As the server's namespace sees them: connections from the client's address.
+    let plain = || {
+        let filter = format!("src = {}:8080 and dst = {}", server.ip(), client.ip());
+        let shown = server.run("ss", &["-Htn", "state", "established", &filter]).unwrap();
+        shown.lines().count()
+    };
+    eventually("it answers plainly", || {
+        curl(&client, &[&url(vip4(1), 80, "/")]).status == 200 && plain() > 0
+    });
+    let load = Load::to(at(vip4(1), 80)).keep_alive().threads(2).rate(100).start(&client);
+    load.go_on(50);
+    assert!(plain() > 0);
+    mesh.apply(&transport("caller", &[app, "mtls: {mode: permissive}"]));
+    eventually("no plain connection is left", || plain() == 0);
+    load.go_on(50);
+    let report = load.stop();
+    assert_eq!(report.failed(), 0, "{report:?}");
+    assert_eq!(plain(), 0);
+}
+
+#[test]
+fn a_program_that_listens_at_the_port_of_tunnels_is_named_and_tunnels_win() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("db", 1).tcp("one", 7000).yaml());
+    let mut pod = mesh.pod(1, "db-0").serves("db", "one", 7000).outside().up();
+    let _server = line_server(&pod, 7000);
+    let mut squatter = line_server(&pod, 15_008);
+    pod.enrol();
+    let client = mesh.pod(2, "client").up();
+    let stranger = mesh.pod(2, "stranger").outside().up();
+    let named = || {
+        let status = mesh.node(1).ask("status", serde_json::Value::Null, &[]).unwrap();
+        status["status"]["conditions"].to_string().contains("workload default/db-0, port 15008")
+    };
+    eventually("it is named", named);
+    assert!(mesh.node(1).log().contains("port 15008"), "{}", mesh.node(1).log());
+    for to in [at(vip4(1), 7000), at(pod.ip6(), 7000)] {
+        answered(&client, to);
+    }
+    let tunnels = [("role", "server"), ("outcome", "ok")];
+    assert!(mesh.node(1).metrics().count("mesh_hbone_handshakes_total", &tunnels) > 0);
+    // It hears nobody, and a change of policy that looks at the workload's connections spares tunnels.
+    let ways = [
+        (stranger.ip().to_string(), at(pod.ip(), 15_008)),
+        (stranger.ip6().to_string(), at(pod.ip6(), 15_008)),
+    ];
+    let heard = || ways.iter().any(|(source, to)| connect_from(&stranger, source, *to).contains("name="));
+    assert!(!heard());
+    let talks = talk(&client, "talk", &[at(vip4(1), 7000)]);
+    mesh.apply(&transport("strict", &["mtls: {mode: strict}"]));
+    refused(&stranger, at(pod.ip(), 7000));
+    talks.goes_on(&[at(vip4(1), 7000)]);
+    mesh.node(1).kill_agent();
+    assert!(!heard(), "also while no agent runs");
+    assert_eq!(squatter.log(), "", "nobody has come to it");
+    squatter.kill();
+    mesh.node(1).start_agent();
+    mesh.node(1).wait_ready();
+    eventually("it is named no more", || !named());
 }
 
 /// Counts bytes and occurrences of a word on an interface, until it is told to end.

@@ -75,8 +75,12 @@ impl TunnelStream {
         self.reset.set(true);
     }
 
-    /// Nothing has arrived, not even an end.
+    /// Nothing has arrived, not even an end, and its tunnel goes on: one whose certificate has ended carries what it
+    /// has to its end, and nothing new.
     pub fn quiet(&mut self) -> bool {
+        if !self.tunnel.serves() {
+            return false;
+        }
         let mut nobody = Context::from_waker(Waker::noop());
         self.chunk.is_empty() && !self.finished && self.poll_chunk(&mut nobody).is_pending()
     }

@@ -11,7 +11,7 @@ use mesh_core::error::ProxyError;
 use super::super::authorise::request;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
-use super::super::pool::{PoolKey, number};
+use super::super::pool::{PoolKey, is_plain, number};
 use super::super::routing::Account;
 use super::super::stats::{Direction, one};
 use super::super::transport;
@@ -110,10 +110,17 @@ impl Connection {
 
     /// The request is over and the connection can carry another.
     pub(super) fn release(&self, hop: &Hop, link: Rc<Link>) {
-        let Session { worker, direction, .. } = &self.session;
+        let Session { worker, member, direction, .. } = &self.session;
         match direction {
             Direction::In => *self.own.borrow_mut() = Some(link),
-            Direction::Out => worker.upstreams.put(self.pool_key(hop), link, worker.clock.now()),
+            Direction::Out => {
+                let plain = hop.tunnel != 0 && link.stream().tcp().is_some();
+                if plain && !worker.with_snapshot(|snapshot| is_plain(snapshot, member.workload)) {
+                    // It was opened when its workload did not ask for encryption.
+                    return;
+                }
+                worker.upstreams.put(self.pool_key(hop), link, worker.clock.now());
+            }
         }
     }
 

@@ -23,7 +23,7 @@ use super::super::clock::Watched;
 use super::super::intercept::Hop;
 use super::super::link::Link;
 use super::super::member::Member;
-use super::super::pool::{PoolKey, number, serves};
+use super::super::pool::{PoolKey, is_plain, number, serves};
 use super::super::stats::one;
 use super::super::transport;
 use super::super::worker::Worker;
@@ -49,6 +49,8 @@ struct Place {
 
 /// One connection.
 struct Peer {
+    /// In no tunnel.
+    plain: bool,
     send: SendRequest<Bytes>,
     streams: Cell<usize>,
     dead: Rc<Cell<bool>>,
@@ -122,9 +124,10 @@ impl Peers {
         // Nobody else has it: it was made for one session.
         let Ok(link) = Rc::try_unwrap(link) else { return };
         let (stream, first) = link.into_parts();
+        let plain = stream.tcp().is_some();
         let watch = worker.clock.watch(member);
         // One that fails is replaced by a new one, which says why.
-        if let Ok(peer) = run(worker, Io::new(stream, first), watch).await {
+        if let Ok(peer) = run(worker, Io::new(stream, first), plain, watch).await {
             peer.streams.set(0);
             let place: Rc<Place> =
                 self.places.borrow_mut().entry(key(worker, member, hop)).or_default().clone();
@@ -137,10 +140,14 @@ impl Peers {
         let oldest = now.saturating_sub(limit.as_millis() as u64);
         self.places.borrow_mut().retain(|key, place| {
             let served = changed.is_none_or(|snapshot| serves(snapshot, key));
+            // Its source may have done without encryption, and does so no longer; or the other way round.
+            let wanted = |peer: &Peer| {
+                key.tunnel == 0 || changed.is_none_or(|now| peer.plain == is_plain(now, key.source))
+            };
             let mut open = place.open.borrow_mut();
             open.retain(|peer| {
                 let rests = peer.streams.get() == 0;
-                !peer.dead.get() && served && !(rests && peer.idle_since.get() < oldest)
+                !peer.dead.get() && served && wanted(peer) && !(rests && peer.idle_since.get() < oldest)
             });
             // Somebody opens one, or waits for it.
             !open.is_empty() || Rc::strong_count(place) > 1
@@ -169,11 +176,12 @@ async fn open(worker: &Rc<Worker>, member: &Arc<Member>, hop: &Hop) -> Result<Pe
     let watch = worker.clock.watch(member);
     let target = hop.target(worker, member)?;
     let stream = transport::open(worker, &target, &watch).await?;
-    run(worker, Io::new(stream, None), watch).await
+    let plain = stream.tcp().is_some();
+    run(worker, Io::new(stream, None), plain, watch).await
 }
 
 /// Lets a connection run until it ends: when nobody holds it any more, or its workload leaves.
-async fn run(worker: &Rc<Worker>, io: Io, watch: Watched) -> Result<Peer, ProxyError> {
+async fn run(worker: &Rc<Worker>, io: Io, plain: bool, watch: Watched) -> Result<Peer, ProxyError> {
     let mut builder = client::Builder::new();
     builder
         .enable_push(false)
@@ -195,5 +203,5 @@ async fn run(worker: &Rc<Worker>, io: Io, watch: Watched) -> Result<Peer, ProxyE
         driven.await;
         ended.set(true);
     }));
-    Ok(Peer { send, streams: Cell::new(1), dead, idle_since: Cell::new(worker.clock.now()) })
+    Ok(Peer { plain, send, streams: Cell::new(1), dead, idle_since: Cell::new(worker.clock.now()) })
 }
