@@ -50,11 +50,13 @@ pub enum Kind {
     Mesh,
     /// Whom to believe.
     TrustBundle,
+    /// The keys of somebody who issues tokens.
+    JwtKeys,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
@@ -65,6 +67,7 @@ impl Kind {
         Self::TransportPolicy,
         Self::Mesh,
         Self::TrustBundle,
+        Self::JwtKeys,
     ];
 }
 
@@ -81,6 +84,7 @@ impl fmt::Display for Kind {
             Self::TransportPolicy => "TransportPolicy",
             Self::Mesh => "Mesh",
             Self::TrustBundle => "TrustBundle",
+            Self::JwtKeys => "JwtKeys",
         })
     }
 }
@@ -121,6 +125,8 @@ pub(crate) struct Touched {
     pub authorizations: BTreeSet<Name>,
     pub transports: BTreeSet<Name>,
     pub mesh: bool,
+    /// Keys of somebody who issues tokens.
+    pub jwt: bool,
 }
 
 /// All resources held.
@@ -194,6 +200,7 @@ impl Model {
             Kind::Mesh => touched.mesh = true,
             // Nothing is compiled of it: the agent shows it to who opens tunnels.
             Kind::TrustBundle => {}
+            Kind::JwtKeys => touched.jwt = true,
         }
     }
 
@@ -249,6 +256,11 @@ impl Model {
     /// Whom to believe; `None` until it was told.
     pub fn trust_bundle(&self) -> Option<v1::TrustBundle> {
         self.get("mesh")
+    }
+
+    /// The keys of a provider of tokens; `None` until they were told.
+    pub fn jwt_keys(&self, provider: &str) -> Option<v1::JwtKeys> {
+        self.get(provider)
     }
 
     pub(crate) fn members(&self, service: &str) -> impl Iterator<Item = &Name> {

@@ -20,6 +20,7 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
         Kind::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
         Kind::TrustBundle => "type.googleapis.com/nodemesh.v1.TrustBundle",
+        Kind::JwtKeys => "type.googleapis.com/nodemesh.v1.JwtKeys",
     }
 }
 

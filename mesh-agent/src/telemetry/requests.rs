@@ -114,6 +114,11 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     for (reason, count) in reasons {
         dropped.add(&[reason], count as f64);
     }
+    let mut tokens = Family::new(&m::JWT_TOKENS);
+    let outcomes = [("checked", c.tokens_checked), ("known", c.tokens_known), ("refused", c.tokens_refused)];
+    for (outcome, count) in outcomes {
+        tokens.add(&[outcome], count as f64);
+    }
     let mut questions = Family::new(&m::DNS_QUESTIONS);
     let outcomes = [
         ("answered", c.dns_answered),
@@ -140,7 +145,8 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted.finish(), dropped.finish(), questions.finish(), mirrored.finish()];
+    let mut all =
+        vec![accepted.finish(), dropped.finish(), tokens.finish(), questions.finish(), mirrored.finish()];
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

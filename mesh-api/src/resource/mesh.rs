@@ -6,10 +6,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+use super::jwt::{JwtProvider, MAX_PROVIDERS};
 use super::mtls::MtlsMode;
 use crate::error::ApiError;
 use crate::name::TRUST_DOMAIN;
-use crate::walk::At;
+use crate::walk::{At, distinct};
 
 /// What the `Mesh` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -23,6 +24,9 @@ pub struct MeshSpec {
     pub http: HttpMode,
     /// How connections are encrypted where no policy says.
     pub mtls: MeshMtls,
+    /// Whose tokens policies may ask for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jwt_providers: Vec<JwtProvider>,
 }
 
 /// How connections are encrypted where no policy says.
@@ -72,6 +76,7 @@ impl Default for MeshSpec {
             vip_pool: VipPool::default(),
             http: HttpMode::default(),
             mtls: MeshMtls::default(),
+            jwt_providers: Vec::new(),
         }
     }
 }
@@ -79,10 +84,17 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http", "mtls"],
-            &["dns", "dnsDomains", "egress", "jwtProviders", "extAuthz", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls", "jwtProviders"],
+            &["dns", "dnsDomains", "egress", "extAuthz", "udp"],
         )?;
         let default = Self::default();
+        let jwt_providers = fields.each("jwtProviders", 0..=MAX_PROVIDERS, |at| JwtProvider::read(&at))?;
+        let names = jwt_providers.iter().map(|one| &*one.name);
+        let place = |i: usize| {
+            let one: &JwtProvider = &jwt_providers[i];
+            (format!("{}.jwtProviders[{i}].name", at.path()), one.name.clone().into())
+        };
+        distinct(names, place, "providers with different names")?;
         Ok(Self {
             trust_domain: fields
                 .read("trustDomain", |at| at.checked(&TRUST_DOMAIN))?
@@ -90,6 +102,7 @@ impl MeshSpec {
             vip_pool: fields.read("vipPool", |at| VipPool::read(&at))?.unwrap_or(default.vip_pool),
             http: fields.read("http", |at| HttpMode::read(&at))?.unwrap_or(default.http),
             mtls: fields.read("mtls", |at| MeshMtls::read(&at))?.unwrap_or_default(),
+            jwt_providers,
         })
     }
 }

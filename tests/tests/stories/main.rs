@@ -21,6 +21,7 @@ mod hbone;
 mod host;
 mod http;
 mod identity;
+mod jwt;
 mod kernel_view;
 mod kills;
 mod limits;
