@@ -7,6 +7,7 @@
 //! - [`handover`]: one agent takes over from another.
 //! - [`enrol`]: who is part of the mesh. [`admin`]: `agent.sock`.
 //! - [`identity`]: certificates of this node and its workloads.
+//! - [`jwt`]: tokens that requests carry.
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`dns`]: names of the mesh, for workloads that ask their resolvers.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
@@ -28,6 +29,7 @@ pub mod enrol;
 pub mod external;
 pub mod handover;
 pub mod identity;
+pub mod jwt;
 pub mod kernel;
 pub mod path;
 pub mod session;

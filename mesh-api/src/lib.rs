@@ -5,7 +5,7 @@
 //! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`); [`wire`]: from
 //!   one to the other.
 //! - [`spiffe`], [`token`], [`duration`], [`name`], [`http_path`]: text forms that both sides read and write.
-//! - [`schema`]: JSON schemas of the resources.
+//! - [`jwks`]: sets of keys that tokens are checked with. [`schema`]: JSON schemas of the resources.
 //!
 //! Not here: I/O of any kind.
 
@@ -14,6 +14,7 @@
 pub mod duration;
 pub mod error;
 pub mod http_path;
+pub mod jwks;
 pub mod name;
 pub mod resource;
 pub mod schema;

@@ -238,6 +238,7 @@ fn authorization_policy() -> Value {
             "principals": list(&json!({ "type": "string", "pattern": "^spiffe://" }), 1, 64),
             "namespaces": list(&label(), 1, 64),
             "cidrs": list(&text, 1, 64),
+            "jwt": jwt_terms(),
         }),
     );
     let token =
@@ -362,6 +363,51 @@ fn mesh() -> Value {
             "http": words(&["proxy", "kernel"]),
             "mtls": object(&json!(["mode"]), &json!({ "mode": mtls_mode() })),
             "egress": egress(),
+            "jwtProviders": list(&jwt_provider(), 0, 16),
         }),
+    )
+}
+
+fn plain() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": 1024 })
+}
+
+fn jwt_provider() -> Value {
+    let header = json!({ "type": "string", "minLength": 1, "maxLength": 128 });
+    let prefix = json!({ "type": "string", "maxLength": 64 });
+    let from = object(&json!(["name"]), &json!({ "name": header, "prefix": prefix }));
+    let claim = object(&json!(["claim", "header"]), &json!({ "claim": plain(), "header": header }));
+    let text = json!({ "type": "string" });
+    let mut jwks = object(
+        &json!([]),
+        &json!({
+            "inline": text,
+            "file": { "type": "string", "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$" },
+            "url": { "type": "string", "pattern": "^https?://" },
+            "ca": text,
+        }),
+    );
+    jwks["minProperties"] = json!(1);
+    object(
+        &json!(["name", "issuer", "jwks"]),
+        &json!({
+            "name": label(),
+            "issuer": plain(),
+            "audiences": list(&plain(), 0, 64),
+            "jwks": jwks,
+            "fromHeaders": list(&from, 1, 8),
+            "forward": { "type": "boolean" },
+            "claimsToHeaders": list(&claim, 0, 8),
+            "clockSkew": duration(),
+        }),
+    )
+}
+
+fn jwt_terms() -> Value {
+    let claim =
+        object(&json!(["name", "values"]), &json!({ "name": plain(), "values": list(&plain(), 1, 64) }));
+    object(
+        &json!(["provider"]),
+        &json!({ "provider": label(), "subjects": list(&plain(), 1, 64), "claims": list(&claim, 1, 8) }),
     )
 }

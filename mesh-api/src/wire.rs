@@ -8,11 +8,12 @@ mod http;
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClientCertificate, Egress,
-    EgressMode, Exclusions, ExternalPort, ExternalServiceSpec, HeaderIs, HeaderTerm, HttpMode, Inbound, Kind,
-    L4RouteSpec, LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope,
-    PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination,
-    TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
+    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
+    ClientCertificate, Egress, EgressMode, Exclusions, ExternalPort, ExternalServiceSpec, HeaderIs,
+    HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec, LocalityMode, LocalityPolicy,
+    MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
+    ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination, TokenHeader, TrafficPolicySpec,
+    TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.
@@ -294,6 +295,7 @@ fn authorization_rule(rule: &AuthorizationRule, own: &str) -> v1::AuthorizationR
             identities: accounts.chain(principals).collect(),
             namespaces: terms.namespaces.clone(),
             cidrs: terms.cidrs.iter().map(ToString::to_string).collect(),
+            jwt: terms.jwt.as_ref().map(jwt_terms),
         }
     });
     let from = from.collect();
@@ -368,7 +370,31 @@ fn mesh(spec: &MeshSpec) -> v1::Mesh {
         trust_domain: spec.trust_domain.clone(),
         http: http_mode(spec.http).into(),
         mtls: mtls_mode(spec.mtls.mode).into(),
+        jwt_providers: spec.jwt_providers.iter().map(jwt_provider).collect(),
         egress: egress(spec.egress).into(),
+    }
+}
+
+fn jwt_provider(provider: &JwtProvider) -> v1::JwtProvider {
+    let header = |one: &TokenHeader| v1::TokenHeader { name: one.name.clone(), prefix: one.prefix.clone() };
+    let claim = |one: &ClaimHeader| v1::ClaimHeader { claim: one.claim.clone(), header: one.header.clone() };
+    v1::JwtProvider {
+        name: provider.name.clone(),
+        issuer: provider.issuer.clone(),
+        audiences: provider.audiences.clone(),
+        headers: provider.from_headers.iter().map(header).collect(),
+        forward: provider.forward,
+        claims_to_headers: provider.claims_to_headers.iter().map(claim).collect(),
+        clock_skew_ms: u32::try_from(provider.clock_skew.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+fn jwt_terms(terms: &JwtTerms) -> v1::JwtTerms {
+    let claim = |one: &ClaimTerm| v1::ClaimTerm { name: one.name.clone(), values: one.values.clone() };
+    v1::JwtTerms {
+        provider: terms.provider.clone(),
+        subjects: terms.subjects.clone(),
+        claims: terms.claims.iter().map(claim).collect(),
     }
 }
 

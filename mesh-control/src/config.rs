@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::ca::authority::{Given, Lives};
 use crate::engine::Times;
+use crate::jwks::keeper::Ways;
 
 /// The control plane of a mesh.
 #[derive(Parser)]
@@ -61,6 +62,15 @@ pub struct Serve {
     /// The roots above it, PEM; the first is the one that join tokens name
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     pub ca_bundle: Option<PathBuf>,
+    /// Directory of key sets that the Mesh's jwtProviders name; absent: jwks in the data directory
+    #[arg(long, value_name = "DIR")]
+    pub jwks_dir: Option<PathBuf>,
+    /// How often the URL of a key set is asked, at most
+    #[arg(long, default_value = "30s", value_parser = seconds)]
+    pub jwks_refresh: Duration,
+    /// Ask for key sets without TLS elsewhere than on loopback as well: whoever is on the way can issue tokens
+    #[arg(long)]
+    pub jwks_plain_http: bool,
     /// Acknowledge writes before they are on disk: for measuring the rest only, loses data
     #[arg(long, hide = true)]
     pub no_fsync: bool,
@@ -90,6 +100,15 @@ impl Serve {
             ));
         }
         Ok(Lives { svid: self.svid_ttl.as_secs(), node: self.node_ttl.as_secs() })
+    }
+
+    /// How to look for the keys of those who issue tokens.
+    pub fn jwks(&self) -> Ways {
+        Ways {
+            dir: self.jwks_dir.clone().unwrap_or_else(|| self.data.join("jwks")),
+            least: self.jwks_refresh,
+            plain_http: self.jwks_plain_http,
+        }
     }
 
     /// The intermediate that was given.

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub certificates_issued: Counter,
     /// Certificates that were asked for in vain.
     pub certificates_refused: Refusals,
+    /// Looks for the keys of providers of tokens that failed.
+    pub jwks_failures: Counter,
     /// Time from write to durable, fsync included.
     pub commit: Histogram,
 }
@@ -125,6 +127,8 @@ pub struct Gauges {
     pub authority_ends: Vec<(&'static str, u64)>,
     /// Certificates that are valid, and that are revoked.
     pub certificates: (usize, usize),
+    /// Providers of tokens (16 at most): name, keys in force, seconds since they were seen to be good.
+    pub jwks: Vec<(String, usize, Option<u64>)>,
     /// Services, workloads and so on, by kind.
     pub resources: Vec<(&'static str, usize)>,
     /// Quantiles of the store's recent commits: from the last change to durable.
@@ -169,6 +173,11 @@ impl Metrics {
                 &self.joins_refused,
             ),
             ("mesh_control_certificates_issued_total", "Certificates handed out.", &self.certificates_issued),
+            (
+                "mesh_control_jwks_failures_total",
+                "Looks for the keys of a provider of tokens that failed.",
+                &self.jwks_failures,
+            ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", counter.get());
         }
@@ -194,6 +203,17 @@ impl Metrics {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
         for (what, left) in &gauges.authority_ends {
             let _ = writeln!(out, "{name}{{certificate=\"{what}\"}} {left}");
+        }
+        let (keys, age) = ("mesh_control_jwks_keys", "mesh_control_jwks_age_seconds");
+        let help = "Keys of a provider of tokens that are in force.";
+        let _ = writeln!(out, "# HELP {keys} {help}\n# TYPE {keys} gauge");
+        for (provider, count, _) in &gauges.jwks {
+            let _ = writeln!(out, "{keys}{{provider=\"{provider}\"}} {count}");
+        }
+        let help = "Since they were seen to be good, by this process.";
+        let _ = writeln!(out, "# HELP {age} {help}\n# TYPE {age} gauge");
+        for (provider, seconds) in gauges.jwks.iter().filter_map(|(name, _, age)| Some((name, (*age)?))) {
+            let _ = writeln!(out, "{age}{{provider=\"{provider}\"}} {seconds}");
         }
         let name = "mesh_control_resources";
         let _ = writeln!(out, "# HELP {name} Resources that agents are sent, by kind.\n# TYPE {name} gauge");
@@ -229,6 +249,7 @@ mod tests {
             revision: 7,
             authority_ends: vec![("root", 5)],
             certificates: (2, 1),
+            jwks: vec![("shop".to_owned(), 2, Some(9)), ("ops".to_owned(), 0, None)],
             resources: vec![("Service", 3)],
             fsync: [(0.5, Duration::ZERO), (0.9, Duration::ZERO), (0.99, Duration::from_millis(3))],
             fsync_total: Duration::ZERO,
@@ -240,6 +261,8 @@ mod tests {
             "mesh_control_commit_seconds_bucket{le=\"+Inf\"} 4",
             "mesh_control_commit_seconds_count 4",
             "mesh_control_revision 7",
+            "mesh_control_jwks_keys{provider=\"ops\"} 0",
+            "mesh_control_jwks_age_seconds{provider=\"shop\"} 9",
             "mesh_control_fsync_seconds{quantile=\"0.99\"} 0.003",
             "mesh_control_resources{kind=\"Service\"} 3",
         ] {

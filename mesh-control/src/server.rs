@@ -29,6 +29,7 @@ use crate::ca::verify::Clients;
 use crate::clock::{unix_ms, unix_s};
 use crate::config::Serve;
 use crate::engine::Engine;
+use crate::jwks::keeper::Keeper;
 use crate::rest::Site;
 use crate::stop::stopped;
 use crate::store::{Options, RedbStore, Timings};
@@ -136,6 +137,8 @@ pub async fn start_with(
     ensure_admin(&engine, &config.data).await?;
     let office = Office::open(engine.clone(), authority, names, (cert, clients), unix_s())?;
 
+    let keeper = Keeper::open(engine.clone(), config.jwks())?;
+
     let (rest_port, api) = listen("--api", config.api).await?;
     let (agents_port, agents) = listen("--agents", config.agents).await?;
     let (stop, stopped) = watch::channel(false);
@@ -153,7 +156,8 @@ pub async fn start_with(
     let tasks = vec![
         tokio::spawn(rest::serve(site, rest_connections, stopped.clone())),
         tokio::spawn(agents_task),
-        tokio::spawn(keep(office, stopped)),
+        tokio::spawn(keep(office, stopped.clone())),
+        tokio::spawn(keeper.run(stopped)),
     ];
     tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
     Ok(Running { api, agents, engine, stop, tasks })

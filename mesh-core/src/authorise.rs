@@ -32,9 +32,11 @@ use std::sync::Arc;
 use mesh_api::http_path::{self, Unclear};
 use mesh_common::policy::Caller;
 
+pub use crate::jwt::Claims;
+use crate::jwt::TokenTerm;
 use crate::model::Name;
 pub use network::{IPV4, Network};
-pub use request::{Claims, HeaderTerm, HeaderValue, Headers, HostPattern, Request, Target, Term};
+pub use request::{HeaderTerm, HeaderValue, Headers, HostPattern, Request, Target, Term};
 
 /// An identity that no workload of this node can have.
 pub const NOBODY: Caller = Caller { identity: (1 << 30) - 1, namespace: 0 };
@@ -100,6 +102,8 @@ pub struct Terms {
     pub namespaces: Box<[u32]>,
     /// Addresses.
     pub networks: Box<[Network]>,
+    /// A token that the request carries.
+    pub jwt: Option<TokenTerm>,
 }
 
 /// What is known of what a connection carries.
@@ -201,8 +205,9 @@ impl Ports {
         let meant = policies.iter().filter(|policy| (policy.action == Action::Audit) == audits);
         for rule in meant.flat_map(|policy| &policy.rules) {
             let all = [Target::default()];
+            let token = rule.from.iter().any(|terms| terms.jwt.is_some());
             for target in if rule.to.is_empty() { &all } else { &rule.to[..] } {
-                if audits || !rule.when.is_empty() || target.asks_requests() {
+                if audits || token || !rule.when.is_empty() || target.asks_requests() {
                     every |= target.ports.is_empty();
                     some.extend(&target.ports);
                 }
@@ -305,6 +310,22 @@ impl PolicySet {
         }
     }
 
+    /// Would it be let in with tokens that it does not carry?
+    pub fn lacks_token(&self, asked: &Asked<'_>) -> bool {
+        let Seen::Request(request) = asked.seen else { return false };
+        let request = Request { claims: Some(&Claims::Best), ..*request };
+        self.refuses(&asked.seeing(Seen::Request(&request))).is_none()
+    }
+
+    /// Whose tokens decide at this port; one may come several times.
+    pub fn providers(&self, port: u16) -> impl Iterator<Item = &Name> {
+        let deciding = self.policies.iter().filter(|policy| policy.action != Action::Audit);
+        let here = deciding
+            .flat_map(|policy| &policy.rules)
+            .filter(move |rule| rule.to.is_empty() || rule.to.iter().any(|to| to.is_at(Some(port))));
+        here.flat_map(|rule| &rule.from).filter_map(|terms| Some(&terms.jwt.as_ref()?.provider))
+    }
+
     /// The policies that audit it, and their rules. They match what they would deny.
     pub fn audits(&self, asked: &Asked<'_>) -> impl Iterator<Item = (&Policy, usize)> {
         let path = match asked.seen {
@@ -353,15 +374,15 @@ impl Rule {
     fn matches(&self, closed: bool, case: &Case<'_>) -> bool {
         let asked = &case.asked;
         (self.to.is_empty() || self.to.iter().any(|to| to.matches(closed, case)))
-            && (self.from.is_empty()
-                || self.from.iter().any(|terms| terms.match_all(closed, asked.caller, asked.addresses)))
+            && (self.from.is_empty() || self.from.iter().any(|terms| terms.match_all(closed, asked)))
             && self.when.iter().all(|term| term.matches(closed, asked.seen))
     }
 }
 
 impl Terms {
-    fn match_all(&self, closed: bool, caller: Caller, addresses: Option<&Network>) -> bool {
-        let Self { identities, namespaces, networks } = self;
+    fn match_all(&self, closed: bool, asked: &Asked<'_>) -> bool {
+        let Self { identities, namespaces, networks, jwt } = self;
+        let Asked { caller, addresses, seen, .. } = *asked;
         let proved = caller.identity != 0;
         let identity = || if proved { identities.contains(&caller) } else { closed };
         let namespace = || if proved { namespaces.contains(&caller.namespace) } else { closed };
@@ -369,6 +390,7 @@ impl Terms {
         (identities.is_empty() || identity())
             && (namespaces.is_empty() || namespace())
             && (networks.is_empty() || network())
+            && jwt.as_ref().is_none_or(|token| token.holds(closed, seen))
     }
 }
 

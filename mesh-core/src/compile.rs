@@ -14,6 +14,7 @@
 
 mod authorisation;
 mod external;
+mod jwt;
 mod l4_routes;
 mod policy;
 mod problems;
@@ -143,6 +144,8 @@ pub struct Compiler {
     sets: HashMap<Arc<PolicySet>, PolicySetId>,
     /// The number of the next set.
     next_set: PolicySetId,
+    /// Last stamp of a provider of tokens.
+    stamps: u64,
     /// Service port → those whose connections may end there.
     senders: HashMap<ServiceId, BTreeSet<ServiceId>>,
     problems: Problems,
@@ -190,6 +193,7 @@ impl Compiler {
             last_origination: 0,
             sets: HashMap::new(),
             next_set: mesh_common::policy::FIRST_SET,
+            stamps: 0,
             senders: HashMap::new(),
             problems: Problems::default(),
             interned: Interned::default(),
@@ -216,6 +220,7 @@ impl Compiler {
         if renamed {
             self.next.trust_domain = domain.into();
         }
+        let reissued = (touched.mesh || touched.jwt) && self.compile_jwt(&mesh);
         let mode = mesh.mtls();
         if std::mem::replace(&mut self.mtls, mode) != mode {
             work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
@@ -225,12 +230,12 @@ impl Compiler {
             work.workloads.extend(self.locals.iter().map(Arc::clone));
         }
         let renamed = self.compile(touched, &mut work) || renamed;
-        self.conclude(work, renamed, revision)
+        self.conclude(work, renamed || reissued, revision)
     }
 
     /// The snapshot of what was done.
-    fn conclude(&mut self, work: Work, renamed: bool, revision: Revision) -> Outcome {
-        if renamed || !work.dirty.is_empty() {
+    fn conclude(&mut self, work: Work, changed: bool, revision: Revision) -> Outcome {
+        if changed || !work.dirty.is_empty() {
             self.next.epoch += 1;
         }
         if self.next.epoch != self.current.epoch || self.next.revision != revision {
@@ -253,6 +258,7 @@ impl Compiler {
             externals,
             workloads,
             mesh,
+            jwt: _,
         } = touched;
         work.workloads.extend(workloads);
         for name in &transports {

@@ -10,6 +10,7 @@
 use std::io::ErrorKind;
 
 use crate::http1::{Malformed, Side};
+use crate::jwt::JwtError;
 
 /// Why the proxy did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum ProxyError {
     /// An authorisation policy of the workload that is called does not let the caller in.
     #[error("a policy of the workload that is called refuses this caller")]
     DeniedByPolicy,
+    /// A policy of the workload that is called asks for a token, and this one is not good, or there is none.
+    #[error("{0}")]
+    Jwt(JwtError),
     /// The workload that is called has policies on paths, and servers may read this one differently.
     #[error("the request's path can be read in more than one way")]
     UnclearPath,
@@ -115,7 +119,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 42] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -124,6 +128,16 @@ impl ProxyError {
         Self::NoBackend,
         Self::NoEndpoints,
         Self::DeniedByPolicy,
+        Self::Jwt(JwtError::Missing),
+        Self::Jwt(JwtError::Malformed),
+        Self::Jwt(JwtError::Algorithm),
+        Self::Jwt(JwtError::Issuer),
+        Self::Jwt(JwtError::Audience),
+        Self::Jwt(JwtError::Expired),
+        Self::Jwt(JwtError::NotYet),
+        Self::Jwt(JwtError::UnknownKey),
+        Self::Jwt(JwtError::Signature),
+        Self::Jwt(JwtError::NoKeys),
         Self::UnclearPath,
         Self::ConnectRefused,
         Self::ConnectTimeout,
@@ -188,6 +202,7 @@ impl ProxyError {
             Self::NoBackend => "no_backend",
             Self::NoEndpoints => "no_endpoints",
             Self::DeniedByPolicy => "denied_by_policy",
+            Self::Jwt(error) => error.reason(),
             Self::UnclearPath => "unclear_path",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
@@ -220,6 +235,7 @@ impl ProxyError {
         match self {
             Self::BadRequest(_) | Self::NotHttp | Self::UnclearPath => 400,
             Self::DeniedByPolicy => 403,
+            Self::Jwt(error) => error.status(),
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,
             Self::HeadTooLarge => 431,

@@ -15,6 +15,7 @@ pub mod hbone;
 pub mod head;
 pub mod http1;
 pub mod ids;
+pub mod jwt;
 pub mod locality;
 pub mod maglev;
 pub mod model;

@@ -54,11 +54,13 @@ pub enum Kind {
     Mesh,
     /// Whom to believe.
     TrustBundle,
+    /// The keys of somebody who issues tokens.
+    JwtKeys,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
@@ -70,6 +72,7 @@ impl Kind {
         Self::ExternalService,
         Self::Mesh,
         Self::TrustBundle,
+        Self::JwtKeys,
     ];
 }
 
@@ -87,6 +90,7 @@ impl fmt::Display for Kind {
             Self::ExternalService => "ExternalService",
             Self::Mesh => "Mesh",
             Self::TrustBundle => "TrustBundle",
+            Self::JwtKeys => "JwtKeys",
         })
     }
 }
@@ -129,6 +133,8 @@ pub(crate) struct Touched {
     /// External services, and Services that may have the name of one.
     pub externals: BTreeSet<Name>,
     pub mesh: bool,
+    /// Keys of somebody who issues tokens.
+    pub jwt: bool,
 }
 
 /// All resources held.
@@ -214,6 +220,7 @@ impl Model {
             Kind::Mesh => touched.mesh = true,
             // Nothing is compiled of it: the agent shows it to who opens tunnels.
             Kind::TrustBundle => {}
+            Kind::JwtKeys => touched.jwt = true,
         }
     }
 
@@ -269,6 +276,11 @@ impl Model {
     /// Whom to believe; `None` until it was told.
     pub fn trust_bundle(&self) -> Option<v1::TrustBundle> {
         self.get("mesh")
+    }
+
+    /// The keys of a provider of tokens; `None` until they were told.
+    pub fn jwt_keys(&self, provider: &str) -> Option<v1::JwtKeys> {
+        self.get(provider)
     }
 
     pub(crate) fn members(&self, service: &str) -> impl Iterator<Item = &Name> {

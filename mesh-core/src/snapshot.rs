@@ -17,6 +17,7 @@ use mesh_common::policy::Caller;
 
 use crate::authorise::{NOBODY, Network, PolicySet};
 use crate::by_id::ById;
+use crate::jwt::Providers;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::mtls::{MtlsMode, MtlsRules};
@@ -66,6 +67,8 @@ pub struct Snapshot {
     pub resolves: Arc<[Arc<str>]>,
     /// Trust domain of the mesh.
     pub trust_domain: Arc<str>,
+    /// Who issues tokens.
+    pub jwt: Arc<Providers>,
 }
 
 impl Snapshot {

@@ -73,6 +73,7 @@ pub fn test(args: &[String]) -> Result<()> {
     let begin = Instant::now();
     tools::programs(&PROGRAMS)?;
     tools::python_h2()?;
+    tools::python_jwt()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {

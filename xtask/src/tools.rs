@@ -135,6 +135,18 @@ pub fn python_h2() -> Result<()> {
     }
 }
 
+/// The JWT library of Debian's Python, which makes the keys and tokens of stories.
+pub fn python_jwt() -> Result<()> {
+    let python = "/usr/bin/python3";
+    match output(Command::new(python).args(["-c", "import jwt, cryptography"])) {
+        Some(_) => Ok(()),
+        None => install(
+            &["python3-jwt", "python3-cryptography"],
+            &format!("{python} has no modules jwt and cryptography"),
+        ),
+    }
+}
+
 /// Envoy, as PyPI has it, in the build folder.
 pub fn envoy() -> Result<()> {
     let folder = root().join("target/tools/envoy");

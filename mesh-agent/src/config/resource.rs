@@ -21,6 +21,7 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
         Kind::ExternalService => "type.googleapis.com/nodemesh.v1.ExternalService",
         Kind::TrustBundle => "type.googleapis.com/nodemesh.v1.TrustBundle",
+        Kind::JwtKeys => "type.googleapis.com/nodemesh.v1.JwtKeys",
     }
 }
 

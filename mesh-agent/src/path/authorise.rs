@@ -17,14 +17,17 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_api::spiffe::SpiffeId;
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED, proves};
 use mesh_common::record::FlowKey;
-use mesh_core::authorise::{Asked, PolicySet, Refusal, Request, Seen, at};
+use mesh_core::authorise::{Asked, Claims, Headers, PolicySet, Refusal, Request, Seen, at};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{Limits, parse_request};
+use mesh_core::jwt::{JwtError, Provider};
 use mesh_core::snapshot::{Snapshot, Workload};
 use slab::Slab;
 
@@ -33,6 +36,8 @@ use super::hbone::tunnel::Tunnel;
 use super::intercept::Hop;
 use super::member::Member;
 use super::sockets::Sockets;
+use super::stats::one;
+use super::told::{Told, Without};
 use super::worker::Worker;
 use crate::authorise::Quota;
 use crate::sys::monotonic_ns;
@@ -41,6 +46,10 @@ use crate::sys::monotonic_ns;
 static LOGGED: Quota = Quota::new();
 /// Matches of policies that audit, that are logged.
 static AUDITED: Quota = Quota::new();
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
 
 /// Who calls.
 #[derive(Clone)]
@@ -173,11 +182,72 @@ impl Case<'_> {
             let (source, destination) = (self.source(snapshot), &*self.called.full_name);
             tracing::warn!(source, destination, port, %refusal, "refused by policy");
         }
-        Err(if let Refusal::Unclear { .. } = refusal {
-            ProxyError::UnclearPath
-        } else {
-            ProxyError::DeniedByPolicy
+        Err(match (refusal, seen) {
+            (Refusal::Unclear { .. }, _) => ProxyError::UnclearPath,
+            (_, Seen::Request(Request { claims: Some(Claims::Good(tokens)), .. }))
+                if tokens.is_empty() && self.set.lacks_token(&asked) =>
+            {
+                ProxyError::Jwt(JwtError::Missing)
+            }
+            _ => ProxyError::DeniedByPolicy,
         })
+    }
+
+    /// May this request? And what is to be changed in it, where tokens say that.
+    fn request(
+        &self,
+        worker: &Worker,
+        snapshot: &Snapshot,
+        port: u16,
+        request: &Request<'_>,
+    ) -> Result<Option<Told>, ProxyError> {
+        let providers = self.providers(snapshot, port);
+        if providers.is_empty() {
+            return self.decide(worker, snapshot, port, Seen::Request(request)).map(|()| None);
+        }
+        let claims = self.tokens(worker, snapshot, port, &providers, request.headers)?;
+        let told = Told::of(&providers, &claims);
+        // What the mesh says of a token is never believed of anybody else, neither here nor behind us.
+        let headers = Without { all: request.headers, names: &told.claimed };
+        let seen = Request { claims: Some(&claims), headers: &headers, ..*request };
+        self.decide(worker, snapshot, port, Seen::Request(&seen))?;
+        Ok(Some(told).filter(|told| *told != Told::default()))
+    }
+
+    /// Whose tokens decide; none where the mesh does not have them.
+    fn providers(&self, snapshot: &Snapshot, port: u16) -> Vec<Arc<Provider>> {
+        let mut all: Vec<Arc<Provider>> = Vec::new();
+        for name in self.set.providers(port) {
+            if let Some(provider) = snapshot.jwt.get(name)
+                && !all.iter().any(|one| one.stamp == provider.stamp)
+            {
+                all.push(provider.clone());
+            }
+        }
+        all
+    }
+
+    /// What the request's tokens say; refused where one is there and not good.
+    fn tokens(
+        &self,
+        worker: &Worker,
+        snapshot: &Snapshot,
+        port: u16,
+        providers: &[Arc<Provider>],
+        head: &dyn Headers,
+    ) -> Result<Claims, ProxyError> {
+        let counters = &worker.shared.counters;
+        let found = worker.tokens.find(providers, head, unix_s()).map_err(|error| {
+            one(&counters.tokens_refused);
+            if LOGGED.take() {
+                let (source, destination) = (self.source(snapshot), &*self.called.full_name);
+                tracing::warn!(source, destination, port, reason = error.reason(), "a token is refused");
+            }
+            ProxyError::Jwt(error)
+        })?;
+        counters.tokens_checked.fetch_add(found.checked, Relaxed);
+        counters.tokens_known.fetch_add(found.tokens.len() as u64 - found.checked, Relaxed);
+        Ok(Claims::Good(found.tokens))
     }
 
     fn source(&self, snapshot: &Snapshot) -> String {
@@ -194,51 +264,54 @@ pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Res
     })
 }
 
-/// May this request go this way? `head`: as it is passed on, in HTTP/1.
+/// May this request go this way? `head`: as it is passed on, in HTTP/1. Its head as the endpoint gets it, where tokens
+/// change that.
 pub fn request(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     head: &[u8],
-) -> Result<(), ProxyError> {
+) -> Result<Option<Vec<u8>>, ProxyError> {
     asked(worker, member, whose, hop, |case, snapshot, port| {
         // It may have grown a little on its way.
         let head = parse_request(head, &Limits::default())?;
-        case.decide(worker, snapshot, port, Seen::Request(&head.request()))
+        let told = case.request(worker, snapshot, port, &head.request())?;
+        Ok(told.map(|told| told.write(head)))
     })
+    .map(Option::flatten)
 }
 
-/// The same of any version of HTTP.
+/// The same of any version of HTTP: what is to be changed in it.
 pub fn request_as(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     request: &Request<'_>,
-) -> Result<(), ProxyError> {
-    asked(worker, member, whose, hop, |case, snapshot, port| {
-        case.decide(worker, snapshot, port, Seen::Request(request))
-    })
+) -> Result<Option<Told>, ProxyError> {
+    asked(worker, member, whose, hop, |case, snapshot, port| case.request(worker, snapshot, port, request))
+        .map(Option::flatten)
 }
 
-fn asked(
+/// `None`: nobody was to be asked about requests.
+fn asked<T>(
     worker: &Worker,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
-    decide: impl FnOnce(&Case<'_>, &Snapshot, u16) -> Result<(), ProxyError>,
-) -> Result<(), ProxyError> {
+    decide: impl FnOnce(&Case<'_>, &Snapshot, u16) -> Result<T, ProxyError>,
+) -> Result<Option<T>, ProxyError> {
     if let (Whose::Member, 0) = (whose, hop.policed) {
-        return Ok(());
+        return Ok(None);
     }
     worker.with_snapshot(|snapshot| {
-        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(()) };
+        let Some(case) = whose.case(&*worker.sockets, snapshot, member, hop)? else { return Ok(None) };
         let port = hop.address.port();
         if !case.set.looks(Some(port)) {
-            return case.decide(worker, snapshot, port, Seen::Unknown);
+            return case.decide(worker, snapshot, port, Seen::Unknown).map(|()| None);
         }
-        decide(&case, snapshot, port)
+        decide(&case, snapshot, port).map(Some)
     })
 }
 
@@ -252,6 +325,10 @@ pub fn sends_anything(
     port: u16,
 ) -> bool {
     let Some(set) = called.looks_at(port) else { return true };
+    if set.providers(port).next().is_some() {
+        // What the application is told of tokens nobody else may tell it.
+        return false;
+    }
     let (caller, source, from) = match whose {
         Whose::Member => return true,
         Whose::Other(other) => {

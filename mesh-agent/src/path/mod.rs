@@ -46,6 +46,7 @@ pub mod routing;
 pub mod sockets;
 pub mod stats;
 pub mod tcp;
+mod told;
 pub mod transport;
 pub mod worker;
 

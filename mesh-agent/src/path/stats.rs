@@ -270,6 +270,12 @@ counters! {
     cut,
     /// Connections ended by a bug in the agent.
     panics,
+    /// Tokens of requests that were checked and found good.
+    tokens_checked,
+    /// That were known to be good.
+    tokens_known,
+    /// That were refused.
+    tokens_refused,
     /// Questions to resolvers that the mesh answered.
     dns_answered,
     /// That were passed on and answered; over TCP: passed on.

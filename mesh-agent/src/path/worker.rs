@@ -43,6 +43,7 @@ use super::sockets::Sockets;
 use super::stats::{Audits, Counters, Inbound, Requests};
 use super::transport::Plain;
 use super::{Limits, intercept};
+use crate::jwt::Tokens;
 use crate::sys::monotonic_ns;
 
 /// Commands that may wait for a worker.
@@ -135,6 +136,8 @@ pub struct Worker {
     pub tunnels: Tunnels,
     /// Connections that are asked about again when policies change.
     pub judged: Judged,
+    /// What this worker knows of tokens.
+    pub tokens: Tokens,
     /// Whom they prove to be, and whom they believe.
     pub identities: Identities,
     /// Connections of HTTP/2 to endpoints.
@@ -185,6 +188,7 @@ impl Worker {
             tunnels: Tunnels::default(),
             judged: Judged::default(),
             identities: Identities::new(common.keys.clone()),
+            tokens: Tokens::default(),
             peers: Peers::default(),
             retries: Retries::default(),
             mirrors: Cell::new(0),

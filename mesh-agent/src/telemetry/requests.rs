@@ -114,6 +114,11 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     for (reason, count) in reasons {
         dropped.add(&[reason], count as f64);
     }
+    let mut tokens = Family::new(&m::JWT_TOKENS);
+    let outcomes = [("checked", c.tokens_checked), ("known", c.tokens_known), ("refused", c.tokens_refused)];
+    for (outcome, count) in outcomes {
+        tokens.add(&[outcome], count as f64);
+    }
     let mut questions = Family::new(&m::DNS_QUESTIONS);
     let outcomes = [
         ("answered", c.dns_answered),
@@ -153,8 +158,10 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all =
-        vec![accepted.finish(), dropped.finish(), questions.finish(), mirrored.finish(), originated.finish()];
+    let mut all = vec![accepted, dropped, tokens, questions, mirrored, originated]
+        .into_iter()
+        .map(Family::finish)
+        .collect::<Vec<_>>();
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

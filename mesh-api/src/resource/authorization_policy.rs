@@ -12,6 +12,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::envelope::labels;
+use super::jwt::JwtTerms;
 use crate::error::{ApiError, Reason};
 use crate::http_path::PathPattern;
 use crate::name::{Form, HOSTNAME, LABEL, SUBDOMAIN};
@@ -98,6 +99,9 @@ pub struct SourceTerms {
     /// Addresses of the caller.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<Cidr>,
+    /// A token that the request must carry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<JwtTerms>,
 }
 
 /// What is called. Matches where every kind of term that is there has a value that does.
@@ -253,7 +257,8 @@ impl AuthorizationRule {
     /// Are there terms on requests?
     pub fn asks_requests(&self) -> bool {
         let asks = |to: &TargetTerms| !(to.methods.is_empty() && to.paths.is_empty() && to.hosts.is_empty());
-        !self.headers.is_empty() || self.to.iter().any(asks)
+        let token = |from: &SourceTerms| from.jwt.is_some();
+        !self.headers.is_empty() || self.to.iter().any(asks) || self.from.iter().any(token)
     }
 
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
@@ -269,7 +274,7 @@ impl AuthorizationRule {
 
 impl SourceTerms {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let known = ["serviceAccounts", "principals", "namespaces", "cidrs"];
+        let known = ["serviceAccounts", "principals", "namespaces", "cidrs", "jwt"];
         let unbuilt = [
             "notServiceAccounts",
             "notPrincipals",
@@ -278,7 +283,6 @@ impl SourceTerms {
             "requestPrincipals",
             "notRequestPrincipals",
             "remoteCidrs",
-            "jwt",
         ];
         let fields = at.object(&known, &unbuilt)?;
         let account = "a service account: NAME of the policy's namespace, or NAMESPACE/NAME";
@@ -291,6 +295,7 @@ impl SourceTerms {
                 .each("principals", 1..=MAX_VALUES, |at| at.parsed(principal, |text| text.parse().ok()))?,
             namespaces: fields.each("namespaces", 1..=MAX_VALUES, |at| at.checked(&LABEL))?,
             cidrs: fields.each("cidrs", 1..=MAX_VALUES, |at| at.parsed(cidr, Cidr::parse))?,
+            jwt: fields.read("jwt", |at| JwtTerms::read(&at))?,
         };
         if terms == Self::default() {
             let accepted = format!("an object with {}; for anybody leave `from` out", known.join(", "));

@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Serialize, Serializer};
 
 use super::egress::Egress;
+use super::jwt::{JwtProvider, MAX_PROVIDERS};
 use super::mtls::MtlsMode;
 use crate::error::ApiError;
 use crate::name::TRUST_DOMAIN;
-use crate::walk::At;
+use crate::walk::{At, distinct};
 
 /// What the `Mesh` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +27,9 @@ pub struct MeshSpec {
     pub mtls: MeshMtls,
     /// What workloads may open to the outside, where no policy says.
     pub egress: Egress,
+    /// Whose tokens policies may ask for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jwt_providers: Vec<JwtProvider>,
 }
 
 /// How connections are encrypted where no policy says.
@@ -76,6 +80,7 @@ impl Default for MeshSpec {
             http: HttpMode::default(),
             mtls: MeshMtls::default(),
             egress: Egress::default(),
+            jwt_providers: Vec::new(),
         }
     }
 }
@@ -83,10 +88,17 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http", "mtls", "egress"],
-            &["dns", "dnsDomains", "jwtProviders", "extAuthz", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls", "egress", "jwtProviders"],
+            &["dns", "dnsDomains", "extAuthz", "udp"],
         )?;
         let default = Self::default();
+        let jwt_providers = fields.each("jwtProviders", 0..=MAX_PROVIDERS, |at| JwtProvider::read(&at))?;
+        let names = jwt_providers.iter().map(|one| &*one.name);
+        let place = |i: usize| {
+            let one: &JwtProvider = &jwt_providers[i];
+            (format!("{}.jwtProviders[{i}].name", at.path()), one.name.clone().into())
+        };
+        distinct(names, place, "providers with different names")?;
         Ok(Self {
             trust_domain: fields
                 .read("trustDomain", |at| at.checked(&TRUST_DOMAIN))?
@@ -95,6 +107,7 @@ impl MeshSpec {
             http: fields.read("http", |at| HttpMode::read(&at))?.unwrap_or(default.http),
             mtls: fields.read("mtls", |at| MeshMtls::read(&at))?.unwrap_or_default(),
             egress: fields.read("egress", |at| Egress::read(&at))?.unwrap_or_default(),
+            jwt_providers,
         })
     }
 }

@@ -14,6 +14,7 @@ mod external_service;
 mod http_filter;
 mod http_match;
 mod http_route;
+mod jwt;
 mod kind;
 mod l4_route;
 mod locality;
@@ -34,6 +35,7 @@ pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec,
 pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
+pub use jwt::{ClaimHeader, ClaimTerm, Jwks, JwtProvider, JwtTerms, TokenHeader};
 pub use kind::{Key, Kind};
 pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};

@@ -2,6 +2,7 @@
 
 mod egress;
 mod examples;
+mod jwt;
 mod locality;
 mod routes;
 mod schemas;
@@ -120,6 +121,7 @@ fn examples() -> Vec<Value> {
         ),
     ];
     all.extend(examples::policies_and_routes_below_http());
+    all.extend(jwt::examples());
     all
 }
 
@@ -330,7 +332,6 @@ fn an_authorization_policy_is_refused_where_it_is_wrong() {
     header(json!({"name": "x-a", "values": [" a"]}), BadFormat, ".values[0]");
     header(json!({"name": "x-a", "prefix": ""}), BadFormat, ".prefix");
     header(json!({"name": "x-a", "regex": "a"}), NotBuiltYet, ".regex");
-    refuses(&from(json!({"jwt": {}})), NotBuiltYet, &at("jwt"));
     refuses(&from(json!({})), OutOfRange, "spec.rules[0].from[0]");
     refuses(&from(json!({"namespaces": []})), OutOfRange, &at("namespaces"));
     refuses(&from(json!({"serviceAccounts": ["a/b/c"]})), BadFormat, &at("serviceAccounts[0]"));

@@ -309,7 +309,13 @@ impl Office {
         };
         let version = hex(&Sha256::digest(&body)[..16]);
         // Its xDS name is that of the one mesh.
-        self.engine.hub.trust(revision, WireResource { key: Key::mesh(), version, revision, body });
+        let (key, name) = (Key::mesh(), Key::mesh().wire_name());
+        self.engine.hub.own(
+            Type::TrustBundle,
+            revision,
+            &name,
+            Some(WireResource { key, version, revision, body }),
+        );
         Ok(revision)
     }
 }

@@ -22,6 +22,7 @@ pub mod writes;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::resource::{Condition, Key, Kind, Spec};
 use mesh_registry::registry::Registry;
 use mesh_registry::store::{Store, StoreError};
 use parking_lot::Mutex;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 
 use crate::auth::members::Members;
 use crate::auth::table::Tokens;
+use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::xds::hub::Hub;
@@ -58,6 +60,8 @@ pub struct Engine {
     pub members: Arc<Members>,
     /// What status shows of nodes.
     pub nodes: Arc<Nodes>,
+    /// What is known of the keys of those who issue tokens.
+    pub jwks: Shown,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -75,6 +79,7 @@ impl Engine {
             tokens: Arc::default(),
             members: Arc::default(),
             nodes: Arc::default(),
+            jwks: Shown::default(),
             metrics: Arc::default(),
             times,
             store,
@@ -93,6 +98,25 @@ impl Engine {
     /// Random id of the store.
     pub fn store_id(&self) -> &str {
         self.store.id()
+    }
+
+    /// What an object asks for.
+    pub fn spec_of(&self, key: &Key) -> Option<Spec> {
+        self.registry.lock().get(key).map(|object| object.spec.clone())
+    }
+
+    /// Hears of each revision that the registry has taken in.
+    pub fn follow_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// What holds of an object.
+    fn conditions(&self, registry: &Registry, key: &Key) -> Vec<Condition> {
+        let mut all = registry.conditions(key);
+        if key.kind == Kind::Mesh {
+            all.extend(self.jwks.conditions());
+        }
+        all
     }
 
     /// Whether everything that was stored is being served.

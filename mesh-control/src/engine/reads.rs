@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Engine;
 use super::why::Whys;
+use super::writes::is_problem;
 
 impl Engine {
     /// Objects of a kind, of one namespace or of all, and the revision that they are of.
@@ -22,7 +23,7 @@ impl Engine {
         let objects =
             registry.list(kind).filter(|(_, o)| namespace.is_none_or(|ns| o.metadata.namespace == ns));
         let whys = Whys::of(&registry, kind);
-        let items = objects.map(|(_, object)| shown(&registry, &whys, object)).collect();
+        let items = objects.map(|(_, object)| self.shown(&registry, &whys, object)).collect();
         (registry.revision(), items)
     }
 
@@ -31,7 +32,7 @@ impl Engine {
         let registry = self.registry.lock();
         let object = registry.get(key)?;
         let whys = Whys::of(&registry, key.kind);
-        Some((object.metadata.revision, shown(&registry, &whys, object)))
+        Some((object.metadata.revision, self.shown(&registry, &whys, object)))
     }
 
     /// The page of `GET /v1/status`.
@@ -59,7 +60,8 @@ impl Engine {
         }
         let revision = registry.revision();
         drop(registry);
-        let conditions: Vec<_> = self.held.lock().iter().map(|held| held.condition()).collect();
+        let mut conditions: Vec<_> = self.held.lock().iter().map(|held| held.condition()).collect();
+        conditions.extend(self.jwks.conditions().into_iter().filter(is_problem));
         let counts: Value = Kind::ALL
             .into_iter()
             .zip(self.hub.counts())
@@ -76,26 +78,28 @@ impl Engine {
             "conditions": conditions,
         })
     }
-}
 
-fn shown(registry: &Registry, whys: &Whys, object: &Resource) -> Value {
-    let key = object.key();
-    let mut out = object.clone();
-    out.status.conditions = registry.conditions(&key);
-    let mut out = out.to_json();
-    match &object.spec {
-        Spec::Service(spec) => {
-            let endpoints = registry.endpoints(&key).len();
-            out["observed"] = json!({ "endpoints": endpoints, "proxy": whys.of_service(&key, &spec.ports) });
+    fn shown(&self, registry: &Registry, whys: &Whys, object: &Resource) -> Value {
+        let key = object.key();
+        let mut out = object.clone();
+        out.status.conditions = self.conditions(registry, &key);
+        let mut out = out.to_json();
+        match &object.spec {
+            Spec::Service(spec) => {
+                let endpoints = registry.endpoints(&key).len();
+                out["observed"] =
+                    json!({ "endpoints": endpoints, "proxy": whys.of_service(&key, &spec.ports) });
+            }
+            Spec::Workload(_) => {
+                let owner = registry.owner(&key).map(ToString::to_string);
+                let lease = registry.lease_of(&key).map(|lease| lease.name.clone());
+                out["observed"] =
+                    json!({ "services": services(registry, &key), "owner": owner, "lease": lease });
+            }
+            _ => {}
         }
-        Spec::Workload(_) => {
-            let owner = registry.owner(&key).map(ToString::to_string);
-            let lease = registry.lease_of(&key).map(|lease| lease.name.clone());
-            out["observed"] = json!({ "services": services(registry, &key), "owner": owner, "lease": lease });
-        }
-        _ => {}
+        out
     }
-    out
 }
 
 /// `name:port[/udp]->targetPort` of what a workload serves.

@@ -147,7 +147,7 @@ impl Engine {
     /// What holds of an object but should not, once `revision` is taken in.
     pub async fn problems(&self, key: &Key, revision: u64) -> Vec<Condition> {
         self.applied(revision).await;
-        self.registry.lock().conditions(key).into_iter().filter(is_problem).collect()
+        self.conditions(&self.registry.lock(), key).into_iter().filter(is_problem).collect()
     }
 
     /// Renews the lease of a workload that the API registered; false: there is none.

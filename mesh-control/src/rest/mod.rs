@@ -141,10 +141,16 @@ async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
         revision: engine.hub.revision(),
         authority_ends: site.office.authority.live().ends(unix_s()),
         certificates: site.office.certificates(unix_s()),
+        jwks: jwks(engine, unix_s()),
         resources: Kind::ALL.map(Kind::name).into_iter().zip(engine.hub.counts()).collect(),
     };
     let page = engine.metrics.render(&gauges);
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+fn jwks(engine: &Engine, now: u64) -> Vec<(String, usize, Option<u64>)> {
+    let age = |good: u64| (good > 0).then(|| now.saturating_sub(good));
+    engine.jwks.all().into_iter().map(|(provider, state)| (provider, state.keys, age(state.good))).collect()
 }
 
 /// Serves connections until the channel ends, then lets requests under way finish.

@@ -95,12 +95,16 @@ impl Hub {
         }
     }
 
-    /// Whom to believe from now on: the one resource of its type. `revision` is of the write that it follows from.
-    pub fn trust(&self, revision: u64, bundle: WireResource) {
-        let (kind, name) = (Type::TrustBundle.index(), Arc::<str>::from(bundle.key.wire_name()));
+    /// What the control plane itself says from now on, beside the objects of people; `None`: nothing any more.
+    /// `revision` is of the write that it follows from.
+    pub fn own(&self, of: Type, revision: u64, name: &str, resource: Option<WireResource>) {
+        let (kind, name) = (of.index(), Arc::<str>::from(name));
         let mut inner = self.inner.lock();
         inner.revision = revision.max(inner.revision);
-        inner.contents[kind].insert(name.clone(), Arc::new(bundle));
+        match resource {
+            Some(resource) => inner.contents[kind].insert(name.clone(), Arc::new(resource)),
+            None => inner.contents[kind].remove(&name),
+        };
         for backlog in inner.streams.values_mut() {
             backlog.dirty[kind].insert(name.clone());
             backlog.wake.notify_one();

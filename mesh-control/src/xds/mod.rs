@@ -15,7 +15,7 @@ pub mod subscription;
 use mesh_api::resource::Kind;
 
 /// How many types there are; arrays by type are indexed with [`Type::index`].
-pub const TYPES: usize = Kind::ALL.len() + 1;
+pub const TYPES: usize = Kind::ALL.len() + 2;
 
 /// A type of resource that agents are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Type {
     Of(Kind),
     /// Whom to believe: the authority's own.
     TrustBundle,
+    /// Keys of those who issue tokens.
+    JwtKeys,
 }
 
 impl From<Kind> for Type {
@@ -35,14 +37,15 @@ impl From<Kind> for Type {
 impl Type {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        Kind::ALL.into_iter().map(Self::Of).chain([Self::TrustBundle])
+        Kind::ALL.into_iter().map(Self::Of).chain([Self::TrustBundle, Self::JwtKeys])
     }
 
     /// Its place in arrays.
     pub const fn index(self) -> usize {
         match self {
             Self::Of(kind) => kind as usize,
-            Self::TrustBundle => TYPES - 1,
+            Self::TrustBundle => TYPES - 2,
+            Self::JwtKeys => TYPES - 1,
         }
     }
 
@@ -51,6 +54,7 @@ impl Type {
         match self {
             Self::Of(kind) => kind.name(),
             Self::TrustBundle => "TrustBundle",
+            Self::JwtKeys => "JwtKeys",
         }
     }
 
@@ -59,6 +63,7 @@ impl Type {
         match self {
             Self::Of(kind) => kind.type_url(),
             Self::TrustBundle => "type.googleapis.com/nodemesh.v1.TrustBundle",
+            Self::JwtKeys => "type.googleapis.com/nodemesh.v1.JwtKeys",
         }
     }
 

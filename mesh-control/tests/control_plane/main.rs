@@ -2,6 +2,7 @@
 //! own, spoken to over TLS.
 
 mod identity;
+mod jwks;
 mod lifecycle;
 mod rest;
 mod sessions;

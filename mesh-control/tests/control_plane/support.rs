@@ -48,6 +48,9 @@ pub fn config(data: PathBuf) -> Serve {
         ca_cert: None,
         ca_key: None,
         ca_bundle: None,
+        jwks_dir: None,
+        jwks_refresh: Duration::from_secs(1),
+        jwks_plain_http: false,
         no_fsync: false,
         log: String::new(),
     }

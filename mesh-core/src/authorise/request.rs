@@ -10,6 +10,7 @@
 use mesh_api::http_path::PathPattern;
 
 use super::{Case, Seen};
+use crate::jwt::{Claims, TokenTerm};
 
 /// What a request shows.
 pub struct Request<'a> {
@@ -21,7 +22,7 @@ pub struct Request<'a> {
     pub authority: &'a str,
     /// Its header fields.
     pub headers: &'a dyn Headers,
-    /// What tokens that were found good say of the caller.
+    /// Of its tokens; `None`: it carries none.
     pub claims: Option<&'a Claims>,
 }
 
@@ -36,15 +37,6 @@ impl Request<'_> {
 pub trait Headers {
     /// Shows each one, in order: name and value, without white space around them.
     fn each(&self, show: &mut dyn FnMut(&[u8], &[u8]));
-}
-
-/// What a token that was found good says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Claims {
-    /// Who has vouched for it: the name of the provider.
-    pub provider: Box<str>,
-    /// Claims and their values; of a list each.
-    pub values: Box<[(Box<str>, Box<str>)]>,
 }
 
 /// What is called. Matches where every kind of term that is there has a value that does.
@@ -95,6 +87,16 @@ impl Target {
         (self.methods.is_empty() || self.methods.iter().any(|one| method(one)))
             && (self.hosts.is_empty() || host())
             && (self.paths.is_empty() || path())
+    }
+}
+
+impl TokenTerm {
+    pub(super) fn holds(&self, closed: bool, seen: Seen<'_>) -> bool {
+        match seen {
+            Seen::Unknown => !closed,
+            Seen::Opaque => closed,
+            Seen::Request(request) => self.matches(closed, request.claims),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ fn terms(identities: &[Caller], namespaces: &[u32], networks: &[&str]) -> Terms 
         identities: identities.into(),
         namespaces: namespaces.into(),
         networks: networks.iter().map(|text| network(text)).collect(),
+        jwt: None,
     }
 }
 

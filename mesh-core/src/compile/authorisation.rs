@@ -21,6 +21,7 @@ use crate::authorise::{
     Terms,
 };
 use crate::ids::{IdKind, OutOfIds};
+use crate::jwt::TokenTerm;
 use crate::model::{Kind, Name, join};
 use crate::snapshot::PolicySetId;
 
@@ -63,6 +64,7 @@ impl Compiler {
                 }
             };
             problems.extend(self.foreign(&spec));
+            problems.extend(self.unknown_providers(&spec));
             let mut selector: Vec<_> = spec.selector.into_iter().collect();
             selector.sort_unstable();
             let policy = Arc::new(policy);
@@ -95,7 +97,8 @@ impl Compiler {
             from.push(self.source_terms(terms, names).map_err(|why| format!("from[{i}]: {why}"))?);
         }
         let in_to = |why| format!("to: {why}");
-        let to = if rule.to.is_empty() && rule.headers.is_empty() {
+        let token = rule.from.iter().any(|from| from.jwt.is_some());
+        let to = if rule.to.is_empty() && rule.headers.is_empty() && !token {
             let ports = ports(&rule.ports).map_err(in_to)?;
             let target = Target { ports, ..Target::default() };
             if target.ports.is_empty() { Box::default() } else { [target].into() }
@@ -134,7 +137,13 @@ impl Compiler {
             let cidr = Cidr::parse(text).ok_or_else(|| format!("{text:?} is not a network"))?;
             networks.push(Network::new(cidr.address, cidr.length));
         }
-        Ok(Terms { identities: identities.into(), namespaces: namespaces.into(), networks: networks.into() })
+        let jwt = terms.jwt.as_ref().map(TokenTerm::from);
+        Ok(Terms {
+            identities: identities.into(),
+            namespaces: namespaces.into(),
+            networks: networks.into(),
+            jwt,
+        })
     }
 
     fn hold_name(&mut self, name: (IdKind, Name), held: &mut Vec<(IdKind, Name)>) -> Result<u32, OutOfIds> {

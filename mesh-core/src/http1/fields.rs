@@ -21,6 +21,8 @@ pub(super) enum Kind {
     RequestId,
     /// For this connection only: never forwarded.
     Hop,
+    /// Not for the endpoint, whatever it says: as if it had not been sent.
+    Removed,
 }
 
 impl Kind {
@@ -119,6 +121,22 @@ impl Fields {
     pub fn find<'b>(&self, buf: &'b [u8], name: &str) -> Option<&'b [u8]> {
         let field = self.all().iter().find(|f| f.name(buf).eq_ignore_ascii_case(name.as_bytes()))?;
         Some(field.value(buf))
+    }
+
+    /// Takes the fields of this name out, and those that a server may take for it (`X-A` and `X_A` are both `HTTP_X_A`
+    /// to one that passes headers on as variables). Was there any?
+    pub fn remove(&mut self, buf: &[u8], name: &str) -> bool {
+        let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+        let mut any = false;
+        for field in &mut self.at[..self.count] {
+            let own = field.name(buf);
+            if own.len() == name.len() && own.iter().zip(name.as_bytes()).all(|(a, b)| plain(*a) == plain(*b))
+            {
+                field.kind = Kind::Removed;
+                any = true;
+            }
+        }
+        any
     }
 
     /// Makes the fields of this name hop-by-hop. Those that the mesh itself adds to stay: a client must not be

@@ -5,6 +5,7 @@
 use std::io::Write as _;
 
 use crate::error::ProxyError;
+use crate::jwt::JwtError;
 
 /// Appends a complete reply. `head_request`: the request was HEAD, so the body is announced but not sent.
 pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out: &mut Vec<u8>) {
@@ -13,12 +14,18 @@ pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out
     let mut body = Body { text: [0; 256], len: 0 };
     let _ = writeln!(body, "{error}");
     let body = &body.text[..body.len];
+    // RFC 6750 section 3: no code where there was no token.
+    let challenge = match (status, error) {
+        (401, ProxyError::Jwt(JwtError::Missing)) => "www-authenticate: Bearer\r\n",
+        (401, _) => "www-authenticate: Bearer error=\"invalid_token\"\r\n",
+        _ => "",
+    };
     let connection = if keep_alive { "keep-alive" } else { "close" };
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
         "HTTP/1.1 {status} {}\r\nx-mesh-reason: {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\
-         connection: {connection}\r\n\r\n",
+         {challenge}connection: {connection}\r\n\r\n",
         phrase(status),
         error.reason(),
         body.len(),
@@ -64,6 +71,7 @@ fn phrase(status: u16) -> &'static str {
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",

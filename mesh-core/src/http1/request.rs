@@ -93,6 +93,12 @@ impl RequestHead<'_> {
     pub fn is_idempotent(&self) -> bool {
         matches!(self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
     }
+
+    /// Takes the fields of this name out (lower case, `_` as `-`): neither policies nor the endpoint see them. For names
+    /// that say nothing of the message's length or its connection. Was there any?
+    pub fn remove(&mut self, name: &str) -> bool {
+        self.fields.remove(self.buf, name)
+    }
 }
 
 impl RequestHead<'_> {
@@ -105,7 +111,7 @@ impl RequestHead<'_> {
 
 impl Headers for RequestHead<'_> {
     fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
-        for field in self.fields.all() {
+        for field in self.fields.all().iter().filter(|field| field.kind != Kind::Removed) {
             show(field.name(self.buf), field.value(self.buf));
         }
     }

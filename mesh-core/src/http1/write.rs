@@ -21,6 +21,8 @@ pub struct RequestEdits<'a> {
     pub request_id: Option<&'a str>,
     /// Tell the endpoint to close after this exchange.
     pub close: bool,
+    /// Whole lines that the endpoint gets besides, each with its CRLF: nothing of them is checked.
+    pub lines: &'a [u8],
     /// A path in place of the request's, in two parts that follow each other; the query stays.
     pub path: Option<(&'a str, &'a str)>,
     /// A host in place of the request's.
@@ -56,7 +58,7 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
     let mut has_id = false;
     for (index, field) in head.fields.all().iter().enumerate() {
         match field.kind {
-            Kind::Hop | Kind::Connection => lines.skip(index),
+            Kind::Hop | Kind::Connection | Kind::Removed => lines.skip(index),
             Kind::Host if renamed => lines.skip(index),
             Kind::Upgrade if !head.upgrade => lines.skip(index),
             Kind::Te => {
@@ -76,6 +78,7 @@ pub fn write_request(head: &RequestHead<'_>, edits: &RequestEdits<'_>, out: &mut
         }
     }
     lines.finish();
+    out.extend_from_slice(edits.lines);
     write_lines(edits.headers, out);
     if let (Some(address), None) = (edits.forwarded_for, last_forwarded) {
         line(out, format_args!("x-forwarded-for: {address}"));

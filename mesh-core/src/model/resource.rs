@@ -97,6 +97,13 @@ impl Message for v1::TrustBundle {
     }
 }
 
+impl Message for v1::JwtKeys {
+    const KIND: Kind = Kind::JwtKeys;
+    fn full_name(&self) -> Name {
+        Name::from(self.provider.as_str())
+    }
+}
+
 /// A resource that can be decoded and has the name that it goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -123,6 +130,7 @@ impl Resource {
             Kind::ExternalService => full_name::<v1::ExternalService>(&raw),
             Kind::Mesh => full_name::<v1::Mesh>(&raw),
             Kind::TrustBundle => full_name::<v1::TrustBundle>(&raw),
+            Kind::JwtKeys => full_name::<v1::JwtKeys>(&raw),
         }
         .map_err(|error| format!("it cannot be decoded: {error}"))?;
         if *says != *name {

@@ -24,6 +24,7 @@ mod hbone;
 mod host;
 mod http;
 mod identity;
+mod jwt;
 mod kernel_view;
 mod keys;
 mod kills;

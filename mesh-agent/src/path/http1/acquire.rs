@@ -33,7 +33,7 @@ impl Connection {
     /// A connection for the request.
     pub(super) async fn acquire(
         &self,
-        prepared: Prepared,
+        mut prepared: Prepared,
         account: &mut Account,
     ) -> Result<(Acquired, Prepared), ProxyError> {
         let mut hop = prepared.hop;
@@ -41,7 +41,7 @@ impl Connection {
         let mut failed = 0;
         loop {
             account.service = hop.service;
-            self.ask(&hop, &prepared, account)?;
+            self.ask(&hop, &mut prepared, account)?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);
                 return Ok((Acquired { upstream, hop, reused: true }, prepared));
@@ -65,13 +65,25 @@ impl Connection {
         }
     }
 
-    /// May the request go there?
-    fn ask(&self, hop: &Hop, prepared: &Prepared, account: &mut Account) -> Result<(), ProxyError> {
+    /// May the request go there? Then it is as the endpoint gets it.
+    fn ask(&self, hop: &Hop, prepared: &mut Prepared, account: &mut Account) -> Result<(), ProxyError> {
         let Session { worker, member, whose, .. } = &self.session;
-        let head = prepared.out.data().get(..prepared.head).unwrap_or_default();
-        request(worker, member, whose, hop, head)?;
+        let now = prepared.out.data().get(..prepared.head).unwrap_or_default();
+        // Another endpoint is asked of the request as it came.
+        let head = prepared.asked.as_deref().unwrap_or(now);
+        let told = request(worker, member, whose, hop, head)?;
         if prepared.facts.may_switch() {
             account.asked = Some(head.into());
+        }
+        if told.is_some() || prepared.asked.is_some() {
+            let came: Box<[u8]> = head.into();
+            let head = told.as_deref().unwrap_or(&came);
+            let body = prepared.out.data().get(prepared.head..).unwrap_or_default();
+            let mut out = worker.buffers.fitting(head.len() + body.len());
+            out.bytes().extend_from_slice(head);
+            out.bytes().extend_from_slice(body);
+            (prepared.out, prepared.head) = (out, head.len());
+            prepared.asked = Some(came);
         }
         Ok(())
     }

@@ -92,6 +92,8 @@ pub(super) struct Exchange<'c> {
     out: Option<Buf>,
     /// Bytes of the head in it.
     head: usize,
+    /// The head as it was asked about, where this is another.
+    asked: Option<Box<[u8]>>,
     /// Should the connection end now, the request may be sent again on another.
     repeat: bool,
     /// The endpoint takes no more of the request; it may have answered.
@@ -117,6 +119,7 @@ impl<'c> Exchange<'c> {
             request: prepared.body,
             out: Some(prepared.out),
             head: prepared.head,
+            asked: prepared.asked,
             repeat: acquired.reused && prepared.repeatable,
             deaf: false,
             client_ended: false,
@@ -191,6 +194,7 @@ impl<'c> Exchange<'c> {
                 repeatable: false,
                 out,
                 head: self.head,
+                asked: self.asked,
                 body: self.request,
                 hop,
                 backend: self.backend,

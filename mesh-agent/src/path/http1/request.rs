@@ -34,6 +34,8 @@ pub(super) struct Prepared {
     pub out: Buf,
     /// Bytes of the head.
     pub head: usize,
+    /// The head as it was asked about, where the endpoint gets another.
+    pub asked: Option<Box<[u8]>>,
     /// The rest of the body.
     pub body: Pump,
     /// First choice.
@@ -169,6 +171,7 @@ impl Connection {
             repeatable: head.is_idempotent() && head.framing == Framing::None,
             out,
             head: written,
+            asked: None,
             body,
             hop: routed.hop,
             backend: routed.backend.clone(),

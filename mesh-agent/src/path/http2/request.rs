@@ -232,10 +232,15 @@ async fn send(
     let mut failed = 0;
     loop {
         account.service = hop.service;
-        shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
+        let told =
+            shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
+        let mut sent = head.clone();
+        if let Some(told) = told {
+            told.edit(sent.headers_mut());
+        }
         let error = match shared.peers().lease(&shared.worker, &shared.member, &hop).await {
             Ok(lease) => match lease.sender().ready().await {
-                Ok(mut sender) => match sender.send_request(head.clone(), whole) {
+                Ok(mut sender) => match sender.send_request(sent, whole) {
                     Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
                     Err(error) => failure(&error),
                 },

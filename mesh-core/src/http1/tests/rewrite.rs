@@ -208,6 +208,25 @@ fn every_refusal_is_a_response_that_fits() {
     }
 }
 
+#[test]
+fn what_is_taken_out_is_neither_seen_nor_sent_and_lines_are_added() {
+    let input =
+        "GET / HTTP/1.1\r\nhost: a\r\nX-Roles: root\r\nx_roles: root\r\nx-role: 1\r\nX-ROLES: 2\r\n\r\n";
+    let (mut head, _) = request(input.as_bytes()).unwrap();
+    assert!(head.remove("x-roles") && !head.remove("x-user"));
+    let mut seen = Vec::new();
+    crate::authorise::Headers::each(&head, &mut |name, _| {
+        seen.push(String::from_utf8_lossy(name).into_owned())
+    });
+    assert_eq!(seen, ["host", "x-role"]);
+    let mut out = Vec::new();
+    write_request(&head, &RequestEdits { lines: b"x-roles: admin\r\n", ..RequestEdits::default() }, &mut out);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        "GET / HTTP/1.1\r\nhost: a\r\nx-role: 1\r\nx-roles: admin\r\n\r\n"
+    );
+}
+
 fn lines(lines: &[(&str, &str)]) -> Vec<crate::route::Line> {
     lines.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
 }

@@ -55,6 +55,7 @@ fn terms() -> impl Strategy<Value = Terms> {
             .into_iter()
             .map(|(address, length)| Network::new(address.parse().unwrap(), length))
             .collect(),
+        jwt: None,
     })
 }
 

@@ -1,0 +1,127 @@
+//! What the endpoint of a request is told of its tokens, and what is taken out of the request for that.
+//!
+//! authorise ──good tokens──▶ **told** ──▶ { HTTP/1: the head is written once more; HTTP/2: its fields are changed }
+//!
+//! Invariant: a field that the mesh tells of a token is in no request that came with it, under its own name or one that a
+//! server may take for it (`_` for `-`).
+
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::authorise::{Claims, Headers};
+use mesh_core::http1::{RequestEdits, RequestHead, write_request};
+use mesh_core::jwt::Provider;
+
+/// Changes of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Names that nobody but the mesh may say, in lower case.
+    pub claimed: Vec<Box<str>>,
+    /// Names of headers with tokens that are not for the endpoint.
+    tokens: Vec<Box<str>>,
+    /// What it is told.
+    fields: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Told {
+    /// What follows from these tokens, of these providers.
+    pub fn of(providers: &[Arc<Provider>], claims: &Claims) -> Self {
+        let claimed = providers.iter().flat_map(|provider| &provider.claims_to_headers);
+        let mut told =
+            Self { claimed: claimed.map(|(_, header)| header.clone()).collect(), ..Self::default() };
+        let Claims::Good(tokens) = claims else { return told };
+        for token in tokens {
+            if !token.provider.forward {
+                told.tokens.extend(token.provider.headers.iter().map(|(header, _)| header.clone()));
+            }
+            told.fields.extend(token.headers().map(|(name, value)| (name.into(), (&*value).into())));
+        }
+        told
+    }
+
+    fn removed(&self) -> impl Iterator<Item = &str> {
+        self.claimed.iter().chain(&self.tokens).map(|name| &**name)
+    }
+
+    /// The head of HTTP/1 with them.
+    pub fn write(&self, mut head: RequestHead<'_>) -> Vec<u8> {
+        for name in self.removed() {
+            head.remove(name);
+        }
+        let mut lines = Vec::new();
+        for (name, value) in &self.fields {
+            for part in [&**name, ": ", value, "\r\n"] {
+                lines.extend_from_slice(part.as_bytes());
+            }
+        }
+        let mut out = Vec::new();
+        write_request(&head, &RequestEdits { lines: &lines, ..RequestEdits::default() }, &mut out);
+        out
+    }
+
+    /// Makes them in the fields of a request of HTTP/2.
+    pub fn edit(&self, fields: &mut HeaderMap) {
+        let taken: Vec<HeaderName> = fields
+            .keys()
+            .filter(|own| self.removed().any(|name| is_alike(own.as_str().as_bytes(), name)))
+            .cloned()
+            .collect();
+        for name in taken {
+            fields.remove(name);
+        }
+        for (name, value) in &self.fields {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(&**name), HeaderValue::from_bytes(value.as_bytes()))
+            {
+                fields.append(name, value);
+            }
+        }
+    }
+}
+
+/// All headers but those of some names.
+pub struct Without<'a> {
+    /// All.
+    pub all: &'a dyn Headers,
+    /// But these, in lower case.
+    pub names: &'a [Box<str>],
+}
+
+impl Headers for Without<'_> {
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+        self.all.each(&mut |name, value| {
+            if !self.names.iter().any(|one| is_alike(name, one)) {
+                show(name, value);
+            }
+        });
+    }
+}
+
+/// Are these one name to a server that passes headers on as variables? `name`: in lower case.
+fn is_alike(own: &[u8], name: &str) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    own.len() == name.len() && own.iter().zip(name.as_bytes()).all(|(a, b)| plain(*a) == plain(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_claimed_is_replaced_in_any_version_of_http() {
+        let told = Told {
+            claimed: vec!["x-roles".into(), "x-user".into()],
+            tokens: vec!["authorization".into()],
+            fields: vec![("x-roles".into(), "admin".into())],
+        };
+        let mut fields = HeaderMap::new();
+        for (name, value) in [("x-roles", "a"), ("x_user", "b"), ("authorization", "c"), ("x-role", "d")] {
+            fields.append(name, HeaderValue::from_static(value));
+        }
+        told.edit(&mut fields);
+        assert_eq!(
+            (fields.len(), &fields["x-roles"], &fields["x-role"]),
+            (2, &"admin".parse().unwrap(), &"d".parse().unwrap())
+        );
+    }
+}
