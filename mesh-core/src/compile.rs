@@ -221,14 +221,7 @@ impl Compiler {
             self.next.trust_domain = domain.into();
         }
         let reissued = (touched.mesh || touched.jwt) && self.compile_jwt(&mesh);
-        let mode = mesh.mtls();
-        if std::mem::replace(&mut self.mtls, mode) != mode {
-            work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
-        }
-        let egress = transport::egress(mesh.egress).unwrap_or_default();
-        if std::mem::replace(&mut self.egress, egress) != egress {
-            work.workloads.extend(self.locals.iter().map(Arc::clone));
-        }
+        self.take_defaults(&mesh, &mut work);
         let renamed = self.compile(touched, &mut work) || renamed;
         self.conclude(work, renamed || reissued, revision)
     }

@@ -251,6 +251,9 @@ pub enum Claims {
     Best,
 }
 
+/// A claim, and the values of which it must have one.
+pub type ClaimValues = (Box<str>, Box<[Box<str>]>);
+
 /// A token that a rule asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenTerm {
@@ -259,7 +262,7 @@ pub struct TokenTerm {
     /// One of them must be `sub`; none: anybody.
     pub subjects: Box<[Box<str>]>,
     /// Claims, of each of which one value must be there.
-    pub claims: Box<[(Box<str>, Box<[Box<str>]>)]>,
+    pub claims: Box<[ClaimValues]>,
 }
 
 impl Hash for TokenTerm {

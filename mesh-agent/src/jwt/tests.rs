@@ -27,7 +27,7 @@ fn provider(stamp: u64) -> Provider {
         headers: [("authorization".into(), "Bearer ".into())].into(),
         forward: true,
         claims_to_headers: Box::default(),
-        skew: Duration::from_secs(60),
+        skew: Duration::from_mins(1),
         keys: Some(set.keys.into()),
     }
 }

@@ -163,11 +163,11 @@ impl Keeper {
         // Of another source meanwhile, or of nobody.
         let Some(held) = self.held.get_mut(&provider).filter(|held| held.source == source) else { return };
         held.looking = false;
-        let taken = found.and_then(|(set, holds)| {
+        let taken = found.map(|(set, holds)| {
             let count = set.keys.len();
             let keys = v1::JwtKeys { provider: provider.clone(), keys: set.keys }.encode_to_vec();
             let new = keys != held.told;
-            Ok((count, keys, new, set.left_out, holds))
+            (count, keys, new, set.left_out, holds)
         });
         let (count, keys, new, left_out, holds) = match taken {
             Ok(taken) => taken,

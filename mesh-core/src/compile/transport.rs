@@ -89,6 +89,18 @@ impl TransportHeld {
 }
 
 impl Compiler {
+    /// What holds where no policy says, as the mesh has it now: all that it concerns is compiled anew where it changes.
+    pub(super) fn take_defaults(&mut self, mesh: &v1::Mesh, work: &mut Work) {
+        let mode = mesh.mtls();
+        if std::mem::replace(&mut self.mtls, mode) != mode {
+            work.workloads.extend(self.workloads.iter().map(|held| Name::clone(&held.0.full_name)));
+        }
+        let default = egress(mesh.egress).unwrap_or_default();
+        if std::mem::replace(&mut self.egress, default) != default {
+            work.workloads.extend(self.locals.iter().map(Arc::clone));
+        }
+    }
+
     /// Compiles a policy anew; the workloads that it was for, or is, are looked at again.
     pub(super) fn compile_transport(&mut self, name: &Name, work: &mut Work) {
         let mut problems = Vec::new();

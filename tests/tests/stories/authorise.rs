@@ -462,7 +462,9 @@ fn nothing_that_is_allowed_fails_while_an_agent_takes_over_and_policies_change()
     let loads = [direct, proxied].map(|to| Load::to(to).path("/users/7").threads(2).rate(200).start(&cart));
     let node = mesh.node(1);
     for round in 0..3 {
-        loads.iter().for_each(|load| drop(load.go_on(50)));
+        for load in &loads {
+            drop(load.go_on(50));
+        }
         let long = url(direct.ip(), direct.port(), "/files/long");
         let args = ["-sS", "-f", "--limit-rate", "2M", "-o", "long", &long];
         let mut download = cart.start(&format!("long-{round}"), "curl", &args);

@@ -151,13 +151,13 @@ fn no_endpoints_and_endpoints_that_refuse() {
         assert!(head.starts_with("HTTP/1.1 503"), "{head}");
         assert_eq!(header(&head, "x-mesh-reason"), Some("no_endpoints"));
     }
-    rig.change(|s| drop(s.services.insert(1, service(1, Protocol::Http, &[nobody()]).into())));
+    rig.change(|s| put(s, service(1, Protocol::Http, &[nobody()])));
     client.send("GET / HTTP/1.1\r\nHost: shop\r\n\r\n");
     let (head, _) = client.response();
     assert_eq!(header(&head, "x-mesh-reason"), Some("connect_refused"));
     rig.change(|s| {
         let endpoints = [nobody(), nobody(), named("alive")];
-        s.services.insert(1, service(1, Protocol::Http, &endpoints).into());
+        put(s, service(1, Protocol::Http, &endpoints));
     });
     for _ in 0..6 {
         assert_eq!(client.get("/"), "alive");

@@ -140,12 +140,7 @@ impl Rig {
     ) -> Self {
         let mut snapshot = Snapshot { epoch: 1, ..Snapshot::default() };
         for service in services {
-            for endpoint in service.endpoints.iter() {
-                let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), endpoint.port);
-                let behind = workload(endpoint.workload, at, service.protocol);
-                snapshot.workloads.insert(endpoint.workload, Arc::new(behind));
-            }
-            snapshot.services.insert(service.id, Arc::new(service));
+            put(&mut snapshot, service);
         }
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let fake = Arc::new(Fake::default());
@@ -212,6 +207,16 @@ impl Rig {
         let of = stats.requests.iter().filter(|(k, _)| k.status == status && k.reason == reason);
         of.map(|(_, series)| series.count).sum()
     }
+}
+
+/// A service, and the workloads behind it.
+pub fn put(snapshot: &mut Snapshot, service: Service) {
+    for endpoint in service.endpoints.iter() {
+        let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), endpoint.port);
+        let behind = workload(endpoint.workload, at, service.protocol);
+        snapshot.workloads.insert(endpoint.workload, Arc::new(behind));
+    }
+    snapshot.services.insert(service.id, Arc::new(service));
 }
 
 fn listener() -> TcpListener {

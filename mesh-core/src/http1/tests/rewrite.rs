@@ -216,7 +216,7 @@ fn what_is_taken_out_is_neither_seen_nor_sent_and_lines_are_added() {
     assert!(head.remove("x-roles") && !head.remove("x-user"));
     let mut seen = Vec::new();
     crate::authorise::Headers::each(&head, &mut |name, _| {
-        seen.push(String::from_utf8_lossy(name).into_owned())
+        seen.push(String::from_utf8_lossy(name).into_owned());
     });
     assert_eq!(seen, ["host", "x-role"]);
     let mut out = Vec::new();
