@@ -26,7 +26,9 @@ struct Aligned {
 #[inline(always)]
 pub fn allowed(set: u32, addresses: u32, port_be: u16, proto: u8, caller: Caller) -> bool {
     // SAFETY: read at once; entries of a set never change.
-    policy::allowed(set, addresses, port_be, proto == PROTO_UDP, caller, |key| unsafe { POLICY.get(key) }.copied())
+    policy::allowed(set, addresses, port_be, proto == PROTO_UDP, caller, |key| {
+        unsafe { POLICY.get(key) }.copied()
+    })
 }
 
 /// The number of the range that an address is in, where the set asks.

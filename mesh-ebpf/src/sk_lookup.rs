@@ -235,7 +235,10 @@ fn connection(ctx: &SkLookupContext, place: Place) -> u32 {
     if entry.flags & flags::INBOUND_PROXY == 0 {
         return PASS;
     }
-    if !authorised && entry.flags & flags::REQUESTS == 0 && left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex)) {
+    if !authorised
+        && entry.flags & flags::REQUESTS == 0
+        && left_alone(&entry, field!(c, local_port), &remote, field!(c, ingress_ifindex))
+    {
         count(Verdict::InboundExcluded);
         return PASS;
     }
