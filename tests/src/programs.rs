@@ -292,7 +292,7 @@ pub fn line_server(pod: &Pod, port: u16) -> Process {
 
 /// Waits until a program in a pod listens on these ports.
 #[track_caller]
-pub(crate) fn wait_for_ports(pod: &Pod, process: &mut Process, ports: &[u16]) {
+pub fn wait_for_ports(pod: &Pod, process: &mut Process, ports: &[u16]) {
     for &port in ports {
         let address = SocketAddr::from((pod.ip(), port));
         eventually(&format!("{} listens on {address}", pod.name()), || {

@@ -72,8 +72,7 @@ pub fn test(args: &[String]) -> Result<()> {
     let filter: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     let begin = Instant::now();
     tools::programs(&PROGRAMS)?;
-    tools::python_h2()?;
-    tools::python_jwt()?;
+    tools::python_modules()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {

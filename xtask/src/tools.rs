@@ -126,25 +126,20 @@ pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     install(&packages, &format!("missing programs: {}", names.join(", ")))
 }
 
-/// The HTTP/2 of Debian's Python, which speaks to tunnels as somebody else's.
-pub fn python_h2() -> Result<()> {
-    let python = "/usr/bin/python3";
-    match output(Command::new(python).args(["-c", "import h2"])) {
-        Some(_) => Ok(()),
-        None => install(&["python3-h2"], &format!("{python} has no module h2")),
+/// Modules of Debian's Python that speak to the mesh as somebody else's programs: HTTP/2 to tunnels, tokens, gRPC.
+pub fn python_modules() -> Result<()> {
+    const PYTHON: &str = "/usr/bin/python3";
+    const MODULES: [(&str, &[&str]); 3] = [
+        ("h2", &["python3-h2"]),
+        ("jwt, cryptography", &["python3-jwt", "python3-cryptography"]),
+        ("grpc", &["python3-grpcio"]),
+    ];
+    let missing =
+        |modules: &str| output(Command::new(PYTHON).args(["-c", &format!("import {modules}")])).is_none();
+    for (modules, packages) in MODULES.iter().filter(|(modules, _)| missing(modules)) {
+        install(packages, &format!("{PYTHON} lacks modules: {modules}"))?;
     }
-}
-
-/// The JWT library of Debian's Python, which makes the keys and tokens of stories.
-pub fn python_jwt() -> Result<()> {
-    let python = "/usr/bin/python3";
-    match output(Command::new(python).args(["-c", "import jwt, cryptography"])) {
-        Some(_) => Ok(()),
-        None => install(
-            &["python3-jwt", "python3-cryptography"],
-            &format!("{python} has no modules jwt and cryptography"),
-        ),
-    }
+    Ok(())
 }
 
 /// Envoy, as PyPI has it, in the build folder.

@@ -23,6 +23,7 @@ mod harness;
 mod hbone;
 mod host;
 mod http;
+mod http2;
 mod identity;
 mod jwt;
 mod kernel_view;
