@@ -180,11 +180,12 @@ async fn run(
                     let _ = connection.poll_closed(cx);
                     return Poll::Ready(());
                 }
-                if ending && rests {
-                    return Poll::Ready(());
-                }
-                // Nothing moved for too long. Streams that live longer are those that move.
+                // Nothing moved for too long: it is told to end, and is cut where nothing moves after that. Streams
+                // that live longer are those that move.
                 if rests || !shared.moved.replace(false) {
+                    if ending {
+                        return Poll::Ready(());
+                    }
                     connection.graceful_shutdown();
                     ending = true;
                 }
