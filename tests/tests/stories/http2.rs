@@ -52,12 +52,12 @@ fn requests_of_http2_are_routed_edited_and_balanced() {
          \x20 - backendRefs: [{name: front, port: 80}]\n",
     );
     let (a, _a) = web(&mesh, 1, "a", "front");
-    let (_b, _b_server) = web(&mesh, 2, "b", "front");
+    let (b, _b) = web(&mesh, 2, "b", "front");
     let (_v2, _v2_server) = web(&mesh, 2, "v2-a", "v2");
     let client = mesh.pod(1, "client").up();
     // Not a power of two, longer than any window.
     let body: Vec<u8> = (0..3_000_017u32).map(|i| (i % 251) as u8).collect();
-    for pod in [&a, &_b] {
+    for pod in [&a, &b] {
         fs::write(pod.work().join("files/big"), &body).unwrap();
     }
     for front in [url(vip4(1), 80, ""), url(vip6(1), 80, "")] {
