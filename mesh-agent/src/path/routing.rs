@@ -121,6 +121,30 @@ impl Caller<'_> {
     }
 }
 
+/// When something must have ended, and as what it fails then.
+pub type Deadline = (tokio::time::Instant, ProxyError);
+
+/// The nearer of a route's limits: of one try, and of all together.
+pub fn nearest(one: Option<tokio::time::Instant>, all: Option<tokio::time::Instant>) -> Option<Deadline> {
+    let one = one.map(|at| (at, ProxyError::TryTimeout));
+    let all = all.map(|at| (at, ProxyError::RequestTimeout));
+    match (one, all) {
+        (Some(one), Some(all)) => Some(if one.0 < all.0 { one } else { all }),
+        (one, all) => one.or(all),
+    }
+}
+
+/// Carries something out until a deadline.
+pub async fn within<T, E: From<ProxyError>>(
+    deadline: Option<Deadline>,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match deadline {
+        None => work.await,
+        Some((at, error)) => tokio::time::timeout_at(at, work).await.unwrap_or_else(|_| Err(error.into())),
+    }
+}
+
 /// What is counted of a request.
 pub struct Account {
     /// When it came.

@@ -43,8 +43,9 @@ impl Told {
         self.claimed.iter().chain(&self.tokens).map(|name| &**name)
     }
 
-    /// The head of HTTP/1 with them.
+    /// The head of HTTP/1 with them. Whether its connection stays is said as it was.
     pub fn write(&self, mut head: RequestHead<'_>) -> Vec<u8> {
+        let close = !head.keep_alive;
         for name in self.removed() {
             head.remove(name);
         }
@@ -55,7 +56,7 @@ impl Told {
             }
         }
         let mut out = Vec::new();
-        write_request(&head, &RequestEdits { lines: &lines, ..RequestEdits::default() }, &mut out);
+        write_request(&head, &RequestEdits { lines: &lines, close, ..RequestEdits::default() }, &mut out);
         out
     }
 
@@ -106,6 +107,25 @@ fn is_alike(own: &[u8], name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_core::http1::{Limits, parse_request};
+
+    #[test]
+    fn a_head_of_http1_is_written_with_what_is_told_and_its_connection_ends_as_it_would_have() {
+        let told = Told {
+            claimed: vec!["x-roles".into()],
+            tokens: vec!["authorization".into()],
+            fields: vec![("x-roles".into(), "admin".into())],
+        };
+        let written = |connection: &str| {
+            let head =
+                format!("GET / HTTP/1.1\r\nHost: a\r\nX_Roles: me\r\nAuthorization: b\r\n{connection}\r\n");
+            let head = parse_request(head.as_bytes(), &Limits::default()).unwrap();
+            String::from_utf8(told.write(head)).unwrap()
+        };
+        assert_eq!(written(""), "GET / HTTP/1.1\r\nHost: a\r\nx-roles: admin\r\n\r\n");
+        let close = "GET / HTTP/1.1\r\nHost: a\r\nx-roles: admin\r\nconnection: close\r\n\r\n";
+        assert_eq!(written("Connection: close\r\n"), close, "a copy says so");
+    }
 
     #[test]
     fn what_is_claimed_is_replaced_in_any_version_of_http() {

@@ -78,11 +78,6 @@ const METHODS: &[(&str, &str)] = &[
 ];
 
 impl HttpMatch {
-    /// The path alone.
-    pub fn path(path: PathMatch) -> Self {
-        Self { path, headers: Vec::new(), query_params: Vec::new(), method: None }
-    }
-
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["path", "headers", "queryParams", "method"], &[])?;
         // The Gateway API's default of a match without a path.

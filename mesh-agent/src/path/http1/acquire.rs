@@ -9,12 +9,14 @@ use std::rc::Rc;
 use mesh_core::error::ProxyError;
 
 use super::super::authorise::request;
+use super::super::buffers::Buf;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::{PoolKey, is_plain, number};
 use super::super::routing::Account;
 use super::super::stats::{Direction, one};
 use super::super::transport;
+use super::super::worker::Worker;
 use super::Connection;
 use super::request::Prepared;
 
@@ -78,10 +80,7 @@ impl Connection {
         if told.is_some() || prepared.asked.is_some() {
             let came: Box<[u8]> = head.into();
             let head = told.as_deref().unwrap_or(&came);
-            let body = prepared.out.data().get(prepared.head..).unwrap_or_default();
-            let mut out = worker.buffers.fitting(head.len() + body.len());
-            out.bytes().extend_from_slice(head);
-            out.bytes().extend_from_slice(body);
+            let out = with_head(worker, head, &prepared.out, prepared.head);
             (prepared.out, prepared.head) = (out, head.len());
             prepared.asked = Some(came);
         }
@@ -146,4 +145,13 @@ impl Connection {
             origination: self.session.worker.with_snapshot(|snapshot| number(snapshot, hop.service)),
         }
     }
+}
+
+/// A request with this head in place of its own, the first `length` bytes.
+pub(super) fn with_head(worker: &Worker, head: &[u8], of: &Buf, length: usize) -> Buf {
+    let body = of.data().get(length..).unwrap_or_default();
+    let mut out = worker.buffers.fitting(head.len() + body.len());
+    out.bytes().extend_from_slice(head);
+    out.bytes().extend_from_slice(body);
+    out
 }

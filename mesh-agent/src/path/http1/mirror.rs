@@ -21,6 +21,7 @@ use super::super::stats::one;
 use super::super::transport;
 use super::super::worker::Worker;
 use super::Connection;
+use super::acquire::with_head;
 use super::request::GROWTH;
 
 /// Copies of a worker that may be under way.
@@ -82,7 +83,12 @@ async fn send(
     hop: Hop,
     (out, head): (Buf, usize),
 ) -> Result<(), ProxyError> {
-    request(worker, member, &Whose::Member, &hop, out.data().get(..head).unwrap_or_default())?;
+    let told = request(worker, member, &Whose::Member, &hop, out.data().get(..head).unwrap_or_default())?;
+    // A copy says no more of its caller than the request does.
+    let out = match told {
+        Some(told) => with_head(worker, &told, &out, head),
+        None => out,
+    };
     let watch = worker.clock.watch(member);
     let target = hop.target(worker, member)?;
     let link = Rc::new(Link::new(transport::open(worker, &target, &watch).await?));

@@ -17,10 +17,10 @@ use mesh_core::snapshot::Service;
 use super::super::buffers::Buf;
 use super::super::intercept::{Hop, Session};
 use super::super::pump::Pump;
-use super::super::routing::{Account, Routed, Way};
+use super::super::routing::{Account, Routed, Way, within};
 use super::Connection;
 use super::exchange::{Exchange, Outcome};
-use super::tries::{Terms, within};
+use super::tries::Terms;
 
 /// Bytes by which the head may grow on its way: the fields of the connection, said anew.
 pub(super) const GROWTH: usize = 256;

@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +15,10 @@ use mesh_core::error::ProxyError;
 use mesh_core::retry;
 use mesh_core::route::Action;
 use mesh_core::snapshot::Service;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::super::intercept::Hop;
+use super::super::routing::{Deadline, nearest, within};
 use super::super::worker::Worker;
 use super::Connection;
 
@@ -106,13 +106,8 @@ impl Terms {
     }
 
     /// When the try that is made must have ended, and as what it fails then.
-    pub fn deadline(&self) -> Option<(Instant, ProxyError)> {
-        let one = self.one.map(|at| (at, ProxyError::TryTimeout));
-        let all = self.whole.map(|at| (at, ProxyError::RequestTimeout));
-        match (one, all) {
-            (Some(one), Some(all)) => Some(if one.0 < all.0 { one } else { all }),
-            (one, all) => one.or(all),
-        }
+    pub fn deadline(&self) -> Option<Deadline> {
+        nearest(self.one, self.whole)
     }
 
     /// Is its request kept until its answer is known?
@@ -167,16 +162,5 @@ impl Connection {
         let tried = &terms.tried[..usize::from(terms.tries).min(TRIED)];
         // Where all were tried, whoever's turn it is.
         self.caller().other(service, tried).map_or_else(|| self.caller().balance(service), Ok)
-    }
-}
-
-/// Carries something out until a deadline.
-pub(super) async fn within<T>(
-    deadline: Option<(Instant, ProxyError)>,
-    work: impl Future<Output = Result<T, ProxyError>>,
-) -> Result<T, ProxyError> {
-    match deadline {
-        None => work.await,
-        Some((at, error)) => timeout_at(at, work).await.unwrap_or(Err(error)),
     }
 }

@@ -79,6 +79,7 @@ impl Shared {
 /// nothing, or ends, is HTTP/1's business.
 pub async fn is_spoken(session: &Session) -> bool {
     let Session { worker, client, watch, .. } = session;
+    let mut started = false;
     worker.clock.arm(watch, worker.limits.keep_alive);
     let known = std::future::poll_fn(|cx| {
         loop {
@@ -91,7 +92,10 @@ pub async fn is_spoken(session: &Session) -> bool {
                 if compared == PREFACE.len() {
                     return Poll::Ready(true);
                 }
-                worker.clock.arm(watch, worker.limits.head);
+                // Once: a byte at a time is no way to stay.
+                if !std::mem::replace(&mut started, true) {
+                    worker.clock.arm(watch, worker.limits.head);
+                }
             }
             if watch.poll_call(cx).is_ready() || worker.draining.get() {
                 return Poll::Ready(false);

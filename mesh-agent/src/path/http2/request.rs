@@ -1,7 +1,7 @@
 //! One stream: from its head to the end of both bodies.
 //!
-//! A connect that fails is tried at other endpoints; a stream that its endpoint says it has not begun is sent once
-//! more, where nothing of a body was sent. A client that gives up ends the endpoint's stream as well.
+//! A connect that fails is tried at other endpoints, and so is a connection that takes no stream any more. What was sent
+//! is not sent again. A client that gives up ends the endpoint's stream as well.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,11 +17,11 @@ use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
 use mesh_core::route::{Action, Edits};
 use mesh_core::snapshot::Service;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::super::authorise::request_as;
 use super::super::intercept::Hop;
-use super::super::routing::{Account, Way};
+use super::super::routing::{Account, Deadline, Way, nearest, within};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
@@ -56,7 +56,7 @@ struct Ready {
     hop: Hop,
     backend: Option<Arc<Service>>,
     edits: Option<Arc<Edits>>,
-    deadline: Option<(Instant, ProxyError)>,
+    deadline: Option<Deadline>,
 }
 
 /// Why there is no response.
@@ -127,11 +127,7 @@ async fn serve(
     };
     let (deadline, edits) = (ready.deadline, ready.edits.clone());
     let all = exchange(shared, ready, upload, &mut respond, edits, account);
-    let ended = match deadline {
-        None => all.await,
-        Some((at, error)) => timeout_at(at, all).await.unwrap_or(Err(error.into())),
-    };
-    match ended {
+    match within(deadline, all).await {
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
@@ -148,11 +144,9 @@ async fn serve(
 }
 
 /// The nearer of a route's limits.
-fn deadline(action: &Action) -> Option<(Instant, ProxyError)> {
-    let at = |after: Option<Duration>, error| after.map(|after| (Instant::now() + after, error));
-    let (one, all) =
-        (at(action.try_timeout, ProxyError::TryTimeout), at(action.timeout, ProxyError::RequestTimeout));
-    [one, all].into_iter().flatten().min_by_key(|(at, _)| *at)
+fn deadline(action: &Action) -> Option<Deadline> {
+    let at = |after: Option<Duration>| after.map(|after| Instant::now() + after);
+    nearest(at(action.try_timeout), at(action.timeout))
 }
 
 /// The whole of it.
