@@ -268,7 +268,8 @@ fn authorization_policy() -> Value {
         &json!([]),
         &json!({
             "selector": selector(),
-            "action": words(&["allow", "deny", "audit"]),
+            "action": words(&["allow", "deny", "audit", "custom"]),
+            "provider": label(),
             "rules": list(&rule, 0, 64),
         }),
     )
@@ -364,6 +365,21 @@ fn mesh() -> Value {
             "mtls": object(&json!(["mode"]), &json!({ "mode": mtls_mode() })),
             "egress": egress(),
             "jwtProviders": list(&jwt_provider(), 0, 16),
+            "extAuthz": list(&ext_authz(), 0, 16),
+        }),
+    )
+}
+
+fn ext_authz() -> Value {
+    let service =
+        object(&json!(["name", "port"]), &json!({ "namespace": label(), "name": label(), "port": port() }));
+    object(
+        &json!(["name", "service"]),
+        &json!({
+            "name": label(),
+            "service": service,
+            "timeout": duration(),
+            "onFailure": words(&["deny", "allow"]),
         }),
     )
 }

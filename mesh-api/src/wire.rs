@@ -9,9 +9,9 @@ mod http;
 use crate::proto::v1;
 use crate::resource::{
     Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
-    ClientCertificate, Egress, EgressMode, Exclusions, ExternalPort, ExternalServiceSpec, HeaderIs,
+    ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort, ExternalServiceSpec, HeaderIs,
     HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec, LocalityMode, LocalityPolicy,
-    MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
+    MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
     ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination, TokenHeader, TrafficPolicySpec,
     TransportPolicySpec, UdpMode, WorkloadSpec,
 };
@@ -269,6 +269,7 @@ fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> 
         Action::Allow => v1::AuthorizationAction::Allow,
         Action::Deny => v1::AuthorizationAction::Deny,
         Action::Audit => v1::AuthorizationAction::Audit,
+        Action::Custom => v1::AuthorizationAction::Custom,
     };
     v1::AuthorizationPolicy {
         namespace: own.clone(),
@@ -276,6 +277,7 @@ fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> 
         selector: spec.selector.match_labels.clone().into_iter().collect(),
         action: action.into(),
         rules: spec.rules.iter().map(|rule| authorization_rule(rule, own)).collect(),
+        provider: spec.provider.clone().unwrap_or_default(),
     }
 }
 
@@ -372,6 +374,20 @@ fn mesh(spec: &MeshSpec) -> v1::Mesh {
         mtls: mtls_mode(spec.mtls.mode).into(),
         jwt_providers: spec.jwt_providers.iter().map(jwt_provider).collect(),
         egress: egress(spec.egress).into(),
+        ext_authz: spec.ext_authz.iter().map(ext_authz).collect(),
+    }
+}
+
+fn ext_authz(one: &ExtAuthz) -> v1::ExtAuthz {
+    v1::ExtAuthz {
+        name: one.name.clone(),
+        service: Some(v1::ServiceRef {
+            namespace: one.service.namespace.clone(),
+            service: one.service.name.clone(),
+            port: one.service.port.into(),
+        }),
+        timeout_ms: u32::try_from(one.timeout.as_millis()).unwrap_or(u32::MAX),
+        fail_open: one.on_failure == OnFailure::Allow,
     }
 }
 

@@ -13,6 +13,7 @@
 //! workload. Not here: who refers to whom (model), the maps (plan).
 
 mod authorisation;
+mod ext_authz;
 mod external;
 mod jwt;
 mod l4_routes;
@@ -223,6 +224,7 @@ impl Compiler {
         let reissued = (touched.mesh || touched.jwt) && self.compile_jwt(&mesh);
         self.take_defaults(&mesh, &mut work);
         let renamed = self.compile(touched, &mut work) || renamed;
+        let reissued = self.compile_ext_authz(&mesh) || reissued;
         self.conclude(work, renamed || reissued, revision)
     }
 

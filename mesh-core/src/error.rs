@@ -42,6 +42,12 @@ pub enum ProxyError {
     /// A policy of the workload that is called asks for a token, and this one is not good, or there is none.
     #[error("{0}")]
     Jwt(JwtError),
+    /// Somebody who is asked about requests refuses this one.
+    #[error("the request is refused by the service that decides about it")]
+    ExtAuthzDenied,
+    /// Somebody who is to be asked about this request does not answer.
+    #[error("the service that decides about this request does not answer")]
+    ExtAuthzFailed,
     /// The workload that is called has policies on paths, and servers may read this one differently.
     #[error("the request's path can be read in more than one way")]
     UnclearPath,
@@ -119,7 +125,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -138,6 +144,8 @@ impl ProxyError {
         Self::Jwt(JwtError::UnknownKey),
         Self::Jwt(JwtError::Signature),
         Self::Jwt(JwtError::NoKeys),
+        Self::ExtAuthzDenied,
+        Self::ExtAuthzFailed,
         Self::UnclearPath,
         Self::ConnectRefused,
         Self::ConnectTimeout,
@@ -203,6 +211,8 @@ impl ProxyError {
             Self::NoEndpoints => "no_endpoints",
             Self::DeniedByPolicy => "denied_by_policy",
             Self::Jwt(error) => error.reason(),
+            Self::ExtAuthzDenied => "ext_authz_denied",
+            Self::ExtAuthzFailed => "ext_authz_failed",
             Self::UnclearPath => "unclear_path",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
@@ -234,7 +244,7 @@ impl ProxyError {
     pub const fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::NotHttp | Self::UnclearPath => 400,
-            Self::DeniedByPolicy => 403,
+            Self::DeniedByPolicy | Self::ExtAuthzDenied => 403,
             Self::Jwt(error) => error.status(),
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,
@@ -247,6 +257,7 @@ impl ProxyError {
             | Self::RequestTimeout
             | Self::TryTimeout => 504,
             Self::NoEndpoints
+            | Self::ExtAuthzFailed
             | Self::ConnectRefused
             | Self::ConnectFailed(_)
             | Self::NoCertificate

@@ -11,6 +11,7 @@ pub mod by_id;
 pub mod check;
 pub mod compile;
 pub mod error;
+pub mod ext_authz;
 pub mod hbone;
 pub mod head;
 pub mod http1;

@@ -17,6 +17,7 @@ use mesh_common::policy::Caller;
 
 use crate::authorise::{NOBODY, Network, PolicySet};
 use crate::by_id::ById;
+use crate::ext_authz::{self, ExtAuthz};
 use crate::jwt::Providers;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
@@ -69,9 +70,16 @@ pub struct Snapshot {
     pub trust_domain: Arc<str>,
     /// Who issues tokens.
     pub jwt: Arc<Providers>,
+    /// Who may be asked about requests.
+    pub ext_authz: ext_authz::Providers,
 }
 
 impl Snapshot {
+    /// The provider of that name.
+    pub fn ext_authz(&self, name: &str) -> Option<&Arc<ExtAuthz>> {
+        self.ext_authz.iter().find(|one| &*one.name == name)
+    }
+
     /// A caller that has proved who it is, as policies know it. Of an identity that no workload has, its namespace
     /// alone is known. Cost: a look at every workload, once a connection to a workload with policies.
     pub fn caller(&self, namespace: &str, service_account: &str) -> Caller {

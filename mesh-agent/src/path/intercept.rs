@@ -23,10 +23,11 @@ use mesh_core::error::ProxyError;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
-use super::authorise::{Judged, Other, Whose, opaque};
+use super::authorise::{Other, Whose, opaque};
 use super::clock::Watched;
 use super::hbone::client::Via;
 use super::inbound::Noted;
+use super::judged::Judged;
 use super::link::Link;
 use super::member::{Held, Member};
 use super::pool::is_plain;

@@ -30,13 +30,15 @@ mod authorise;
 pub mod budget;
 pub mod buffers;
 pub mod clock;
+mod ext_authz;
 pub mod hash;
 pub mod hbone;
-pub mod http1;
+mod http1;
 pub mod http2;
 mod inbound;
 pub mod intercept;
-pub mod link;
+pub mod judged;
+mod link;
 pub mod member;
 pub mod origin;
 pub mod pool;
@@ -48,6 +50,7 @@ pub mod stats;
 pub mod tcp;
 mod told;
 pub mod transport;
+mod whose;
 pub mod worker;
 
 #[cfg(test)]

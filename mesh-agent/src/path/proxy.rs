@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::Keys;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::accept::Listeners;
 use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
-use super::member::Member;
+use super::member::{Member, Members};
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets, hbone};
@@ -85,7 +84,7 @@ pub struct Proxy {
 struct Inner {
     commands: Vec<mpsc::Sender<Command>>,
     shared: Vec<Arc<Shared>>,
-    members: Mutex<HashMap<u32, Arc<Member>>>,
+    members: Arc<Members>,
 }
 
 impl Proxy {
@@ -113,11 +112,12 @@ impl Proxy {
             inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
         }
         let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
-        let common = Arc::new(Common { seats, snapshot, sockets, keys, limits });
+        let members = Arc::new(Members::default());
+        let common = Arc::new(Common { seats, snapshot, sockets, keys, limits, members: members.clone() });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
         }
-        Ok(Self { inner: Arc::new(Inner { commands, shared, members: Mutex::default() }) })
+        Ok(Self { inner: Arc::new(Inner { commands, shared, members }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use mesh_core::balance::pick_other;
 use mesh_core::error::ProxyError;
+use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
 use mesh_core::route::{Action, Edits, Found, Redirect};
 use mesh_core::snapshot::{Service, Snapshot};
@@ -159,17 +160,27 @@ pub struct Account {
     pub reason: &'static str,
     /// Its head, where it may end HTTP: policies may ask for it later.
     pub asked: Option<Box<[u8]>>,
+    /// What the client gets in place of a response, where somebody outside has decided that.
+    pub denial: Option<Box<Denial>>,
 }
 
 impl Account {
     /// Of a request that has come now.
     pub fn begun_now() -> Self {
-        Self { begun: Instant::now(), service: 0, route: Arc::default(), status: 0, reason: "", asked: None }
+        Self {
+            begun: Instant::now(),
+            service: 0,
+            route: Arc::default(),
+            status: 0,
+            reason: "",
+            asked: None,
+            denial: None,
+        }
     }
 
     /// It was refused, or failed.
     pub fn failed(&mut self, error: ProxyError) {
-        self.status = error.status();
+        self.status = self.denial.as_ref().map_or_else(|| error.status(), |denial| denial.status);
         self.reason = error.reason();
     }
 

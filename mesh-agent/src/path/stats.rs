@@ -284,6 +284,14 @@ counters! {
     dns_failed,
     /// Refused: too many of the workload's wait.
     dns_refused,
+    /// Answers of external authorisation: let in.
+    ext_authz_allowed,
+    /// Refused.
+    ext_authz_denied,
+    /// No answer: refused.
+    ext_authz_failed,
+    /// No answer: let in.
+    ext_authz_unasked,
     /// TLS with what is outside of the mesh that came up.
     origin_ok,
     /// And did not: the certificate is of no authority that is trusted.

@@ -27,7 +27,6 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::accept::{self, Job, Listeners};
-use super::authorise::Judged;
 use super::buffers::Pool;
 use super::clock::{Clock, LOOK_MS};
 use super::hbone::Identities;
@@ -35,8 +34,9 @@ use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
 use super::http1::Retries;
 use super::http2::peers::Peers;
+use super::judged::Judged;
 use super::link::FlushQueue;
-use super::member::Member;
+use super::member::{Member, Members};
 use super::origin::Origins;
 use super::pool::Upstreams;
 use super::sockets::Sockets;
@@ -108,6 +108,8 @@ pub struct Common {
     pub keys: Arc<dyn Keys>,
     /// Limits.
     pub limits: Limits,
+    /// The workloads of this node.
+    pub members: Arc<Members>,
 }
 
 /// What the connections of one worker share.

@@ -82,6 +82,7 @@ metrics! {
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
     PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
     JWT_TOKENS = "mesh_jwt_tokens_total", Counter, &["outcome"], "Tokens that requests to this node's workloads carried: checked and found good; known, checked before; refused: why is the reason of the request.";
+    EXT_AUTHZ = "mesh_ext_authz_total", Counter, &["outcome"], "Requests that external authorisation was asked about: allowed, denied; failed, refused without an answer; unasked, let in without one.";
     DNS_QUESTIONS = "mesh_dns_questions_total", Counter, &["outcome"], "Questions of this node's workloads to resolvers: answered by the mesh; forwarded to the resolver that was asked, and answered there; failed, where nobody answered; refused, where too many of one workload waited.";
     TLS_ORIGINATED = "mesh_tls_originated_total", Counter, &["outcome"], "TLS begun by the proxy with endpoints of external services: ok, what is wrong with the certificate, failed (no TLS there, or none that is spoken here), timeout.";
     EXTERNAL_LOOKUPS = "mesh_external_lookups_total", Counter, &["outcome"], "Look-ups of host names of external services: ok; failed, where what was known before is kept.";

@@ -10,6 +10,7 @@
 mod authorization_policy;
 mod egress;
 mod envelope;
+mod ext_authz;
 mod external_service;
 mod http_filter;
 mod http_match;
@@ -31,6 +32,7 @@ pub use authorization_policy::{
 };
 pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
+pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};

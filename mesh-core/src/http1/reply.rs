@@ -5,6 +5,7 @@
 use std::io::Write as _;
 
 use crate::error::ProxyError;
+use crate::ext_authz::Denial;
 use crate::jwt::JwtError;
 
 /// Appends a complete reply. `head_request`: the request was HEAD, so the body is announced but not sent.
@@ -32,6 +33,31 @@ pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out
     );
     if !head_request {
         out.extend_from_slice(body);
+    }
+}
+
+/// Appends the answer of somebody outside who refuses a request. `head_request`: as in [`write_error`].
+pub fn write_denial(denial: &Denial, keep_alive: bool, head_request: bool, out: &mut Vec<u8>) {
+    let status = denial.status;
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 {status} {}\r\nx-mesh-reason: {}\r\n",
+        phrase(status),
+        ProxyError::ExtAuthzDenied.reason()
+    );
+    for (name, value) in &denial.lines {
+        let _ = write!(out, "{name}: {value}\r\n");
+    }
+    // Neither has a body (RFC 9110 sections 15.3.5 and 15.4.5).
+    let bodyless = matches!(status, 204 | 304);
+    if !bodyless {
+        let _ = write!(out, "content-length: {}\r\n", denial.body.len());
+    }
+    let _ = write!(out, "connection: {connection}\r\n\r\n");
+    if !(head_request || bodyless) {
+        out.extend_from_slice(denial.body.as_bytes());
     }
 }
 

@@ -17,6 +17,7 @@ mod dns;
 mod egress;
 mod endpoints;
 mod enrolment;
+mod ext_authz;
 mod external;
 mod hand_over;
 mod harness;

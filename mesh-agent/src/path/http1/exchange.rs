@@ -22,7 +22,7 @@ use mesh_core::http1::{
     write_response,
 };
 
-use mesh_core::route::Edits;
+use mesh_core::route::{Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
 use tokio::time::{Sleep, sleep_until};
 
@@ -104,6 +104,7 @@ pub(super) struct Exchange<'c> {
     response: Option<Response>,
     backend: Option<Arc<Service>>,
     edits: Option<Arc<Edits>>,
+    granted: Option<Box<HeaderEdits>>,
     terms: Option<Box<Terms>>,
     /// The route's deadline of this try.
     deadline: Option<(Pin<Box<Sleep>>, ProxyError)>,
@@ -127,6 +128,7 @@ impl<'c> Exchange<'c> {
             response: None,
             backend: prepared.backend,
             edits: prepared.edits,
+            granted: prepared.granted,
             deadline: prepared
                 .terms
                 .as_ref()
@@ -199,6 +201,7 @@ impl<'c> Exchange<'c> {
                 hop,
                 backend: self.backend,
                 edits: self.edits,
+                granted: None,
                 terms: Some(terms),
             })),
             Err(error) => self.failed(error, account),
@@ -417,7 +420,9 @@ impl<'c> Exchange<'c> {
                 let mut slot = client.out().borrow_mut();
                 let out = slot.get_or_insert_with(|| worker.buffers.fitting(length + GROWTH + rest.len()));
                 let before = out.len();
-                let headers = self.edits.as_ref().map(|edits| &edits.response).filter(|_| !interim);
+                let own = self.edits.as_ref().map(|edits| &edits.response);
+                let both = own.zip(self.granted.as_deref()).map(|(own, granted)| own.then(granted));
+                let headers = both.as_ref().or(self.granted.as_deref()).or(own).filter(|_| !interim);
                 let edits = ResponseEdits { keep_alive: keep, client: self.facts.version, headers };
                 write_response(&head, &edits, out.bytes());
                 if !interim {

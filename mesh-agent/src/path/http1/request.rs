@@ -44,6 +44,8 @@ pub(super) struct Prepared {
     pub backend: Option<Arc<Service>>,
     /// What changes in the response; `None`: nothing.
     pub edits: Option<Arc<Edits>>,
+    /// What external authorisation changes in the response.
+    pub granted: Option<Box<HeaderEdits>>,
     /// What the route says of tries and times; `None`: nothing.
     pub terms: Option<Box<Terms>>,
 }
@@ -104,7 +106,10 @@ impl Connection {
                         && facts.keep_alive
                         && error.keeps_client()
                         && !self.session.worker.draining.get();
-                    self.reply(error, keep, facts.method == MethodKind::Head);
+                    match account.denial.take() {
+                        Some(denial) => self.deny(&denial, keep, facts.method == MethodKind::Head),
+                        None => self.reply(error, keep, facts.method == MethodKind::Head),
+                    }
                     return if keep { Outcome::Next } else { Outcome::Close };
                 }
             }
@@ -176,6 +181,7 @@ impl Connection {
             hop: routed.hop,
             backend: routed.backend.clone(),
             edits: routed.edits.cloned(),
+            granted: None,
             terms: routed.action.and_then(|action| Terms::new(worker, action, routed.hop.service, whole)),
         };
         Ok((prepared, used))

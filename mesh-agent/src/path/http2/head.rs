@@ -11,6 +11,7 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, Version};
 use mesh_core::authorise::Headers;
 use mesh_core::error::ProxyError;
+use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
 use mesh_core::route::{HeaderEdits, Redirect};
 
@@ -114,7 +115,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// What gRPC calls it (the codes of google.rpc.Code).
 fn grpc_status(error: ProxyError) -> &'static str {
-    match error.status() {
+    grpc_code(error.status())
+}
+
+fn grpc_code(status: u16) -> &'static str {
+    match status {
         400 | 431 => "13",
         401 => "16",
         403 => "7",
@@ -145,6 +150,31 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, error: ProxyError, grpc: bool) 
     *response.status_mut() = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_GATEWAY);
     if let Ok(mut body) = respond.send_response(response, false) {
         let _ = body.send_data(Bytes::from(text + "\n"), true);
+    }
+}
+
+/// Answers as somebody outside has decided.
+pub fn deny(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool) {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    for (name, value) in &denial.lines {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(&**name), HeaderValue::try_from(&**value)) {
+            headers.append(name, value);
+        }
+    }
+    headers.insert("x-mesh-reason", HeaderValue::from_static(ProxyError::ExtAuthzDenied.reason()));
+    if grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_code(denial.status)));
+        if let Ok(text) = HeaderValue::try_from(denial.body.replace(|c: char| c.is_control(), " ")) {
+            headers.insert("grpc-message", text);
+        }
+        let _ = respond.send_response(response, true);
+        return;
+    }
+    *response.status_mut() = StatusCode::from_u16(denial.status).unwrap_or(StatusCode::FORBIDDEN);
+    if let Ok(mut body) = respond.send_response(response, denial.body.is_empty()) {
+        let _ = body.send_data(Bytes::copy_from_slice(denial.body.as_bytes()), true);
     }
 }
 

@@ -16,6 +16,7 @@ mod head;
 mod io;
 pub mod peers;
 mod request;
+pub mod unary;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -33,6 +34,7 @@ use super::member::{Held, Member};
 use super::routing::Caller;
 use super::stats::{Direction, one};
 use super::worker::Worker;
+pub use head::shown;
 use io::Io;
 use peers::Peers;
 

@@ -15,7 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
-use mesh_core::route::{Action, Edits};
+use mesh_core::route::{Action, Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ use super::super::routing::{Account, Deadline, Way, nearest, within};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, edit, is_grpc, outgoing, redirect, refuse, shown};
+use super::head::{Asked, deny, edit, is_grpc, outgoing, redirect, refuse};
 use super::peers::Lease;
 
 /// Other endpoints that are tried after a connect has failed.
@@ -51,12 +51,12 @@ impl Drop for Counted {
 }
 
 /// A request, ready to be sent.
-struct Ready {
-    head: Request<()>,
-    hop: Hop,
-    backend: Option<Arc<Service>>,
-    edits: Option<Arc<Edits>>,
-    deadline: Option<Deadline>,
+pub(super) struct Ready {
+    pub head: Request<()>,
+    pub hop: Hop,
+    pub backend: Option<Arc<Service>>,
+    pub edits: Option<Arc<Edits>>,
+    pub deadline: Option<Deadline>,
 }
 
 /// Why there is no response.
@@ -132,7 +132,10 @@ async fn serve(
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
             account.failed(error);
-            refuse(&mut respond, error, grpc);
+            match account.denial.take() {
+                Some(denial) => deny(&mut respond, &denial, grpc),
+                None => refuse(&mut respond, error, grpc),
+            }
         }
         Err(Failed::Error(error)) => {
             // The client has seen the beginning of a response: its end must not look like one.
@@ -159,7 +162,7 @@ async fn exchange(
     account: &mut Account,
 ) -> Result<(), Failed> {
     let moved = |_| shared.moved.set(true);
-    let (lease, response, up) = {
+    let Sent { lease, response, up, granted } = {
         let sending = send(shared, ready, upload.is_end_stream(), account);
         tokio::select! {
             sent = sending => sent?,
@@ -192,6 +195,9 @@ async fn exchange(
     if let Some(edits) = &edits {
         edit(&mut parts.headers, &edits.response);
     }
+    if let Some(granted) = &granted {
+        edit(&mut parts.headers, granted);
+    }
     let whole = download.is_end_stream();
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
@@ -212,10 +218,18 @@ async fn exchange(
     Ok(())
 }
 
-type Sent = (Lease, ResponseFuture, Option<SendStream<Bytes>>);
+/// A request that has gone.
+pub(super) struct Sent {
+    pub lease: Lease,
+    pub response: ResponseFuture,
+    /// For its body.
+    pub up: Option<SendStream<Bytes>>,
+    /// What external authorisation changes in the response.
+    pub granted: Option<Box<HeaderEdits>>,
+}
 
 /// Sends the head to an endpoint. `whole`: there is no body.
-async fn send(
+pub(super) async fn send(
     shared: &Rc<Shared>,
     ready: Ready,
     whole: bool,
@@ -226,16 +240,19 @@ async fn send(
     let mut failed = 0;
     loop {
         account.service = hop.service;
-        let told =
-            shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
+        let Shared { worker, member, whose, .. } = &**shared;
+        let granted = request_as(worker, member, whose, &hop, &head, account).await?;
         let mut sent = head.clone();
-        if let Some(told) = told {
+        if let Some(told) = &granted.told {
             told.edit(sent.headers_mut());
         }
-        let error = match shared.peers().lease(&shared.worker, &shared.member, &hop).await {
+        let error = match shared.peers().lease(worker, member, &hop).await {
             Ok(lease) => match lease.sender().ready().await {
                 Ok(mut sender) => match sender.send_request(sent, whole) {
-                    Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
+                    Ok((response, up)) => {
+                        let up = (!whole).then_some(up);
+                        return Ok(Sent { lease, response, up, granted: granted.response });
+                    }
                     Err(error) => failure(&error),
                 },
                 Err(error) => failure(&error),
@@ -249,12 +266,12 @@ async fn send(
             return Err(error);
         };
         hop = other;
-        one(&shared.worker.shared.counters.retried);
+        one(&worker.shared.counters.retried);
     }
 }
 
 /// What an endpoint's stream or connection ended with.
-fn failure(error: &h2::Error) -> ProxyError {
+pub(super) fn failure(error: &h2::Error) -> ProxyError {
     if error.is_io() {
         return ProxyError::UpstreamClosed;
     }
