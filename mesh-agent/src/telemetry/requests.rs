@@ -134,6 +134,19 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     {
         mirrored.add(&[outcome], count as f64);
     }
+    let mut detected = Family::new(&m::PROXY_DETECTED);
+    let verdicts = [
+        ("http", c.detected_http1),
+        ("http2", c.detected_http2),
+        ("tls", c.detected_tls),
+        ("opaque", c.detected_opaque),
+        ("server_first", c.detected_server_first),
+        ("silent", c.detected_silent),
+        ("remembered", c.detected_remembered),
+    ];
+    for (verdict, count) in verdicts {
+        detected.add(&[verdict], count as f64);
+    }
     let mut originated = Family::new(&m::TLS_ORIGINATED);
     let outcomes = [
         ("ok", c.origin_ok),
@@ -158,7 +171,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted, dropped, tokens, questions, mirrored, originated]
+    let mut all = vec![accepted, dropped, tokens, questions, mirrored, detected, originated]
         .into_iter()
         .map(Family::finish)
         .collect::<Vec<_>>();
