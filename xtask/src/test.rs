@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -35,6 +35,10 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("gtlsserver", "ngtcp2-server"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("haproxy", "haproxy"),
+    ("tinyproxy", "tinyproxy-bin"),
 ];
 
 /// What tests and demo run, or what benches do.
