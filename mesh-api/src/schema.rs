@@ -56,6 +56,8 @@ fn spec(kind: Kind) -> Value {
         Kind::Service => service(),
         Kind::Workload => workload(),
         Kind::HttpRoute => http::route(),
+        Kind::GrpcRoute => http::grpc_route(),
+        Kind::TlsRoute => tls_route(),
         Kind::TcpRoute | Kind::UdpRoute => l4_route(),
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
@@ -115,7 +117,7 @@ fn service() -> Value {
             "name": label(),
             "port": port(),
             "targetPort": port(),
-            "protocol": words(&["tcp", "http", "tls", "udp"]),
+            "protocol": words(&["tcp", "http", "tls", "udp", "auto"]),
             "inbound": words(&["kernel", "proxy"]),
         }),
     );
@@ -177,6 +179,13 @@ fn l4_route() -> Value {
         &json!(["parentRefs", "rules"]),
         &json!({ "parentRefs": list(&parent_ref(), 1, 32), "rules": list(&rule, 1, 1) }),
     )
+}
+
+fn tls_route() -> Value {
+    let mut route = l4_route();
+    route["required"] = json!(["parentRefs", "hostnames", "rules"]);
+    route["properties"]["hostnames"] = list(&http::hostname(), 1, 16);
+    route
 }
 
 fn traffic_policy() -> Value {

@@ -25,6 +25,10 @@ pub enum Wire {
     Workload(v1::Workload),
     /// `HttpRoute`
     HttpRoute(v1::HttpRoute),
+    /// `GrpcRoute`
+    GrpcRoute(v1::GrpcRoute),
+    /// `TlsRoute`
+    TlsRoute(v1::TlsRoute),
     /// `TcpRoute`
     TcpRoute(v1::TcpRoute),
     /// `UdpRoute`
@@ -49,6 +53,8 @@ impl Wire {
             Self::Service(message) => message.encode_to_vec(),
             Self::Workload(message) => message.encode_to_vec(),
             Self::HttpRoute(message) => message.encode_to_vec(),
+            Self::GrpcRoute(message) => message.encode_to_vec(),
+            Self::TlsRoute(message) => message.encode_to_vec(),
             Self::TcpRoute(message) => message.encode_to_vec(),
             Self::UdpRoute(message) => message.encode_to_vec(),
             Self::TrafficPolicy(message) => message.encode_to_vec(),
@@ -65,6 +71,8 @@ impl Wire {
             Self::Service(_) => Kind::Service,
             Self::Workload(_) => Kind::Workload,
             Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
@@ -82,6 +90,8 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::Service(spec) => Wire::Service(service(resource, spec)),
         Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
         Spec::HttpRoute(spec) => Wire::HttpRoute(http::route(resource, spec)),
+        Spec::GrpcRoute(spec) => Wire::GrpcRoute(http::grpc_route(resource, spec)),
+        Spec::TlsRoute(spec) => Wire::TlsRoute(http::tls_route(resource, spec)),
         Spec::TcpRoute(spec) => Wire::TcpRoute(tcp_route(resource, spec)),
         Spec::UdpRoute(spec) => {
             // The same in all but the name.
@@ -116,6 +126,7 @@ fn protocol(protocol: Protocol) -> v1::Protocol {
         Protocol::Http => v1::Protocol::Http,
         Protocol::Tls => v1::Protocol::Tls,
         Protocol::Udp => v1::Protocol::Udp,
+        Protocol::Auto => v1::Protocol::Auto,
     }
 }
 
@@ -187,7 +198,7 @@ fn tcp_route(resource: &Resource, spec: &L4RouteSpec) -> v1::TcpRoute {
 
 fn parent_ref(parent: &ParentRef, own: &str) -> v1::ServiceRef {
     v1::ServiceRef {
-        namespace: own.to_owned(),
+        namespace: parent.namespace.clone().unwrap_or_else(|| own.to_owned()),
         service: parent.name.clone(),
         port: parent.port.map_or(0, u32::from),
     }

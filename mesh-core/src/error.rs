@@ -24,6 +24,12 @@ pub enum ProxyError {
     /// The port speaks HTTP and the client's first bytes are something else.
     #[error("the first bytes are not an HTTP/1 request, and this port is declared to speak HTTP")]
     NotHttp,
+    /// The port's connections are told apart by the name in TLS, and the client's first bytes are something else.
+    #[error("the first bytes are no TLS, and this port is routed by the name that TLS asks for")]
+    NotTls,
+    /// The same, and the client asks for no name.
+    #[error("the client of TLS asks for no name (SNI), and this port is routed by it")]
+    TlsNoName,
     /// The client did not send its whole request head in time.
     #[error("the request head did not arrive in time")]
     HeaderTimeout,
@@ -125,10 +131,12 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 46] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
+        Self::NotTls,
+        Self::TlsNoName,
         Self::HeaderTimeout,
         Self::NoRoute,
         Self::NoBackend,
@@ -205,6 +213,8 @@ impl ProxyError {
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
             Self::NotHttp => "not_http",
+            Self::NotTls => "not_tls",
+            Self::TlsNoName => "tls_no_name",
             Self::HeaderTimeout => "header_timeout",
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
@@ -243,7 +253,7 @@ impl ProxyError {
     /// Status of the reply, where one can still be sent.
     pub const fn status(&self) -> u16 {
         match self {
-            Self::BadRequest(_) | Self::NotHttp | Self::UnclearPath => 400,
+            Self::BadRequest(_) | Self::NotHttp | Self::NotTls | Self::TlsNoName | Self::UnclearPath => 400,
             Self::DeniedByPolicy | Self::ExtAuthzDenied => 403,
             Self::Jwt(error) => error.status(),
             Self::NoRoute => 404,
@@ -282,6 +292,8 @@ impl ProxyError {
             Self::BadRequest(_)
                 | Self::HeadTooLarge
                 | Self::NotHttp
+                | Self::NotTls
+                | Self::TlsNoName
                 | Self::HeaderTimeout
                 | Self::BudgetConnections
                 | Self::BudgetBytes

@@ -7,6 +7,7 @@
 //! Not here: what the kernel is told of it (plan), load and health at this moment (they live outside, by
 //! endpoint id).
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +96,9 @@ impl Snapshot {
     }
 }
 
+/// The routes that namespaces have made for their own clients, by namespace.
+pub type Consumers = BTreeMap<Arc<str>, Arc<RouteTable>>;
+
 /// One port of one service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -124,8 +128,10 @@ pub struct Service {
     pub endpoints: Arc<[Endpoint]>,
     /// How many of `endpoints`, from the first on, take new connections.
     pub serving: usize,
-    /// HTTP routes attached to this port; `None`: requests go to its own endpoints.
+    /// HTTP routes attached to this port, of TLS its TLS routes; `None`: requests go to its own endpoints.
     pub routes: Option<Arc<RouteTable>>,
+    /// In place of those, for clients of some namespaces. Few services have any.
+    pub consumers: Option<Arc<Consumers>>,
     /// The route's weights as (service, weight) for connections that bypass a lost proxy: the catch-all
     /// rule's backends, else the service itself. Where `split` holds, for every connection.
     pub fallback: Vec<(ServiceId, u32)>,
@@ -139,6 +145,12 @@ impl Service {
     /// Datagrams? Everything else goes over TCP.
     pub fn udp(&self) -> bool {
         self.protocol == Protocol::Udp
+    }
+
+    /// The routes that hold for a client of this namespace; `None`: none do.
+    pub fn routes_of<'n>(&self, namespace: impl FnOnce() -> Option<&'n str>) -> Option<&Arc<RouteTable>> {
+        let Some(consumers) = &self.consumers else { return self.routes.as_ref() };
+        namespace().and_then(|namespace| consumers.get(namespace)).or(self.routes.as_ref())
     }
 
     /// Those that take new connections.
@@ -198,12 +210,14 @@ pub struct Ejection {
 /// Why a connection needs the proxy. Shown by `meshctl get service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// An HTTP route is attached.
+    /// A route is attached that the proxy carries out.
     Route,
     /// The port speaks HTTP and HTTP goes through the proxy (`http: proxy`).
     Http,
     /// The agent speaks TLS with the endpoints.
     Tls,
+    /// What clients begin with says what is spoken (`protocol: auto`).
+    Detect,
 }
 
 impl Why {
@@ -213,6 +227,7 @@ impl Why {
             Self::Route => "route",
             Self::Http => "http",
             Self::Tls => "tls",
+            Self::Detect => "detect",
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -37,6 +37,9 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("promtool", "prometheus"),
     ("haproxy", "haproxy"),
     ("h2load", "nghttp2-client"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("tinyproxy", "tinyproxy-bin"),
 ];
 
 /// A fuzz target in `test --all`.

@@ -126,13 +126,14 @@ pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     install(&packages, &format!("missing programs: {}", names.join(", ")))
 }
 
-/// Modules of Debian's Python that speak to the mesh as somebody else's programs: HTTP/2 to tunnels, tokens, gRPC.
+/// Modules of Debian's Python that speak to the mesh as somebody else's programs: HTTP/2 to tunnels, tokens, gRPC, WebSocket.
 pub fn python_modules() -> Result<()> {
     const PYTHON: &str = "/usr/bin/python3";
-    const MODULES: [(&str, &[&str]); 3] = [
+    const MODULES: [(&str, &[&str]); 4] = [
         ("h2", &["python3-h2"]),
         ("jwt, cryptography", &["python3-jwt", "python3-cryptography"]),
         ("grpc", &["python3-grpcio"]),
+        ("websockets", &["python3-websockets"]),
     ];
     let missing =
         |modules: &str| output(Command::new(PYTHON).args(["-c", &format!("import {modules}")])).is_none();

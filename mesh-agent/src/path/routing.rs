@@ -12,8 +12,8 @@ use mesh_core::balance::pick_other;
 use mesh_core::error::ProxyError;
 use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
-use mesh_core::route::{Action, Edits, Found, Redirect};
-use mesh_core::snapshot::{Service, Snapshot};
+use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
+use mesh_core::snapshot::{Service, Snapshot, Workload};
 
 use super::intercept::{Hop, To};
 use super::member::Member;
@@ -63,6 +63,8 @@ pub enum Way<'s> {
     To(Routed<'s>),
     /// The client is sent elsewhere; with the bytes of the path that are the rule's prefix.
     Elsewhere(&'s Redirect, usize),
+    /// The route answers itself.
+    Answered(&'s DirectResponse),
 }
 
 impl Caller<'_> {
@@ -83,7 +85,7 @@ impl Caller<'_> {
         };
         account.service = id;
         let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
-        let Some(routes) = &asked.routes else {
+        let Some(routes) = asked.routes_of(|| self.namespace(snapshot)) else {
             return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
         };
         let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
@@ -92,12 +94,20 @@ impl Caller<'_> {
         if let Some(redirect) = action.and_then(|action| action.redirect.as_ref()) {
             return Ok(Way::Elsewhere(redirect, matched));
         }
+        if let Some(answer) = action.and_then(|action| action.direct.as_ref()) {
+            return Ok(Way::Answered(answer));
+        }
         let (chosen, backend) = rule.pick(fastrand::u64(..))?;
         account.service = chosen;
         let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
         let hop = self.balance(service)?;
         let edits = backend.edits.as_ref();
         Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
+    }
+
+    /// The mesh namespace of the workload that asks.
+    pub fn namespace<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s str> {
+        snapshot.workloads.get(&self.member.workload).map(|workload| Workload::namespace(workload))
     }
 
     /// The endpoint whose turn it is.

@@ -46,6 +46,8 @@ pub enum Spoken {
     Http1,
     /// HTTP/2.
     Http2,
+    /// TLS that is not opened: one "request" a connection.
+    Tls,
 }
 
 impl Spoken {
@@ -55,6 +57,7 @@ impl Spoken {
             Self::Tcp => "tcp",
             Self::Http1 => "http",
             Self::Http2 => "http2",
+            Self::Tls => "tls",
         }
     }
 }
@@ -276,6 +279,20 @@ counters! {
     tokens_known,
     /// That were refused.
     tokens_refused,
+    /// Connections to ports that declare nothing, by what they were taken for: HTTP/1.
+    detected_http1,
+    /// HTTP/2.
+    detected_http2,
+    /// TLS.
+    detected_tls,
+    /// Their client began with anything else.
+    detected_opaque,
+    /// Their server spoke first.
+    detected_server_first,
+    /// Nobody said anything in time.
+    detected_silent,
+    /// Nothing was waited for: the same workload's last connection there had a silent client.
+    detected_remembered,
     /// Questions to resolvers that the mesh answered.
     dns_answered,
     /// That were passed on and answered; over TCP: passed on.

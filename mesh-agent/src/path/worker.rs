@@ -29,6 +29,7 @@ use tokio::time::MissedTickBehavior;
 use super::accept::{self, Job, Listeners};
 use super::buffers::Pool;
 use super::clock::{Clock, LOOK_MS};
+use super::detect::Silents;
 use super::hbone::Identities;
 use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
@@ -146,6 +147,8 @@ pub struct Worker {
     pub peers: Peers,
     /// Requests that may be tried again.
     pub retries: Retries,
+    /// Who is known to wait for its server to speak first.
+    pub silents: Silents,
     /// Copies of requests that are under way.
     pub mirrors: Cell<u32>,
     /// How TLS is spoken with the outside.
@@ -193,6 +196,7 @@ impl Worker {
             tokens: Tokens::default(),
             peers: Peers::default(),
             retries: Retries::default(),
+            silents: Silents::default(),
             mirrors: Cell::new(0),
             origins: Origins::default(),
             draining: Cell::new(false),

@@ -146,6 +146,18 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         &m::PROXY_MIRRORED,
         &[("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)],
     );
+    let detected = by(
+        &m::PROXY_DETECTED,
+        &[
+            ("http", c.detected_http1),
+            ("http2", c.detected_http2),
+            ("tls", c.detected_tls),
+            ("opaque", c.detected_opaque),
+            ("server_first", c.detected_server_first),
+            ("silent", c.detected_silent),
+            ("remembered", c.detected_remembered),
+        ],
+    );
     let originated = by(
         &m::TLS_ORIGINATED,
         &[
@@ -169,7 +181,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, originated]
+    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, detected, originated]
         .into_iter()
         .map(Family::finish)
         .collect::<Vec<_>>();

@@ -122,6 +122,7 @@ fn examples() -> Vec<Value> {
     ];
     all.extend(examples::policies_and_routes_below_http());
     all.extend(jwt::examples());
+    all.extend(routes::examples());
     all
 }
 
@@ -180,7 +181,7 @@ fn the_envelope_is_refused_where_it_is_wrong() {
     refuses(&json!([]), WrongType, "");
     refuses(&json!({}), MissingField, "kind");
     refuses(&changed(0, "/kind", json!("Deployment")), UnknownKind, "kind");
-    refuses(&changed(0, "/kind", json!("GRPCRoute")), NotBuiltYet, "kind");
+    refuses(&changed(0, "/kind", json!("Telemetry")), NotBuiltYet, "kind");
     refuses(&changed(0, "/apiVersion", json!("v1")), BadFormat, "apiVersion");
     refuses(&changed(0, "/spec", Value::Null), MissingField, "spec");
     refuses(&changed(0, "/extra", json!(1)), UnknownField, "extra");

@@ -14,6 +14,7 @@ pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode) -> Option<W
     match protocol {
         _ if routed => Some(Why::Route),
         Protocol::Http if http == HttpMode::Proxy => Some(Why::Http),
+        Protocol::Auto if http == HttpMode::Proxy => Some(Why::Detect),
         _ => None,
     }
 }

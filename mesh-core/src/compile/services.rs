@@ -190,7 +190,9 @@ impl Compiler {
         port: Port,
         vips: Vec<IpAddr>,
     ) -> Service {
-        let Routed { table, fallback, split, backends } = self.routed(name, port.id, spec);
+        let Routed { table, consumers, fallback, split, backends } = self.routed(name, port.id, spec);
+        let routed = table.is_some() || consumers.is_some();
+        let by_name = table.is_some() && spec.protocol() == Protocol::Tls;
         let settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
         let (endpoints, serving) = match self.next.services.get(&port.id) {
             Some(old) => (Arc::clone(&old.endpoints), old.serving),
@@ -204,13 +206,15 @@ impl Compiler {
             port_name: self.interned.get(&spec.name),
             vips,
             protocol: spec.protocol(),
-            why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
-            on_proxy_loss: settings.on_proxy_loss,
+            why: needs_proxy(routed, spec.protocol(), settings.http),
+            // Nobody else reads the names by which a TLSRoute tells connections apart.
+            on_proxy_loss: if by_name { OnProxyLoss::Refuse } else { settings.on_proxy_loss },
             traffic: settings.traffic,
             inbound_proxy: spec.inbound_proxy && !port.udp,
             endpoints,
             serving,
             routes: table,
+            consumers,
             fallback,
             split,
             backends,

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head as _;
 use mesh_core::http1::{
-    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_redirect,
-    write_request,
+    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_direct,
+    write_redirect, write_request,
 };
-use mesh_core::route::{Edits, HeaderEdits, Redirect};
+use mesh_core::route::{DirectResponse, Edits, HeaderEdits, Redirect};
 use mesh_core::snapshot::Service;
 
 use super::super::buffers::Buf;
@@ -142,6 +142,12 @@ impl Connection {
                     }
                     Ok((Ready::Send(prepared), used))
                 }
+                Way::Answered(answer) => {
+                    let keep = *bodyless && !worker.draining.get();
+                    self.direct(answer, keep, *head_request);
+                    account.status = answer.status;
+                    Ok((Ready::Answered(keep), 0))
+                }
                 Way::Elsewhere(redirect, matched) => {
                     let keep = *bodyless && !worker.draining.get();
                     self.redirect(&head, redirect, matched, keep);
@@ -185,6 +191,15 @@ impl Connection {
             terms: routed.action.and_then(|action| Terms::new(worker, action, routed.hop.service, whole)),
         };
         Ok((prepared, used))
+    }
+
+    fn direct(&self, answer: &DirectResponse, keep: bool, head_request: bool) {
+        let Session { worker, client, .. } = &self.session;
+        let mut slot = client.out().borrow_mut();
+        let out = slot.get_or_insert_with(|| worker.buffers.large());
+        write_direct(answer, keep, head_request, out.bytes());
+        drop(slot);
+        worker.flush.push(client);
     }
 
     fn redirect(&self, head: &RequestHead<'_>, to: &Redirect, matched: usize, keep: bool) {

@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
+use super::mirror::Taps;
+
 /// Why a body did not get across.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -19,10 +21,11 @@ fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// All of it. `moved` is told of every piece.
+/// All of it, to `taps` as well. `moved` is told of every piece.
 pub async fn copy(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
+    mut taps: Taps,
     moved: impl Fn(usize),
 ) -> Result<(), Broken> {
     loop {
@@ -37,6 +40,7 @@ pub async fn copy(
         let mut piece = piece.map_err(|e| Broken::From(reason(&e)))?;
         let length = piece.len();
         moved(length);
+        taps.data(&piece);
         while !piece.is_empty() {
             to.reserve_capacity(piece.len());
             let room = std::future::poll_fn(|cx| to.poll_capacity(cx)).await;
@@ -49,13 +53,16 @@ pub async fn copy(
             let last = piece.is_empty() && from.is_end_stream();
             to.send_data(part, last).map_err(|e| Broken::To(reason(&e)))?;
             if last {
+                taps.end(None);
                 return Ok(());
             }
         }
         // Fails where the stream has ended, and its window with it.
         let _ = from.flow_control().release_capacity(length);
     }
-    let sent = match from.trailers().await.map_err(|e| Broken::From(reason(&e)))? {
+    let trailers = from.trailers().await.map_err(|e| Broken::From(reason(&e)))?;
+    taps.end(trailers.as_ref());
+    let sent = match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
     };

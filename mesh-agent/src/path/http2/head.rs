@@ -13,7 +13,7 @@ use mesh_core::authorise::Headers;
 use mesh_core::error::ProxyError;
 use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
-use mesh_core::route::{HeaderEdits, Redirect};
+use mesh_core::route::{DirectResponse, HeaderEdits, Redirect};
 
 use super::super::routing::Routed;
 
@@ -115,11 +115,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// What gRPC calls it (the codes of google.rpc.Code).
 fn grpc_status(error: ProxyError) -> &'static str {
-    grpc_code(error.status())
+    if error == ProxyError::NoBackend { "14" } else { grpc_code(error.status()) }
 }
 
+/// The same of a status.
 fn grpc_code(status: u16) -> &'static str {
     match status {
+        200 => "0",
         400 | 431 => "13",
         401 => "16",
         403 => "7",
@@ -188,6 +190,29 @@ pub fn redirect(respond: &mut SendResponse<Bytes>, asked: &Asked<'_>, to: &Redir
         response.headers_mut().insert(LOCATION, location);
     }
     let _ = respond.send_response(response, true);
+}
+
+/// Answers as a route says. A call of gRPC is told what the status means to it.
+pub fn direct(respond: &mut SendResponse<Bytes>, answer: &DirectResponse, grpc: bool, head_request: bool) {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    if grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_code(answer.status)));
+        let _ = respond.send_response(response, true);
+        return;
+    }
+    let kind = answer.content_type.as_deref().map(HeaderValue::try_from);
+    if let Some(Ok(kind)) = kind {
+        headers.insert(CONTENT_TYPE, kind);
+    }
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let whole = head_request || answer.body.is_empty();
+    if let Ok(mut body) = respond.send_response(response, whole)
+        && !whole
+    {
+        let _ = body.send_data(Bytes::copy_from_slice(answer.body.as_bytes()), true);
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 mod body;
 mod head;
 mod io;
+mod mirror;
 pub mod peers;
 mod request;
 pub mod unary;

@@ -25,7 +25,8 @@ use super::super::routing::{Account, Deadline, Way, nearest, within};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, deny, edit, is_grpc, outgoing, redirect, refuse};
+use super::head::{Asked, deny, direct, edit, is_grpc, outgoing, redirect, refuse};
+use super::mirror::{self, Taps};
 use super::peers::Lease;
 
 /// Other endpoints that are tried after a connect has failed.
@@ -57,6 +58,8 @@ pub(super) struct Ready {
     pub backend: Option<Arc<Service>>,
     pub edits: Option<Arc<Edits>>,
     pub deadline: Option<Deadline>,
+    /// Where its body goes besides.
+    pub taps: Taps,
 }
 
 /// Why there is no response.
@@ -104,6 +107,11 @@ async fn serve(
     let grpc = is_grpc(&parts.headers);
     let ready = shared.worker.with_snapshot(|snapshot| {
         match shared.caller().route(snapshot, &Asked(&parts), account)? {
+            Way::Answered(answer) => {
+                account.status = answer.status;
+                direct(&mut respond, answer, grpc, parts.method == http::Method::HEAD);
+                Ok(None)
+            }
             Way::Elsewhere(to, matched) => {
                 account.status = to.status;
                 redirect(&mut respond, &Asked(&parts), to, matched);
@@ -113,7 +121,15 @@ async fn serve(
                 let (hop, backend) = (routed.hop, routed.backend.clone());
                 let edits = routed.edits.cloned();
                 let deadline = routed.action.and_then(|action| deadline(action));
-                Ok(Some(Ready { head: outgoing(parts, &routed)?, hop, backend, edits, deadline }))
+                let head = outgoing(parts, &routed)?;
+                let taps = match routed.action.filter(|action| !action.mirrors.is_empty()) {
+                    Some(action) => {
+                        let whole = upload.is_end_stream();
+                        mirror::begin(&shared.caller(), snapshot, &action.mirrors, &head, whole)
+                    }
+                    None => Taps::default(),
+                };
+                Ok(Some(Ready { head, hop, backend, edits, deadline, taps }))
             }
         }
     });
@@ -155,13 +171,14 @@ fn deadline(action: &Action) -> Option<Deadline> {
 /// The whole of it.
 async fn exchange(
     shared: &Rc<Shared>,
-    ready: Ready,
+    mut ready: Ready,
     upload: RecvStream,
     respond: &mut SendResponse<Bytes>,
     edits: Option<Arc<Edits>>,
     account: &mut Account,
 ) -> Result<(), Failed> {
     let moved = |_| shared.moved.set(true);
+    let taps = std::mem::take(&mut ready.taps);
     let Sent { lease, response, up, granted } = {
         let sending = send(shared, ready, upload.is_end_stream(), account);
         tokio::select! {
@@ -171,7 +188,7 @@ async fn exchange(
     };
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => body::copy(upload, up, moved).await,
+            Some(up) => body::copy(upload, up, taps, moved).await,
             None => Ok(()),
         }
     });
@@ -202,7 +219,7 @@ async fn exchange(
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
     if !whole {
-        let mut downloaded = pin!(body::copy(download, down, moved));
+        let mut downloaded = pin!(body::copy(download, down, Taps::default(), moved));
         let done = loop {
             tokio::select! {
                 done = &mut downloaded => break done,

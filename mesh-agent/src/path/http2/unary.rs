@@ -21,6 +21,7 @@ use super::super::routing::Account;
 use super::super::stats::Direction;
 use super::super::worker::Worker;
 use super::Shared;
+use super::mirror::Taps;
 use super::peers::Peers;
 use super::request::{Ready, failure, send};
 
@@ -69,8 +70,14 @@ pub async fn call(
     let backend = found.ok_or(ProxyError::NoEndpoints)?;
     let authority = format!("{}.{}:{}", backend.name, backend.namespace, backend.port);
     let hop = shared.caller().balance(&backend)?;
-    let ready =
-        Ready { head: head(&authority, path)?, hop, backend: Some(backend), edits: None, deadline: None };
+    let ready = Ready {
+        head: head(&authority, path)?,
+        hop,
+        backend: Some(backend),
+        edits: None,
+        deadline: None,
+        taps: Taps::default(),
+    };
     let sent = send(&shared, ready, false, &mut Account::begun_now()).await?;
     let mut framed = BytesMut::with_capacity(PREFIX + message.len());
     framed.put_u8(0);

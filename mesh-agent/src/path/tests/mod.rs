@@ -2,9 +2,11 @@
 //! threads. What needs BPF and namespaces is tested by stories.
 
 mod bodies;
+mod detect;
 mod http;
 mod http2;
 mod life;
 mod opaque;
 pub(super) mod rig;
 mod routes;
+mod tls;
