@@ -58,7 +58,7 @@ def serve(sock):
             if not re.fullmatch(rb'[A-Z]+ [!-~]+ HTTP/1\.[01]', first):
                 raise ValueError(repr(first))
             size, coded = fields.get(b'content-length', []), fields.get(b'transfer-encoding', [])
-            if len(size) + len(coded) > 1 or coded not in ([], [b'chunked']) or not all(s.isdigit() for s in size):
+            if len(size) + len(coded) > 1 or [c.lower() for c in coded] not in ([], [b'chunked']) or not all(s.isdigit() for s in size):
                 raise ValueError(f'{size} {coded}')
             body = b''
             if coded:
