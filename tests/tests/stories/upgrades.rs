@@ -86,7 +86,11 @@ fn websockets_are_routed_edited_and_then_left_alone() {
     let client = mesh.pod(1, "client").up();
     let talk = |to: std::net::SocketAddr, path: &str| {
         let url = format!("ws://chat.example{path}");
-        client.run(PYTHON, &["-W", "ignore", "-c", CLIENT, &url, &to.ip().to_string()]).unwrap_or_default().trim().to_owned()
+        client
+            .run(PYTHON, &["-W", "ignore", "-c", CLIENT, &url, &to.ip().to_string()])
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     };
     for ip in [at(vip4(1), 80), at(vip6(1), 80)] {
         let mut seen = std::collections::BTreeSet::new();
