@@ -336,13 +336,13 @@ fn connections(t: &mut Table) {
 
 fn sizes(t: &mut Table) {
     let long = "a".repeat(40_000);
-    t.get(&format!("x: {long}"), Refused(431)).name = "a long value".to_owned();
-    t.get(&format!("{long}: x"), Refused(431)).name = "a long name".to_owned();
-    t.start(&format!("GET /{long} HTTP/1.1"), Refused(431)).name = "a long path".to_owned();
+    t.get(&format!("x: {long}"), Refused(431)).name = "a long value".into();
+    t.get(&format!("{long}: x"), Refused(431)).name = "a long name".into();
+    t.start(&format!("GET /{long} HTTP/1.1"), Refused(431)).name = "a long path".into();
     let many: Vec<String> = (0..300).map(|n| format!("x{n}: y")).collect();
-    t.get(&many.join("\r\n"), Refused(431)).name = "300 headers".to_owned();
+    t.get(&many.join("\r\n"), Refused(431)).name = "300 headers".into();
     t.chunks(&format!("5;{}\r\nhello\r\n0\r\n\r\n", "a".repeat(20_000)), Refused(400)).name =
-        "a long extension of a chunk".to_owned();
+        "a long extension of a chunk".into();
 }
 
 fn fine(t: &mut Table) {
