@@ -83,7 +83,7 @@ impl Other {
     }
 
     /// Who it is, as the kernel has it. `fresh`: the connection has just come, and an older proof is none.
-    fn caller(&self, sockets: &dyn Sockets, snapshot: &Snapshot, fresh: bool) -> (Caller, u32) {
+    pub fn caller(&self, sockets: &dyn Sockets, snapshot: &Snapshot, fresh: bool) -> (Caller, u32) {
         if let Some(known) = self.known.get() {
             return known;
         }

@@ -39,6 +39,7 @@ use super::link::FlushQueue;
 use super::member::Member;
 use super::origin::Origins;
 use super::pool::Upstreams;
+use super::resilience::{rate, state};
 use super::sockets::Sockets;
 use super::stats::{Audits, Counters, Inbound, Requests};
 use super::transport::Plain;
@@ -108,6 +109,10 @@ pub struct Common {
     pub keys: Arc<dyn Keys>,
     /// Limits.
     pub limits: Limits,
+    /// What is known of services whose policies follow requests.
+    pub resilience: state::Node,
+    /// How often workloads of this node were asked.
+    pub buckets: rate::Buckets,
 }
 
 /// What the connections of one worker share.
@@ -144,6 +149,8 @@ pub struct Worker {
     pub peers: Peers,
     /// Requests that may be tried again.
     pub retries: Retries,
+    /// Its way to what is known of services.
+    pub tables: state::Tables,
     /// Copies of requests that are under way.
     pub mirrors: Cell<u32>,
     /// How TLS is spoken with the outside.
@@ -191,6 +198,7 @@ impl Worker {
             tokens: Tokens::default(),
             peers: Peers::default(),
             retries: Retries::default(),
+            tables: state::Tables::default(),
             mirrors: Cell::new(0),
             origins: Origins::default(),
             draining: Cell::new(false),
@@ -250,6 +258,7 @@ impl Worker {
             self.peers.sweep(now, idle, changes);
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
+                self.tables.retain(snapshot);
                 self.tunnels.judge(snapshot);
                 self.origins.retain(snapshot);
             }

@@ -108,7 +108,7 @@ impl PathMatch {
 }
 
 impl FieldMatch {
-    fn each(
+    pub(super) fn each(
         fields: &Fields<'_>,
         field: &str,
         read: impl Fn(&At<'_>) -> Result<Self, ApiError>,
@@ -121,7 +121,7 @@ impl FieldMatch {
         Ok(matches)
     }
 
-    fn header(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn header(at: &At<'_>) -> Result<Self, ApiError> {
         Self::read(at, field_name)
     }
 

@@ -8,6 +8,13 @@ fn text(most: u64) -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": most })
 }
 
+pub(super) fn field() -> Value {
+    object(
+        &json!(["name", "value"]),
+        &json!({ "type": words(&["Exact", "RegularExpression"]), "name": text(256), "value": text(4096) }),
+    )
+}
+
 fn matches() -> Value {
     let path = object(
         &json!([]),
@@ -16,10 +23,7 @@ fn matches() -> Value {
             "value": { "type": "string", "minLength": 1, "maxLength": 1024 },
         }),
     );
-    let field = object(
-        &json!(["name", "value"]),
-        &json!({ "type": words(&["Exact", "RegularExpression"]), "name": text(256), "value": text(4096) }),
-    );
+    let field = field();
     let methods = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     object(
         &json!([]),

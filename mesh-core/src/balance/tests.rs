@@ -33,6 +33,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         why: None,
         on_proxy_loss: OnProxyLoss::Bypass,
         traffic: Traffic::default(),
+        resilience: None,
         inbound_proxy: false,
         endpoints: endpoints.iter().map(endpoint).collect(),
         serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),

@@ -28,7 +28,7 @@ pub(super) fn matches(m: &v1::HttpMatch) -> Option<MatchSpec> {
     Some(MatchSpec { path, condition })
 }
 
-fn field(m: &v1::FieldMatch) -> Option<FieldMatch> {
+pub(super) fn field(m: &v1::FieldMatch) -> Option<FieldMatch> {
     let value = match &m.value {
         Some(field_match::Value::Exact(value)) => ValueMatch::Exact(value.as_str().into()),
         Some(field_match::Value::Regex(text)) => ValueMatch::Regex(Pattern::new(text)?),

@@ -191,7 +191,11 @@ impl Compiler {
         vips: Vec<IpAddr>,
     ) -> Service {
         let Routed { table, fallback, split, backends } = self.routed(name, port.id, spec);
-        let settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
+        let mut settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
+        let http = spec.protocol() == Protocol::Http || table.is_some();
+        let resilience = settings.resilience.take().filter(|_| http);
+        let asks = resilience.as_ref().is_some_and(|asked| asked.follows() || asked.fault.is_some());
+        let limited = resilience.as_ref().is_some_and(|asked| !asked.rates.is_empty());
         let (endpoints, serving) = match self.next.services.get(&port.id) {
             Some(old) => (Arc::clone(&old.endpoints), old.serving),
             None => (Arc::from([]), 0),
@@ -204,10 +208,12 @@ impl Compiler {
             port_name: self.interned.get(&spec.name),
             vips,
             protocol: spec.protocol(),
-            why: needs_proxy(table.is_some(), spec.protocol(), settings.http),
+            why: needs_proxy(table.is_some(), spec.protocol(), settings.http, asks),
             on_proxy_loss: settings.on_proxy_loss,
             traffic: settings.traffic,
-            inbound_proxy: spec.inbound_proxy && !port.udp,
+            resilience,
+            // Who is called counts.
+            inbound_proxy: (spec.inbound_proxy || limited) && !port.udp,
             endpoints,
             serving,
             routes: table,

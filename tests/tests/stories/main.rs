@@ -35,6 +35,7 @@ mod long;
 mod mtls;
 mod odd_input;
 mod policy;
+mod resilience;
 mod rotation;
 mod routes;
 mod splice;

@@ -79,6 +79,8 @@ pub(super) struct Terms {
     tries: u8,
     /// The try that was made last is followed by another.
     again: bool,
+    /// After this status.
+    refused: u16,
 }
 
 impl Terms {
@@ -96,6 +98,7 @@ impl Terms {
             tried: [0; TRIED],
             tries: 0,
             again: false,
+            refused: 0,
         }))
     }
 
@@ -126,12 +129,18 @@ impl Terms {
         self.tried[usize::from(self.tries) % TRIED] = endpoint;
         self.tries += 1;
         self.again = true;
+        self.refused = status;
         true
     }
 
     /// Was that said of the try that was made last?
     pub fn is_again(&self) -> bool {
         self.again
+    }
+
+    /// After which status?
+    pub fn refused(&self) -> u16 {
+        self.refused
     }
 
     fn wait(&self) -> Duration {

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
 
 /// Why a body did not get across.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +20,12 @@ fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// All of it. `moved` is told of every piece.
+/// All of it. `moved` is told of every piece, `ended` of the trailers.
 pub async fn copy(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
     moved: impl Fn(usize),
+    ended: impl FnOnce(&HeaderMap),
 ) -> Result<(), Broken> {
     loop {
         let piece = tokio::select! {
@@ -56,7 +58,10 @@ pub async fn copy(
         let _ = from.flow_control().release_capacity(length);
     }
     let sent = match from.trailers().await.map_err(|e| Broken::From(reason(&e)))? {
-        Some(trailers) => to.send_trailers(trailers),
+        Some(trailers) => {
+            ended(&trailers);
+            to.send_trailers(trailers)
+        }
         None => to.send_data(Bytes::new(), true),
     };
     sent.map_err(|e| Broken::To(reason(&e)))

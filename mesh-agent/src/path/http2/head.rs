@@ -130,6 +130,9 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, error: ProxyError, grpc: bool) 
     let mut response = Response::new(());
     let headers = response.headers_mut();
     headers.insert("x-mesh-reason", HeaderValue::from_static(error.reason()));
+    if let Some(seconds) = error.retry_after() {
+        headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     let text = error.to_string();
     if grpc {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

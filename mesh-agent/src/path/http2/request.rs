@@ -15,18 +15,21 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
+use mesh_core::resilience::answer::Answer;
 use mesh_core::route::{Action, Edits};
 use mesh_core::snapshot::Service;
 use tokio::time::Instant;
 
 use super::super::authorise::request_as;
 use super::super::intercept::Hop;
+use super::super::resilience::rate::limit;
 use super::super::routing::{Account, Deadline, Way, nearest, within};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
 use super::head::{Asked, edit, is_grpc, outgoing, redirect, refuse, shown};
 use super::peers::Lease;
+use crate::sys::monotonic_ns;
 
 /// Other endpoints that are tried after a connect has failed.
 const OTHERS: usize = 2;
@@ -127,7 +130,14 @@ async fn serve(
     };
     let (deadline, edits) = (ready.deadline, ready.edits.clone());
     let all = exchange(shared, ready, upload, &mut respond, edits, account);
-    match within(deadline, all).await {
+    let done = within(deadline, all).await;
+    let status = account.status;
+    account.settle(|| match &done {
+        Ok(()) => Answer::of_status(status),
+        Err(Failed::Gone) => Answer::Nothing,
+        Err(Failed::Error(error)) => Answer::of_error(error),
+    });
+    match done {
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
@@ -168,7 +178,7 @@ async fn exchange(
     };
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => body::copy(upload, up, moved).await,
+            Some(up) => body::copy(upload, up, moved, |_| {}).await,
             None => Ok(()),
         }
     });
@@ -189,6 +199,10 @@ async fn exchange(
     };
     let (mut parts, download) = response.into_parts();
     account.status = parts.status.as_u16();
+    if account.ticket.is_some() {
+        account.answered(monotonic_ns());
+        account.heard(&parts.headers);
+    }
     if let Some(edits) = &edits {
         edit(&mut parts.headers, &edits.response);
     }
@@ -196,7 +210,7 @@ async fn exchange(
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
     if !whole {
-        let mut downloaded = pin!(body::copy(download, down, moved));
+        let mut downloaded = pin!(body::copy(download, down, moved, |trailers| account.heard(trailers)));
         let done = loop {
             tokio::select! {
                 done = &mut downloaded => break done,
@@ -222,12 +236,16 @@ async fn send(
     account: &mut Account,
 ) -> Result<Sent, ProxyError> {
     let Ready { head, mut hop, backend, .. } = ready;
+    account.admit(&shared.caller(), None, backend.as_ref(), &mut hop).await?;
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
         account.service = hop.service;
         let told =
             shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
+        limit(&shared.worker, (&shared.member, &shared.whose), &hop, backend.as_deref(), |name| {
+            head.headers().get(name).map(|value| value.as_bytes().to_vec())
+        })?;
         let mut sent = head.clone();
         if let Some(told) = told {
             told.edit(sent.headers_mut());
@@ -242,6 +260,7 @@ async fn send(
             },
             Err(error) => error,
         };
+        account.settle(|| Answer::of_error(&error));
         tried[failed] = hop.endpoint;
         failed += 1;
         let other = backend.as_ref().filter(|_| failed <= OTHERS);
@@ -249,6 +268,7 @@ async fn send(
             return Err(error);
         };
         hop = other;
+        account.goes(&hop)?;
         one(&shared.worker.shared.counters.retried);
     }
 }

@@ -6,5 +6,6 @@ mod http;
 mod http2;
 mod life;
 mod opaque;
+mod resilience;
 pub(super) mod rig;
 mod routes;

@@ -187,6 +187,8 @@ impl Caller {
             sockets: Arc::new(Fake::default()),
             keys,
             limits,
+            resilience: Default::default(),
+            buckets: Default::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
