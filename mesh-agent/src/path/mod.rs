@@ -50,6 +50,7 @@ pub mod stats;
 pub mod tcp;
 mod told;
 pub mod transport;
+pub mod tries;
 pub mod worker;
 
 #[cfg(test)]

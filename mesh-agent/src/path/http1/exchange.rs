@@ -34,10 +34,10 @@ use super::super::link::Link;
 use super::super::pump::{Broken, Pump};
 use super::super::routing::Account;
 use super::super::stats::one;
+use super::super::tries::Terms;
 use super::Connection;
 use super::acquire::Acquired;
 use super::request::{GROWTH, Prepared};
-use super::tries::Terms;
 use crate::sys::monotonic_ns;
 
 /// Reason label where the client ended its connection before its response was complete.
@@ -211,7 +211,9 @@ impl<'c> Exchange<'c> {
         let (Some(out), Some(terms)) = (out, self.terms.take()) else {
             return self.failed(ProxyError::Internal, account);
         };
-        let next = self.connection.next_try(&terms, self.backend.as_ref(), self.hop).await;
+        let cut = std::future::poll_fn(|cx| self.connection.session.watch.poll_call(cx).map(drop));
+        let caller = self.connection.caller();
+        let next = terms.next(&caller, self.backend.as_ref(), self.hop, cut).await;
         match next {
             Ok(hop) => Outcome::Again(Box::new(Prepared {
                 facts: self.facts,

@@ -17,9 +17,6 @@ mod acquire;
 mod exchange;
 mod mirror;
 mod request;
-mod tries;
-
-pub use tries::Retries;
 
 use std::cell::RefCell;
 use std::rc::Rc;

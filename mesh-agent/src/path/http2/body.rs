@@ -16,7 +16,7 @@ pub enum Broken {
     To(Reason),
 }
 
-fn reason(error: &h2::Error) -> Reason {
+pub(super) fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
@@ -36,23 +36,13 @@ pub async fn copy(
             piece = from.data() => piece,
         };
         let Some(piece) = piece else { break };
-        let mut piece = piece.map_err(|e| Broken::From(reason(&e)))?;
+        let piece = piece.map_err(|e| Broken::From(reason(&e)))?;
         let length = piece.len();
         moved(length);
-        while !piece.is_empty() {
-            to.reserve_capacity(piece.len());
-            let room = std::future::poll_fn(|cx| to.poll_capacity(cx)).await;
-            let room = match room {
-                Some(Ok(room)) => room,
-                Some(Err(error)) => return Err(Broken::To(reason(&error))),
-                None => return Err(Broken::To(Reason::CANCEL)),
-            };
-            let part = piece.split_to(room.min(piece.len()));
-            let last = piece.is_empty() && from.is_end_stream();
-            to.send_data(part, last).map_err(|e| Broken::To(reason(&e)))?;
-            if last {
-                return Ok(());
-            }
+        let last = length > 0 && from.is_end_stream();
+        send(&mut to, piece, last).await?;
+        if last {
+            return Ok(());
         }
         // Fails where the stream has ended, and its window with it.
         let _ = from.flow_control().release_capacity(length);
@@ -65,4 +55,24 @@ pub async fn copy(
         None => to.send_data(Bytes::new(), true),
     };
     sent.map_err(|e| Broken::To(reason(&e)))
+}
+
+/// One piece of it, as windows take it. `last`: nothing comes behind it.
+pub(super) async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes, last: bool) -> Result<(), Broken> {
+    if piece.is_empty() && last {
+        return to.send_data(piece, true).map_err(|e| Broken::To(reason(&e)));
+    }
+    while !piece.is_empty() {
+        to.reserve_capacity(piece.len());
+        let room = std::future::poll_fn(|cx| to.poll_capacity(cx)).await;
+        let room = match room {
+            Some(Ok(room)) => room,
+            Some(Err(error)) => return Err(Broken::To(reason(&error))),
+            None => return Err(Broken::To(Reason::CANCEL)),
+        };
+        let part = piece.split_to(room.min(piece.len()));
+        let ends = piece.is_empty() && last;
+        to.send_data(part, ends).map_err(|e| Broken::To(reason(&e)))?;
+    }
+    Ok(())
 }

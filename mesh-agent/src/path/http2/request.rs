@@ -1,12 +1,13 @@
 //! One stream: from its head to the end of both bodies.
 //!
 //! A connect that fails is tried at other endpoints, and so is a connection that takes no stream any more. What was sent
-//! is not sent again. A client that gives up ends the endpoint's stream as well.
+//! is sent again only where the route asks for that, and while nothing of an answer has gone to the client (upload). A
+//! client that gives up ends the endpoint's stream as well.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -16,19 +17,20 @@ use http::{Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
 use mesh_core::resilience::answer::Answer;
-use mesh_core::route::{Action, Edits};
+use mesh_core::route::Edits;
 use mesh_core::snapshot::Service;
-use tokio::time::Instant;
 
 use super::super::authorise::request_as;
 use super::super::intercept::Hop;
 use super::super::resilience::rate::limit;
-use super::super::routing::{Account, Deadline, Way, nearest, within};
+use super::super::routing::{Account, Way, within};
 use super::super::stats::{Spoken, one};
+use super::super::tries::Terms;
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, edit, is_grpc, outgoing, redirect, refuse, shown};
+use super::head::{Asked, edit, is_grpc, outgoing, redirect, refusable, refuse, shown};
 use super::peers::Lease;
+use super::upload::Upload;
 use crate::sys::monotonic_ns;
 
 /// Other endpoints that are tried after a connect has failed.
@@ -59,7 +61,16 @@ struct Ready {
     hop: Hop,
     backend: Option<Arc<Service>>,
     edits: Option<Arc<Edits>>,
-    deadline: Option<Deadline>,
+    /// What the route says of tries and times; `None`: nothing.
+    terms: Option<Box<Terms>>,
+}
+
+impl Ready {
+    /// Is an answer, or a failure, of this status thrown away, and the request tried again? Counted as such if so.
+    fn again(&mut self, keep: &Cell<bool>, status: u16) -> bool {
+        let endpoint = self.hop.endpoint;
+        keep.get() && self.terms.as_mut().is_some_and(|terms| terms.again(status, endpoint))
+    }
 }
 
 /// Why there is no response.
@@ -115,8 +126,10 @@ async fn serve(
             Way::To(routed) => {
                 let (hop, backend) = (routed.hop, routed.backend.clone());
                 let edits = routed.edits.cloned();
-                let deadline = routed.action.and_then(|action| deadline(action));
-                Ok(Some(Ready { head: outgoing(parts, &routed)?, hop, backend, edits, deadline }))
+                // Its body is kept as it comes.
+                let terms =
+                    routed.action.and_then(|action| Terms::new(&shared.worker, action, hop.service, true));
+                Ok(Some(Ready { head: outgoing(parts, &routed)?, hop, backend, edits, terms }))
             }
         }
     });
@@ -128,9 +141,7 @@ async fn serve(
             return refuse(&mut respond, error, grpc);
         }
     };
-    let (deadline, edits) = (ready.deadline, ready.edits.clone());
-    let all = exchange(shared, ready, upload, &mut respond, edits, account);
-    let done = within(deadline, all).await;
+    let done = exchange(shared, ready, Upload::new(shared, upload), &mut respond, account).await;
     let status = account.status;
     account.settle(|| match &done {
         Ok(()) => Answer::of_status(status),
@@ -153,24 +164,62 @@ async fn serve(
     }
 }
 
-/// The nearer of a route's limits.
-fn deadline(action: &Action) -> Option<Deadline> {
-    let at = |after: Option<Duration>| after.map(|after| Instant::now() + after);
-    nearest(at(action.try_timeout), at(action.timeout))
+/// What became of a try.
+enum Tried {
+    /// The response has been sent on.
+    Done,
+    /// It was thrown away: the route asks for another.
+    Again,
 }
 
-/// The whole of it.
+/// The whole of it, as often as the route says.
 async fn exchange(
     shared: &Rc<Shared>,
-    ready: Ready,
-    upload: RecvStream,
+    mut ready: Ready,
+    mut upload: Upload,
     respond: &mut SendResponse<Bytes>,
-    edits: Option<Arc<Edits>>,
     account: &mut Account,
 ) -> Result<(), Failed> {
+    let keep = Cell::new(ready.terms.as_ref().is_some_and(|terms| terms.keeps()));
+    loop {
+        let deadline = ready.terms.as_mut().and_then(|terms| {
+            terms.begin();
+            terms.deadline()
+        });
+        let tried = attempt(shared, &mut ready, (&mut upload, &keep), respond, account);
+        match within(deadline, tried).await {
+            Ok(Tried::Done) => return Ok(()),
+            Ok(Tried::Again) => {}
+            Err(Failed::Error(error))
+                if account.status == 0
+                    && error != ProxyError::RequestTimeout
+                    && Answer::of_error(&error) != Answer::Nothing
+                    && ready.again(&keep, error.status()) => {}
+            Err(failed) => return Err(failed),
+        }
+        one(&shared.worker.shared.counters.retried);
+        let Some(terms) = &ready.terms else { return Err(ProxyError::Internal.into()) };
+        account.settle(|| Answer::of_status(terms.refused()));
+        let caller = shared.caller();
+        let next = terms.next(&caller, ready.backend.as_ref(), ready.hop, std::future::pending());
+        ready.hop = tokio::select! {
+            next = next => next?,
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
+        };
+    }
+}
+
+/// One try.
+async fn attempt(
+    shared: &Rc<Shared>,
+    ready: &mut Ready,
+    (upload, keep): (&mut Upload, &Cell<bool>),
+    respond: &mut SendResponse<Bytes>,
+    account: &mut Account,
+) -> Result<Tried, Failed> {
     let moved = |_| shared.moved.set(true);
     let (lease, response, up) = {
-        let sending = send(shared, ready, upload.is_end_stream(), account);
+        let sending = send(shared, ready, upload.is_empty(), account);
         tokio::select! {
             sent = sending => sent?,
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
@@ -178,7 +227,7 @@ async fn exchange(
     };
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => body::copy(upload, up, moved, |_| {}).await,
+            Some(up) => upload.copy(up, keep, moved).await,
             None => Ok(()),
         }
     });
@@ -197,33 +246,55 @@ async fn exchange(
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
         }
     };
+    if let Some(status) = refusable(response.headers(), response.status().as_u16())
+        && ready.again(keep, status)
+    {
+        return Ok(Tried::Again);
+    }
+    keep.set(false);
+    let mut downloaded = pin!(forward(shared, ready, response, respond, account));
+    loop {
+        tokio::select! {
+            done = &mut downloaded => {
+                done?;
+                break;
+            }
+            _ = &mut uploaded, if uploading => uploading = false,
+        }
+    }
+    drop(lease);
+    Ok(Tried::Done)
+}
+
+/// Sends the response on.
+async fn forward(
+    shared: &Rc<Shared>,
+    ready: &Ready,
+    response: Response<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+    account: &mut Account,
+) -> Result<(), Failed> {
     let (mut parts, download) = response.into_parts();
     account.status = parts.status.as_u16();
     if account.ticket.is_some() {
         account.answered(monotonic_ns());
         account.heard(&parts.headers);
     }
-    if let Some(edits) = &edits {
+    if let Some(edits) = &ready.edits {
         edit(&mut parts.headers, &edits.response);
     }
     let whole = download.is_end_stream();
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
-    if !whole {
-        let mut downloaded = pin!(body::copy(download, down, moved, |trailers| account.heard(trailers)));
-        let done = loop {
-            tokio::select! {
-                done = &mut downloaded => break done,
-                _ = &mut uploaded, if uploading => uploading = false,
-            }
-        };
-        done.map_err(|broken| match broken {
-            Broken::To(_) => Failed::Gone,
-            Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
-        })?;
+    if whole {
+        return Ok(());
     }
-    drop(lease);
-    Ok(())
+    let moved = |_| shared.moved.set(true);
+    let done = body::copy(download, down, moved, |trailers| account.heard(trailers)).await;
+    done.map_err(|broken| match broken {
+        Broken::To(_) => Failed::Gone,
+        Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
+    })
 }
 
 type Sent = (Lease, ResponseFuture, Option<SendStream<Bytes>>);
@@ -231,26 +302,26 @@ type Sent = (Lease, ResponseFuture, Option<SendStream<Bytes>>);
 /// Sends the head to an endpoint. `whole`: there is no body.
 async fn send(
     shared: &Rc<Shared>,
-    ready: Ready,
+    ready: &mut Ready,
     whole: bool,
     account: &mut Account,
 ) -> Result<Sent, ProxyError> {
-    let Ready { head, mut hop, backend, .. } = ready;
-    account.admit(&shared.caller(), None, backend.as_ref(), &mut hop).await?;
+    let Ready { head, hop, backend, .. } = ready;
+    account.admit(&shared.caller(), None, backend.as_ref(), hop).await?;
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
         account.service = hop.service;
         let told =
-            shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, &hop, request))?;
-        limit(&shared.worker, (&shared.member, &shared.whose), &hop, backend.as_deref(), |name| {
+            shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, hop, request))?;
+        limit(&shared.worker, (&shared.member, &shared.whose), hop, backend.as_deref(), |name| {
             head.headers().get(name).map(|value| value.as_bytes().to_vec())
         })?;
         let mut sent = head.clone();
         if let Some(told) = told {
             told.edit(sent.headers_mut());
         }
-        let error = match shared.peers().lease(&shared.worker, &shared.member, &hop).await {
+        let error = match shared.peers().lease(&shared.worker, &shared.member, hop).await {
             Ok(lease) => match lease.sender().ready().await {
                 Ok(mut sender) => match sender.send_request(sent, whole) {
                     Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
@@ -267,8 +338,8 @@ async fn send(
         let Some(other) = other.and_then(|service| shared.caller().other(service, &tried[..failed])) else {
             return Err(error);
         };
-        hop = other;
-        account.goes(&hop)?;
+        *hop = other;
+        account.goes(hop)?;
         one(&shared.worker.shared.counters.retried);
     }
 }

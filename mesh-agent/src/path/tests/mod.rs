@@ -4,6 +4,7 @@
 mod bodies;
 mod http;
 mod http2;
+mod http2_tries;
 mod life;
 mod opaque;
 mod resilience;
