@@ -127,6 +127,9 @@ pub enum ProxyError {
     /// A policy wants this request to fail, with this status.
     #[error("a policy of the service wants this request to fail")]
     FaultAbort(u16),
+    /// The agent is short of descriptors or memory.
+    #[error("the agent is short of descriptors or memory, and takes no new connections")]
+    Overloaded,
     /// The agent is stopping.
     #[error("the agent is shutting down")]
     Draining,
@@ -137,7 +140,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -184,6 +187,7 @@ impl ProxyError {
         Self::BreakerOpen,
         Self::RateLimited(1),
         Self::FaultAbort(503),
+        Self::Overloaded,
         Self::Draining,
         Self::Internal,
     ];
@@ -255,6 +259,7 @@ impl ProxyError {
             Self::BreakerOpen => "breaker_open",
             Self::RateLimited(_) => "rate_limited",
             Self::FaultAbort(_) => "fault_abort",
+            Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
@@ -296,6 +301,7 @@ impl ProxyError {
             | Self::QueueFull
             | Self::QueueTimeout
             | Self::BreakerOpen
+            | Self::Overloaded
             | Self::Draining => 503,
         }
     }
@@ -319,6 +325,7 @@ impl ProxyError {
                 | Self::BudgetConnections
                 | Self::BudgetBytes
                 | Self::RecordLost
+                | Self::Overloaded
                 | Self::Draining
                 | Self::Internal
         )

@@ -15,6 +15,7 @@ pub mod breaker;
 pub mod fault;
 pub mod latency;
 pub mod outlier;
+pub mod overload;
 pub mod rate;
 
 use admission::Limits;
@@ -43,10 +44,7 @@ pub struct Resilience {
 impl Resilience {
     /// Is each request followed to its end by who sends it?
     pub fn follows(&self) -> bool {
-        self.limits != Limits::default()
-            || self.outliers.is_some()
-            || self.breaking.is_some()
-            || self.weighs
+        self.limits != Limits::default() || self.outliers.is_some() || self.breaking.is_some() || self.weighs
     }
 
     /// Are there endpoints that may not be sent to for now, though nobody has ejected them?

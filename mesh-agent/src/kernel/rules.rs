@@ -74,7 +74,8 @@ impl Kernel {
         // Of several that eject at once, programs among them, one does.
         let word_of = self.load.word(endpoint, at)?;
         word_of.compare_exchange(held, until, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        let more = |counter: Option<&AtomicU64>| counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+        let more =
+            |counter: Option<&AtomicU64>| counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
         if held == 0 {
             more(self.service_load.word(service, word(std::mem::offset_of!(Load, ejected))));
         }

@@ -208,6 +208,14 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         client,
         watch,
     };
+    if session.worker.common.shed.is_on() {
+        one(&session.worker.shared.counters.overloaded);
+        match way.spoken {
+            Spoken::Tcp => session.client.reset(),
+            _ => http1::refuse(session, ProxyError::Overloaded).await,
+        }
+        return drop(admitted);
+    }
     match (way.spoken, way.to) {
         (Spoken::Tcp, To::Hop(hop)) => serve_tcp(session, hop).await,
         _ if http2::is_spoken(&session).await => http2::serve(session).await,

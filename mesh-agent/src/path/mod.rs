@@ -45,6 +45,7 @@ mod proxy;
 pub mod pump;
 pub mod resilience;
 pub mod routing;
+pub mod shed;
 pub mod sockets;
 pub mod stats;
 pub mod tcp;

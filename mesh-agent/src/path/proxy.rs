@@ -20,6 +20,7 @@ use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
 use super::member::Member;
 use super::resilience::{rate, state};
+use super::shed::{self, Shed};
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets, hbone};
@@ -123,10 +124,14 @@ impl Proxy {
             limits,
             resilience: state::Node::default(),
             buckets: rate::Buckets::default(),
+            shed: Shed::default(),
         });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
         }
+        let watched = Arc::downgrade(&common);
+        // Without it nothing is refused.
+        drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(watched)));
         Ok(Self { inner: Arc::new(Inner { commands, shared, members: Mutex::default(), common }) })
     }
 

@@ -39,6 +39,7 @@ use super::member::Member;
 use super::origin::Origins;
 use super::pool::Upstreams;
 use super::resilience::{rate, state};
+use super::shed::Shed;
 use super::sockets::Sockets;
 use super::stats::{Audits, Counters, Inbound, Requests};
 use super::transport::Plain;
@@ -113,6 +114,8 @@ pub struct Common {
     pub resilience: state::Node,
     /// How often workloads of this node were asked.
     pub buckets: rate::Buckets,
+    /// Whether new work is refused.
+    pub shed: Shed,
 }
 
 /// What the connections of one worker share.

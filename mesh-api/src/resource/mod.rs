@@ -43,8 +43,8 @@ pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
 pub use resilience::{
-    BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit, RequestLimits,
-    SuccessRate,
+    BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
+    RequestLimits, SuccessRate,
 };
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use traffic_policy::{

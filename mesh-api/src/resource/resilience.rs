@@ -62,12 +62,7 @@ pub struct SuccessRate {
 
 impl Default for SuccessRate {
     fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(10),
-            minimum_hosts: 5,
-            request_volume: 100,
-            stdev_factor: 1900,
-        }
+        Self { interval: Duration::from_secs(10), minimum_hosts: 5, request_volume: 100, stdev_factor: 1900 }
     }
 }
 
@@ -218,9 +213,8 @@ impl SuccessRate {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["interval", "minimumHosts", "requestVolume", "stdevFactor"], &[])?;
         let default = Self::default();
-        let number = |field, most: u64| {
-            fields.read(field, |at| at.integer(1..=most)).map(|n| n.map(|n| n as u32))
-        };
+        let number =
+            |field, most: u64| fields.read(field, |at| at.integer(1..=most)).map(|n| n.map(|n| n as u32));
         Ok(Self {
             interval: fields.read("interval", |at| at.duration(INTERVAL))?.unwrap_or(default.interval),
             minimum_hosts: number("minimumHosts", 1000)?.unwrap_or(default.minimum_hosts),
@@ -245,14 +239,8 @@ impl Default for BreakerPolicy {
 
 impl BreakerPolicy {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let known = [
-            "scope",
-            "consecutiveFailures",
-            "failurePercent",
-            "minimumRequests",
-            "openFor",
-            "maxOpenFor",
-        ];
+        let known =
+            ["scope", "consecutiveFailures", "failurePercent", "minimumRequests", "openFor", "maxOpenFor"];
         let fields = at.object(&known, &[])?;
         let default = Self::default();
         let scopes = [("endpoint", BreakerScope::Endpoint), ("service", BreakerScope::Service)];

@@ -185,6 +185,15 @@ const UNBUILT: &[&str] = &["outlier", "retry", "timeouts", "connectionPool", "he
 const UNBUILT_BALANCING: &[&str] = &["ringHash", "consistentHash"];
 
 impl TrafficPolicySpec {
+    /// Is anything asked for that holds for requests of HTTP alone?
+    pub fn asks_requests(&self) -> bool {
+        self.breaker.is_some()
+            || self.fault.is_some()
+            || !self.rate_limits.is_empty()
+            || self.limits.is_some_and(|limits| limits.requests != RequestLimits::default())
+            || self.outlier_ejection.is_some_and(|ejection| ejection.answers != OutlierAnswers::default())
+    }
+
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let known = [
             "targetRefs",

@@ -6,12 +6,12 @@ use std::time::Duration;
 use mesh_api::proto::v1;
 
 use super::route_wire::field;
+use crate::resilience::Resilience;
 use crate::resilience::admission::Limits;
 use crate::resilience::breaker::Breaking;
 use crate::resilience::fault::Fault;
 use crate::resilience::outlier::{Outliers, Rates};
 use crate::resilience::rate::{By, Rate};
-use crate::resilience::Resilience;
 use crate::route::Condition;
 
 /// Where nobody says how long requests wait.

@@ -82,10 +82,15 @@ mod tests {
         assert_eq!([of(200), of(404), of(429), of(101)], [Answer::Good; 4]);
         assert_eq!([of(500), of(599), of(501)], [Answer::Bad; 3]);
         assert_eq!([of(502), of(503), of(504)], [Answer::Gateway; 3]);
-        assert_eq!((of(0), Answer::of_grpc(0), Answer::of_grpc(5)), (Answer::Nothing, Answer::Good, Answer::Good));
+        assert_eq!(
+            (of(0), Answer::of_grpc(0), Answer::of_grpc(5)),
+            (Answer::Nothing, Answer::Good, Answer::Good)
+        );
         assert_eq!((Answer::of_grpc(14), Answer::of_grpc(13)), (Answer::Gateway, Answer::Bad));
         assert_eq!(Answer::of_error(&ProxyError::UpstreamReset), Answer::Gateway);
-        for ours in [ProxyError::BudgetBytes, ProxyError::QueueFull, ProxyError::BreakerOpen, ProxyError::Draining] {
+        for ours in
+            [ProxyError::BudgetBytes, ProxyError::QueueFull, ProxyError::BreakerOpen, ProxyError::Draining]
+        {
             assert_eq!(Answer::of_error(&ours).failed(), None, "{ours}");
         }
     }

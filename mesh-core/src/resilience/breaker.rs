@@ -264,7 +264,10 @@ mod tests {
         breaker.settle(&rules(), lost, Some(false), 2 * SECOND, 0);
         assert!(breaker.is_open());
         breaker.settle(&rules(), next, None, 2 * SECOND, 0);
-        assert!(breaker.admit(&rules(), 2 * SECOND).is_ok(), "nobody knows how it ended: the next one probes");
+        assert!(
+            breaker.admit(&rules(), 2 * SECOND).is_ok(),
+            "nobody knows how it ended: the next one probes"
+        );
     }
 
     #[derive(Clone, Debug)]
@@ -277,7 +280,8 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             Just(Step::Ask),
-            (any::<usize>(), prop::option::weighted(0.9, any::<bool>())).prop_map(|(i, how)| Step::End(i, how)),
+            (any::<usize>(), prop::option::weighted(0.9, any::<bool>()))
+                .prop_map(|(i, how)| Step::End(i, how)),
             (0..SECOND).prop_map(Step::Pass),
         ]
     }

@@ -74,7 +74,10 @@ mod tests {
         empty = rate.admit(empty, SECOND + SECOND / 10).unwrap();
         assert_eq!(rate.admit(empty, SECOND + SECOND / 10), Err(SECOND / 10));
         assert!(Rate::is_rested(empty, 2 * SECOND) && !Rate::is_rested(empty, SECOND));
-        assert_eq!([retry_after(0), retry_after(1), retry_after(SECOND), retry_after(SECOND + 1)], [1, 1, 1, 2]);
+        assert_eq!(
+            [retry_after(0), retry_after(1), retry_after(SECOND), retry_after(SECOND + 1)],
+            [1, 1, 1, 2]
+        );
     }
 
     proptest! {

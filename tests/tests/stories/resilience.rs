@@ -107,7 +107,10 @@ fn many_clients_share_what_an_endpoint_may_have() {
         seen = (seen.0.max(active), seen.1.max(waiting));
     }
     let said = load.log();
-    assert!(said.contains("requests in") && !said.contains("Non-2xx") && !said.contains("Socket errors"), "{said}");
+    assert!(
+        said.contains("requests in") && !said.contains("Non-2xx") && !said.contains("Socket errors"),
+        "{said}"
+    );
     assert!(seen.0 <= 6 && seen.1 > 0, "{seen:?}");
     println!("in flight and waiting at most {seen:?}: {said}");
     eventually("nothing is left", || count(node, "mesh_requests_in_flight") == 0);
@@ -226,4 +229,31 @@ fn a_fault_strikes_those_that_it_is_for() {
     let others = curl_many(&client, &front, 50);
     assert!(others.iter().all(|reply| reply.status == 200 && reply.took < Duration::from_millis(300)));
     assert!(reasons(mesh.node(1), "fault_abort") >= u64::from(aborted));
+}
+
+#[test]
+fn an_agent_short_of_descriptors_says_so_and_keeps_what_it_has() {
+    let (mesh, client, servers) = shop(&[("a", 1)], &[]);
+    fs::write(servers[0].0.work().join("files/slow"), vec![b'x'; 12_000]).unwrap();
+    let node = mesh.node(1);
+    let front = url(vip4(1), 80, "/");
+    let held = drip(&client, 1);
+    eventually("it is under way", || node.metrics().count("mesh_proxy_open", &[]) > 0);
+    let pid = node.agent_pid().to_string();
+    let limit = |most: &str| {
+        let done =
+            std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={most}")]).status();
+        assert!(done.expect("prlimit").success());
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    limit(&format!("{}:20000", open + open / 20));
+    eventually("new connections are refused", || {
+        let reply = curl(&client, &["-i", &front]);
+        (reply.status, shown(&reply, "x-mesh-reason")) == (503, Some("overloaded"))
+    });
+    let dropped = node.metrics().count("mesh_proxy_dropped_total", &[("reason", "overloaded")]);
+    assert!(dropped > 0);
+    assert_eq!(ended(held), "200", "what was open goes on");
+    limit("20000:20000");
+    eventually("and taken again", || curl(&client, &[&front]).status == 200);
 }

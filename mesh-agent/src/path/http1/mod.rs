@@ -69,6 +69,13 @@ pub async fn serve_over(session: Session, own: Rc<Link>) {
     connection.run().await;
 }
 
+/// Answers whatever comes with this, and closes.
+pub async fn refuse(session: Session, error: ProxyError) {
+    let connection = Connection { session, own: RefCell::default() };
+    connection.refuse(error);
+    connection.finish().await;
+}
+
 impl Connection {
     async fn run(self) {
         loop {

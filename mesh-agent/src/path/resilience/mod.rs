@@ -63,7 +63,8 @@ impl Account {
         backend: Option<&Arc<Service>>,
         hop: &mut Hop,
     ) -> Result<(), ProxyError> {
-        let Some((service, asked)) = backend.and_then(|service| Some((service, service.resilience.as_ref()?)))
+        let Some((service, asked)) =
+            backend.and_then(|service| Some((service, service.resilience.as_ref()?)))
         else {
             return Ok(());
         };

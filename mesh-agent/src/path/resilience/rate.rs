@@ -12,8 +12,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, RandomState};
 use mesh_common::policy::{Caller, UNPROVED};
 use mesh_core::authorise::NOBODY;
 use mesh_core::error::ProxyError;
-use mesh_core::resilience::rate::{By, Rate, retry_after};
 use mesh_core::resilience::Resilience;
+use mesh_core::resilience::rate::{By, Rate, retry_after};
 use mesh_core::snapshot::{Service, Snapshot};
 use parking_lot::Mutex;
 
@@ -55,7 +55,8 @@ impl Buckets {
             shard.retain(|_, empty| !Rate::is_rested(*empty, now));
         }
         // Those who find no room share one.
-        let key = if shard.len() >= BUCKETS && !shard.contains_key(&key) { Key { who: 0, ..key } } else { key };
+        let key =
+            if shard.len() >= BUCKETS && !shard.contains_key(&key) { Key { who: 0, ..key } } else { key };
         let bucket = shard.entry(key).or_default();
         *bucket = rate.admit(*bucket, now)?;
         Ok(())
@@ -84,9 +85,9 @@ fn admit(
             By::Header(name) => header(name).map_or(1, |value| buckets.hash(value)),
         };
         let key = Key { workload, port: hop.address.port(), number, who };
-        buckets.admit(rate, key, now).map_err(|wait| {
-            ProxyError::RateLimited(u32::try_from(retry_after(wait)).unwrap_or(u32::MAX))
-        })?;
+        buckets
+            .admit(rate, key, now)
+            .map_err(|wait| ProxyError::RateLimited(u32::try_from(retry_after(wait)).unwrap_or(u32::MAX)))?;
     }
     Ok(())
 }
@@ -104,9 +105,7 @@ fn source(worker: &Worker, snapshot: &Snapshot, member: &Member, whose: &Whose) 
             let (caller, _) = other.caller(&*worker.sockets, snapshot, false);
             known(caller).unwrap_or_else(|| buckets.hash(other.ends().0.ip()))
         }
-        Whose::Tunnel(tunnel) => {
-            known(tunnel.caller(snapshot)).unwrap_or_else(|| buckets.hash(&tunnel.peer))
-        }
+        Whose::Tunnel(tunnel) => known(tunnel.caller(snapshot)).unwrap_or_else(|| buckets.hash(&tunnel.peer)),
     }
 }
 

@@ -12,13 +12,13 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
+use mesh_common::record::Load;
 use mesh_core::balance::Loads;
+use mesh_core::resilience::Resilience;
 use mesh_core::resilience::breaker::Breaker;
 use mesh_core::resilience::latency;
 use mesh_core::resilience::outlier::Record;
-use mesh_core::resilience::Resilience;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot};
-use mesh_common::record::Load;
 use parking_lot::Mutex;
 
 use super::super::hash::Quick;
@@ -214,7 +214,9 @@ impl Loads for View<'_> {
     fn fits(&self, place: usize) -> bool {
         let Some(state) = self.table.states.get(place) else { return false };
         let closed = || match &self.asked.breaking {
-            Some(breaking) if !breaking.service => state.health.lock().breaker.would_admit(monotonic_ns()).is_ok(),
+            Some(breaking) if !breaking.service => {
+                state.health.lock().breaker.would_admit(monotonic_ns()).is_ok()
+            }
             _ => true,
         };
         self.asked.limits.has_room_at(state.requests.load(Relaxed)) && closed()

@@ -120,7 +120,11 @@ impl Ticket {
         }
         let serving = &self.table.states[..service.serving.min(self.table.states.len())];
         let full = |at: usize| !self.asked.limits.has_room_at(serving[at].requests.load(Relaxed));
-        if (0..serving.len()).any(full) || serving.is_empty() { Ok(false) } else { Err(ProxyError::BreakerOpen) }
+        if (0..serving.len()).any(full) || serving.is_empty() {
+            Ok(false)
+        } else {
+            Err(ProxyError::BreakerOpen)
+        }
     }
 
     /// Takes a place at an endpoint; `Err`: why it gets none.

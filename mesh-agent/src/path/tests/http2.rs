@@ -134,7 +134,10 @@ pub(super) fn get(path: &str) -> Request<()> {
 }
 
 /// Head and body of a request without a body.
-pub(super) async fn asked(send: &SendRequest<Bytes>, request: Request<()>) -> (http::response::Parts, Vec<u8>) {
+pub(super) async fn asked(
+    send: &SendRequest<Bytes>,
+    request: Request<()>,
+) -> (http::response::Parts, Vec<u8>) {
     let mut send = send.clone().ready().await.unwrap();
     let (response, _) = send.send_request(request, true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();

@@ -112,7 +112,10 @@ fn what_the_route_names_is_tried_elsewhere_with_its_body() {
         http2::with(&rig, async |send| {
             for _ in 0..10 {
                 let head = post(&send, 10_001).await;
-                assert_eq!((head.status.as_u16(), &*head.headers["x-length"].as_bytes()), (200, &b"10001"[..]));
+                assert_eq!(
+                    (head.status.as_u16(), &*head.headers["x-length"].as_bytes()),
+                    (200, &b"10001"[..])
+                );
             }
         });
         let tried = count.load(SeqCst);
@@ -163,7 +166,11 @@ async fn futures_all<T>(all: Vec<impl Future<Output = T>>) -> Vec<T> {
                 *done = Some(got);
             }
         }
-        if all.iter().all(|(_, done)| done.is_some()) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if all.iter().all(|(_, done)| done.is_some()) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     all.into_iter().filter_map(|(_, done)| done).collect()

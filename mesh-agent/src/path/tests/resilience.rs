@@ -301,7 +301,8 @@ fn header_of<'h>(head: &'h str, name: &str) -> &'h str {
 
 #[test]
 fn faults_are_as_the_policy_wants_them() {
-    let fault = Fault { delay: Some((100, Duration::from_millis(80))), abort: Some((100, 418)), ..Fault::default() };
+    let fault =
+        Fault { delay: Some((100, Duration::from_millis(80))), abort: Some((100, 418)), ..Fault::default() };
     let rig = rig(Resilience { fault: Some(fault), ..Resilience::default() }, &[named("a")]);
     let begun = Instant::now();
     refused(&mut begin(&rig), 418, "fault_abort");

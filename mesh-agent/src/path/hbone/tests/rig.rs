@@ -189,6 +189,7 @@ impl Caller {
             limits,
             resilience: Default::default(),
             buckets: Default::default(),
+            shed: Default::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
