@@ -261,7 +261,7 @@ impl Worker {
             self.peers.sweep(now, idle, changes);
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
-                self.tables.retain(snapshot);
+                self.tables.retain(&self.common.resilience, snapshot);
                 self.tunnels.judge(snapshot);
                 self.origins.retain(snapshot);
             }

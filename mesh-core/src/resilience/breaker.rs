@@ -231,7 +231,7 @@ mod tests {
     fn a_ratio_opens_it_within_its_window_alone() {
         let rules = Breaking { in_a_row: 0, ..rules() };
         let mut breaker = Breaker::default();
-        let mut ask = |breaker: &mut Breaker, failed, now| {
+        let ask = |breaker: &mut Breaker, failed, now| {
             let pass = breaker.admit(&rules, now).unwrap();
             breaker.settle(&rules, pass, Some(failed), now, 0);
         };

@@ -116,8 +116,8 @@ mod tests {
         #[track_caller]
         fn check(answers: &[Answer], ejects: bool) {
             let mut record = Record::default();
-            let last = answers.iter().map(|answer| record.note(&rules(), 0, *answer)).next_back();
-            assert_eq!(last, Some(ejects), "{answers:?}");
+            let said: Vec<bool> = answers.iter().map(|answer| record.note(&rules(), 0, *answer)).collect();
+            assert_eq!(said.last(), Some(&ejects), "{answers:?}");
         }
         check(&[Bad, Bad, Bad], true);
         check(&[Bad, Bad], false);
@@ -152,7 +152,7 @@ mod tests {
     fn one_that_fails_where_others_do_not_is_found() {
         let rates = Rates { interval: Duration::from_secs(10), hosts: 5, requests: 100, factor: 1900 };
         let fine = (100, 100);
-        let all = [fine, fine, (98, 100), fine, fine, (60, 100)];
+        let all = [fine, fine, fine, fine, fine, (60, 100)];
         assert_eq!(outliers(&rates, &all), [5]);
         assert_eq!(outliers(&rates, &all[2..]), [] as [usize; 0], "too few hosts");
         let mut few = all;

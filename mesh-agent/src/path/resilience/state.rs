@@ -175,11 +175,15 @@ impl Tables {
         table
     }
 
-    /// Forgets what a changed snapshot has no more.
-    pub fn retain(&self, snapshot: &Snapshot) {
+    /// Forgets what a changed snapshot has no more: services, endpoints. What is known of those that stay, stays.
+    pub fn retain(&self, node: &Node, snapshot: &Snapshot) {
         self.0.borrow_mut().retain(|id, table| {
             let service = snapshot.services.get(id).filter(|service| service.resilience.is_some());
-            service.is_some_and(|service| Arc::ptr_eq(&table.endpoints, &service.endpoints))
+            let Some(service) = service else { return false };
+            if !Arc::ptr_eq(&table.endpoints, &service.endpoints) {
+                *table = Rc::new(Table::new(node, service));
+            }
+            true
         });
     }
 }

@@ -12,7 +12,7 @@ use mesh_core::resilience::breaker::Breaking;
 use mesh_core::resilience::fault::Fault;
 use mesh_core::resilience::outlier::Outliers;
 use mesh_core::resilience::rate::{By, Rate};
-use mesh_core::snapshot::{Balancing, Ejection};
+use mesh_core::snapshot::Ejection;
 
 use super::http2;
 use super::rig::*;
@@ -26,9 +26,6 @@ fn rig(asked: Resilience, endpoints: &[SocketAddr]) -> Rig {
     if asked.outliers.is_some() {
         let ejection = Ejection { failures: 5, base: Duration::from_secs(1), max_percent: 50 };
         service.traffic.ejection = Some(ejection);
-    }
-    if asked.weighs {
-        service.traffic.balancing = Balancing::LeastRequests;
     }
     service.resilience = Some(Arc::new(asked));
     Rig::new(vec![service], Limits::default(), Budget::default())
@@ -136,7 +133,7 @@ fn an_endpoint_that_is_busy_is_passed_over() {
     let slow = slow("slow");
     let rig = rig(limits(0, 1, 1, Duration::from_secs(20)), &[slow.at, named("quick")]);
     let mut held = loop {
-        let mut client = begin(&rig);
+        let client = begin(&rig);
         let before = slow.got.load(SeqCst);
         if before == 0 {
             // Its turn comes within two requests; the other one answers at once.
@@ -187,7 +184,7 @@ fn an_endpoint_whose_breaker_is_open_gets_nothing() {
 #[test]
 fn a_service_whose_breaker_is_open_is_refused_at_once() {
     let (bad, got) = failing("503 Broken");
-    let rig = rig(breaking(true), &[bad, nobody()]);
+    let rig = rig(breaking(true), &[bad]);
     let mut client = rig.connect();
     for _ in 0..3 {
         client.send(GET);
@@ -232,43 +229,6 @@ fn an_endpoint_is_left_out_for_what_it_answers() {
         client.response();
     }
     assert_eq!((got.load(SeqCst), rig.fake.ejected.lock().get(&2)), (6, Some(&1)));
-}
-
-#[test]
-fn the_endpoint_with_fewer_requests_in_flight_is_chosen() {
-    let slow = slow("slow");
-    let asked = Resilience { weighs: true, ..Resilience::default() };
-    let rig = rig(asked, &[slow.at, named("quick")]);
-    let held: Vec<Client> = std::iter::from_fn(|| {
-        (slow.got.load(SeqCst) < 4).then(|| {
-            let client = begin(&rig);
-            eventually("it is somewhere", || rig.counted(200, "") + u64::from(slow.got.load(SeqCst)) > 0);
-            client
-        })
-    })
-    .take(2000)
-    .collect();
-    let before = slow.got.load(SeqCst);
-    let asked = 200;
-    let (mut quick, mut more) = (0, Vec::new());
-    for _ in 0..asked {
-        let mut client = begin(&rig);
-        eventually("it is somewhere", || {
-            client.socket.set_nonblocking(true).unwrap();
-            let answered = client.socket.peek(&mut [0; 1]).is_ok();
-            client.socket.set_nonblocking(false).unwrap();
-            answered || slow.got.load(SeqCst) > before + more.len() as u32
-        });
-        if slow.got.load(SeqCst) > before + more.len() as u32 {
-            more.push(client);
-        } else {
-            quick += u32::from(client.response().1 == "quick");
-        }
-    }
-    // Drawn twice of two, the slow one alone in a quarter of the cases.
-    assert!(quick > 120, "{quick} of {asked}");
-    slow.may.store(9999, SeqCst);
-    drop(held);
 }
 
 #[test]
