@@ -186,12 +186,16 @@ fn the_breaker_of_an_endpoint_leaves_the_others() {
 #[test]
 fn each_source_has_its_own_rate_wherever_it_calls_from() {
     let policy = ["rateLimits: [{requests: 6, per: 10m, burst: 6, by: source}, {requests: 100, per: 10m}]"];
-    let (mesh, client, servers) = shop(&[("a", 2)], &[]);
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("shop", 1).http("http", 80).yaml());
+    // What is open before a limit comes is not counted.
+    mesh.apply(&traffic("shop", &policy));
+    let (server, _nginx) = web(&mesh, 2, "a", "shop", "http", 1);
+    let client = mesh.pod(1, "client").up();
     let near = mesh.pod(2, "near").account("near").up();
     let stranger = mesh.pod(1, "stranger").beside().up();
-    mesh.apply(&traffic("shop", &policy));
     let front = url(vip4(1), 80, "/");
-    let direct = url(servers[0].0.ip(), 8080, "/");
+    let direct = url(server.ip(), 8080, "/");
     eventually("the limit is in force", || {
         curl_many(&client, &front, 10).iter().any(|reply| reply.status == 429)
     });
@@ -256,4 +260,42 @@ fn an_agent_short_of_descriptors_says_so_and_keeps_what_it_has() {
     assert_eq!(ended(held), "200", "what was open goes on");
     limit("20000:20000");
     eventually("and taken again", || curl(&client, &[&front]).status == 200);
+}
+
+#[test]
+fn streams_of_http2_wait_and_are_limited_as_requests_are() {
+    let mesh = Mesh::builder().nodes(2).mtls().up();
+    mesh.apply(&Service::vip("shop", 1).http("http", 80).yaml());
+    let (_pod, _server) = crate::http2::web(&mesh, 2, "a", "shop");
+    let client = mesh.pod(1, "client").up();
+    let front = url(vip4(1), 80, "/");
+    let known = "--http2-prior-knowledge";
+    eventually("the server answers", || curl(&client, &[known, &front]).status == 200);
+    mesh.apply(&traffic("shop", &["limits: {maxRequests: 4, maxPending: 500, queueTimeout: 20s}"]));
+    let node = mesh.node(1);
+    eventually("the policy is in force", || {
+        curl(&client, &[known, &front]);
+        node.metrics().find("mesh_requests_waiting", &TO).next().is_some()
+    });
+    let codes = |front: &str, count: &str| {
+        let said = client.run("h2load", &["-n", count, "-c", "4", "-m", "32", front]).expect("h2load");
+        let line = said.lines().find_map(|line| line.strip_prefix("status codes: "));
+        line.unwrap_or_else(|| panic!("h2load: {said}")).to_owned()
+    };
+    // Fewer than nginx takes on one connection.
+    let said = codes(&front, "1500");
+    assert_eq!(reasons(node, "queue_timeout"), 0, "{said}");
+    assert_eq!(said, "1500 2xx, 0 3xx, 0 4xx, 0 5xx", "all of them had their turn");
+
+    mesh.apply(&Service::vip("few", 2).http("http", 80).yaml());
+    mesh.apply(&traffic("few", &["rateLimits: [{requests: 50, per: 24h}]"]));
+    let (_few, _few_server) = crate::http2::web(&mesh, 2, "few", "few");
+    let front = url(vip4(2), 80, "/");
+    eventually("the limit is in force", || curl(&client, &[known, &front]).status == 429);
+    let reply = curl(&client, &[known, "-i", "-H", "content-type: application/grpc", &front]);
+    assert_eq!(
+        (shown(&reply, "grpc-status"), shown(&reply, "x-mesh-reason")),
+        (Some("8"), Some("rate_limited"))
+    );
+    assert_eq!(codes(&front, "200"), "0 2xx, 0 3xx, 200 4xx, 0 5xx");
 }

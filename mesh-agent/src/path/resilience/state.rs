@@ -115,15 +115,18 @@ impl ServiceState {
     }
 
     fn seen(&self) -> Seen {
-        let endpoints = self.endpoints.lock();
-        let each = endpoints.values().filter_map(Weak::upgrade);
-        let open = each.filter(|endpoint| endpoint.health.lock().breaker.is_open()).count();
-        Seen {
-            active: self.gate.active(),
+        let mut seen = Seen {
+            active: 0,
             waiting: self.gate.waiting(),
-            open: open as u32 + u32::from(self.breaker.lock().is_open()),
+            open: u32::from(self.breaker.lock().is_open()),
             opened: self.opened.load(Relaxed),
+        };
+        // Who has passed the gate and looks for a place is not under way yet.
+        for endpoint in self.endpoints.lock().values().filter_map(Weak::upgrade) {
+            seen.active += endpoint.requests.load(Relaxed);
+            seen.open += u32::from(endpoint.health.lock().breaker.is_open());
         }
+        seen
     }
 }
 
