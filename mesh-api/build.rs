@@ -3,7 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let set = protox::compile(
-        ["proto/discovery.proto", "proto/identity.proto", "proto/nodemesh.proto"],
+        ["proto/discovery.proto", "proto/ext_authz.proto", "proto/identity.proto", "proto/nodemesh.proto"],
         ["proto"],
     )?;
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();

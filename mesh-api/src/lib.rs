@@ -32,6 +32,10 @@ pub mod proto {
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/nodemesh.v1.rs"));
     }
+    /// External authorisation, wire-compatible with Envoy's.
+    pub mod ext_authz {
+        include!(concat!(env!("OUT_DIR"), "/envoy.service.auth.v3.rs"));
+    }
     /// Delta discovery, wire-compatible with Envoy's.
     pub mod discovery {
         include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));

@@ -57,6 +57,8 @@ fn spec(kind: Kind) -> Value {
         Kind::Service => service(),
         Kind::Workload => workload(),
         Kind::HttpRoute => http::route(),
+        Kind::GrpcRoute => http::grpc_route(),
+        Kind::TlsRoute => tls_route(),
         Kind::TcpRoute | Kind::UdpRoute => l4_route(),
         Kind::TrafficPolicy => traffic_policy(),
         Kind::AuthorizationPolicy => authorization_policy(),
@@ -116,7 +118,7 @@ fn service() -> Value {
             "name": label(),
             "port": port(),
             "targetPort": port(),
-            "protocol": words(&["tcp", "http", "tls", "udp"]),
+            "protocol": words(&["tcp", "http", "tls", "udp", "auto"]),
             "inbound": words(&["kernel", "proxy"]),
         }),
     );
@@ -178,6 +180,13 @@ fn l4_route() -> Value {
         &json!(["parentRefs", "rules"]),
         &json!({ "parentRefs": list(&parent_ref(), 1, 32), "rules": list(&rule, 1, 1) }),
     )
+}
+
+fn tls_route() -> Value {
+    let mut route = l4_route();
+    route["required"] = json!(["parentRefs", "hostnames", "rules"]);
+    route["properties"]["hostnames"] = list(&http::hostname(), 1, 16);
+    route
 }
 
 fn traffic_policy() -> Value {
@@ -279,7 +288,8 @@ fn authorization_policy() -> Value {
         &json!([]),
         &json!({
             "selector": selector(),
-            "action": words(&["allow", "deny", "audit"]),
+            "action": words(&["allow", "deny", "audit", "custom"]),
+            "provider": label(),
             "rules": list(&rule, 0, 64),
         }),
     )
@@ -375,6 +385,21 @@ fn mesh() -> Value {
             "mtls": object(&json!(["mode"]), &json!({ "mode": mtls_mode() })),
             "egress": egress(),
             "jwtProviders": list(&jwt_provider(), 0, 16),
+            "extAuthz": list(&ext_authz(), 0, 16),
+        }),
+    )
+}
+
+fn ext_authz() -> Value {
+    let service =
+        object(&json!(["name", "port"]), &json!({ "namespace": label(), "name": label(), "port": port() }));
+    object(
+        &json!(["name", "service"]),
+        &json!({
+            "name": label(),
+            "service": service,
+            "timeout": duration(),
+            "onFailure": words(&["deny", "allow"]),
         }),
     )
 }

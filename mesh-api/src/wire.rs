@@ -10,9 +10,9 @@ mod resilience;
 use crate::proto::v1;
 use crate::resource::{
     Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
-    ClientCertificate, Egress, EgressMode, Exclusions, ExternalPort, ExternalServiceSpec, HeaderIs,
+    ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort, ExternalServiceSpec, HeaderIs,
     HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec, LocalityMode, LocalityPolicy,
-    MeshSpec, MtlsMode, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
+    MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
     ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination, TokenHeader, TrafficPolicySpec,
     TransportPolicySpec, UdpMode, WorkloadSpec,
 };
@@ -26,6 +26,10 @@ pub enum Wire {
     Workload(v1::Workload),
     /// `HttpRoute`
     HttpRoute(v1::HttpRoute),
+    /// `GrpcRoute`
+    GrpcRoute(v1::GrpcRoute),
+    /// `TlsRoute`
+    TlsRoute(v1::TlsRoute),
     /// `TcpRoute`
     TcpRoute(v1::TcpRoute),
     /// `UdpRoute`
@@ -50,6 +54,8 @@ impl Wire {
             Self::Service(message) => message.encode_to_vec(),
             Self::Workload(message) => message.encode_to_vec(),
             Self::HttpRoute(message) => message.encode_to_vec(),
+            Self::GrpcRoute(message) => message.encode_to_vec(),
+            Self::TlsRoute(message) => message.encode_to_vec(),
             Self::TcpRoute(message) => message.encode_to_vec(),
             Self::UdpRoute(message) => message.encode_to_vec(),
             Self::TrafficPolicy(message) => message.encode_to_vec(),
@@ -66,6 +72,8 @@ impl Wire {
             Self::Service(_) => Kind::Service,
             Self::Workload(_) => Kind::Workload,
             Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
@@ -83,6 +91,8 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::Service(spec) => Wire::Service(service(resource, spec)),
         Spec::Workload(spec) => Wire::Workload(workload(resource, spec, memberships)),
         Spec::HttpRoute(spec) => Wire::HttpRoute(http::route(resource, spec)),
+        Spec::GrpcRoute(spec) => Wire::GrpcRoute(http::grpc_route(resource, spec)),
+        Spec::TlsRoute(spec) => Wire::TlsRoute(http::tls_route(resource, spec)),
         Spec::TcpRoute(spec) => Wire::TcpRoute(tcp_route(resource, spec)),
         Spec::UdpRoute(spec) => {
             // The same in all but the name.
@@ -117,6 +127,7 @@ fn protocol(protocol: Protocol) -> v1::Protocol {
         Protocol::Http => v1::Protocol::Http,
         Protocol::Tls => v1::Protocol::Tls,
         Protocol::Udp => v1::Protocol::Udp,
+        Protocol::Auto => v1::Protocol::Auto,
     }
 }
 
@@ -188,7 +199,7 @@ fn tcp_route(resource: &Resource, spec: &L4RouteSpec) -> v1::TcpRoute {
 
 fn parent_ref(parent: &ParentRef, own: &str) -> v1::ServiceRef {
     v1::ServiceRef {
-        namespace: own.to_owned(),
+        namespace: parent.namespace.clone().unwrap_or_else(|| own.to_owned()),
         service: parent.name.clone(),
         port: parent.port.map_or(0, u32::from),
     }
@@ -267,6 +278,7 @@ fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> 
         Action::Allow => v1::AuthorizationAction::Allow,
         Action::Deny => v1::AuthorizationAction::Deny,
         Action::Audit => v1::AuthorizationAction::Audit,
+        Action::Custom => v1::AuthorizationAction::Custom,
     };
     v1::AuthorizationPolicy {
         namespace: own.clone(),
@@ -274,6 +286,7 @@ fn authorization_policy(resource: &Resource, spec: &AuthorizationPolicySpec) -> 
         selector: spec.selector.match_labels.clone().into_iter().collect(),
         action: action.into(),
         rules: spec.rules.iter().map(|rule| authorization_rule(rule, own)).collect(),
+        provider: spec.provider.clone().unwrap_or_default(),
     }
 }
 
@@ -370,6 +383,20 @@ fn mesh(spec: &MeshSpec) -> v1::Mesh {
         mtls: mtls_mode(spec.mtls.mode).into(),
         jwt_providers: spec.jwt_providers.iter().map(jwt_provider).collect(),
         egress: egress(spec.egress).into(),
+        ext_authz: spec.ext_authz.iter().map(ext_authz).collect(),
+    }
+}
+
+fn ext_authz(one: &ExtAuthz) -> v1::ExtAuthz {
+    v1::ExtAuthz {
+        name: one.name.clone(),
+        service: Some(v1::ServiceRef {
+            namespace: one.service.namespace.clone(),
+            service: one.service.name.clone(),
+            port: one.service.port.into(),
+        }),
+        timeout_ms: u32::try_from(one.timeout.as_millis()).unwrap_or(u32::MAX),
+        fail_open: one.on_failure == OnFailure::Allow,
     }
 }
 

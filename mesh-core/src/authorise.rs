@@ -16,6 +16,9 @@
 //! whatever came, which is what the kernel can decide. So of any caller: what `Unknown` refuses every request is
 //! refused, and what `Opaque` allows every request is allowed (tested).
 //!
+//! A policy of action `custom` decides last: what it matches and nobody refuses is asked about outside
+//! ([`PolicySet::questions`]). It needs a request: of bytes that are none it refuses what it matches.
+//!
 //! Invariants: decides from numbers, bits and the request's own bytes; allocates nothing but for paths with escapes.
 //! Not here: the kernel's form of it (plan/policy), who selects whom (compile).
 
@@ -61,7 +64,7 @@ struct Ports {
 }
 
 /// What becomes of what a policy matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// It is let in, unless another one denies it; what no such policy matches is not.
     Allow,
@@ -69,6 +72,8 @@ pub enum Action {
     Deny,
     /// It is counted.
     Audit,
+    /// A provider of this name is asked about it.
+    Custom(Name),
 }
 
 /// One policy.
@@ -149,6 +154,13 @@ pub enum Refusal<'a> {
         /// Which.
         rule: usize,
     },
+    /// A rule has it asked about outside, and it is no request.
+    NotAsked {
+        /// Whose.
+        policy: &'a Policy,
+        /// Which.
+        rule: usize,
+    },
     /// There are policies that allow, and no rule of them matches.
     NotAllowed {
         /// Among them those that allow.
@@ -173,6 +185,13 @@ impl fmt::Display for Refusal<'_> {
             Self::Denied { policy, rule } => {
                 write!(f, "denied by rules[{rule}] of AuthorizationPolicy {}", policy.name)
             }
+            Self::NotAsked { policy, rule } => {
+                let name = &policy.name;
+                write!(
+                    f,
+                    "no request, which rules[{rule}] of AuthorizationPolicy {name} would have asked about"
+                )
+            }
             Self::NotAllowed { set } => {
                 let allow = names(set, &|policy| policy.action == Action::Allow);
                 write!(f, "allowed by no rule of AuthorizationPolicy {allow}")
@@ -186,6 +205,14 @@ impl fmt::Display for Refusal<'_> {
 }
 
 impl Policy {
+    /// The provider that is asked about what it matches.
+    fn asks(&self) -> Option<&Name> {
+        match &self.action {
+            Action::Custom(provider) => Some(provider),
+            _ => None,
+        }
+    }
+
     fn targets(&self) -> impl Iterator<Item = &Target> {
         self.rules.iter().flat_map(|rule| &rule.to)
     }
@@ -203,11 +230,12 @@ impl Ports {
     fn of(policies: &[Arc<Policy>], audits: bool) -> Self {
         let (mut every, mut some) = (false, BTreeSet::new());
         let meant = policies.iter().filter(|policy| (policy.action == Action::Audit) == audits);
-        for rule in meant.flat_map(|policy| &policy.rules) {
+        let rules = meant.flat_map(|policy| policy.rules.iter().map(|rule| (policy.asks().is_some(), rule)));
+        for (custom, rule) in rules {
             let all = [Target::default()];
             let token = rule.from.iter().any(|terms| terms.jwt.is_some());
             for target in if rule.to.is_empty() { &all } else { &rule.to[..] } {
-                if audits || token || !rule.when.is_empty() || target.asks_requests() {
+                if audits || custom || token || !rule.when.is_empty() || target.asks_requests() {
                     every |= target.ports.is_empty();
                     some.extend(&target.ports);
                 }
@@ -292,14 +320,36 @@ impl PolicySet {
         }
         let mut allowing = of(Action::Allow).peekable();
         if allowing.peek().is_none() {
-            return Decision::Allowed(None);
+            return self.unless_asked(None, case);
         }
         let by = allowing.find_map(|policy| Some((&**policy, policy.matches(case)?)));
         if by.is_some() {
-            Decision::Allowed(by)
+            self.unless_asked(by, case)
         } else {
             Decision::Refused(Refusal::NotAllowed { set: self })
         }
+    }
+
+    /// Allowed by those, but where somebody is to be asked and there is nothing to ask about.
+    fn unless_asked<'s>(&'s self, by: Option<(&'s Policy, usize)>, case: &Case<'_>) -> Decision<'s> {
+        if !matches!(case.asked.seen, Seen::Opaque) {
+            return Decision::Allowed(by);
+        }
+        match self.custom().find_map(|policy| Some((policy, policy.matches(case)?))) {
+            Some((policy, rule)) => Decision::Refused(Refusal::NotAsked { policy, rule }),
+            None => Decision::Allowed(by),
+        }
+    }
+
+    fn custom(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().filter(|policy| policy.asks().is_some()).map(|policy| &**policy)
+    }
+
+    /// Whom to ask about a request that is let in otherwise: policy, rule, and the provider's name. Rules match as
+    /// those that deny.
+    pub fn questions(&self, asked: &Asked<'_>) -> impl Iterator<Item = (&Policy, usize, &Name)> {
+        self.matching(asked, |policy| policy.asks().is_some())
+            .filter_map(|(policy, rule)| Some((policy, rule, policy.asks()?)))
     }
 
     /// Why it is refused; `None`: it is let in.
@@ -328,13 +378,22 @@ impl PolicySet {
 
     /// The policies that audit it, and their rules. They match what they would deny.
     pub fn audits(&self, asked: &Asked<'_>) -> impl Iterator<Item = (&Policy, usize)> {
+        self.matching(asked, |policy| policy.action == Action::Audit)
+    }
+
+    /// Of some policies those that match, and by which rule.
+    fn matching(
+        &self,
+        asked: &Asked<'_>,
+        meant: impl Fn(&Policy) -> bool,
+    ) -> impl Iterator<Item = (&Policy, usize)> {
         let path = match asked.seen {
             Seen::Request(request) if request.has_path() => http_path::normal(request.path).ok(),
             _ => None,
         };
-        let auditing = self.policies.iter().filter(|policy| policy.action == Action::Audit);
         let asked = *asked;
-        auditing.filter_map(move |policy| {
+        let meant = self.policies.iter().filter(move |policy| meant(policy));
+        meant.filter_map(move |policy| {
             Some((&**policy, policy.matches(&Case { asked, path: path.as_deref() })?))
         })
     }

@@ -59,6 +59,18 @@ pub struct Sample {
     pub headers: Vec<(String, String)>,
 }
 
+impl Sample {
+    fn with<T>(&self, look: impl FnOnce(&Request<'_>) -> T) -> T {
+        look(&Request {
+            method: &self.method,
+            path: self.path.split('?').next().unwrap_or_default(),
+            authority: &self.host,
+            headers: self,
+            claims: None,
+        })
+    }
+}
+
 impl Headers for Sample {
     fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
         for (name, value) in &self.headers {
@@ -72,7 +84,7 @@ impl Headers for Sample {
 pub struct Answer {
     /// It would be let in.
     pub allowed: bool,
-    /// Some requests would be, and some not: none was given.
+    /// Some requests would be, and some not: none was given, or a service outside decides.
     pub depends: bool,
     /// The rule or the lack of one that decides, in words.
     pub decided: String,
@@ -199,15 +211,18 @@ fn decide(
     };
     let asks = set.asks_requests(Some(port));
     let decision = match what.request {
-        Some(sample) if asks => {
-            let path = sample.path.split('?').next().unwrap_or_default();
-            let (method, authority) = (&*sample.method, &*sample.host);
-            let request = Request { method, path, authority, headers: sample, claims: None };
-            set.decide(&asked.seeing(Seen::Request(&request)))
-        }
+        Some(sample) if asks => sample.with(|request| set.decide(&asked.seeing(Seen::Request(request)))),
         _ => set.decide(&asked),
     };
     let Decision::Allowed(_) = decision else { return (End::Refused, by(decision)) };
+    if let Some(sample) = what.request
+        && let Some((policy, rule, provider)) =
+            sample.with(|request| set.questions(&asked.seeing(Seen::Request(request))).next())
+    {
+        let name = &policy.name;
+        let last = format!("rules[{rule}] of AuthorizationPolicy {name} has extAuthz {provider} decide");
+        return (End::Depends, format!("{}, and then {last}", by(decision)));
+    }
     if !asks || what.request.is_some() {
         return (End::Allowed, by(decision));
     }
@@ -333,6 +348,31 @@ mod tests {
         assert_eq!(ask("cart", Some(("GET", "/users/7?a=/b"))), (true, false, by));
         assert_eq!(ask("cart", Some(("POST", "/users/7"))), (false, false, none));
         assert!(ask("cart", Some(("GET", "/users/../admin"))).2.contains("segment that is . or .."));
+    }
+
+    #[test]
+    fn who_else_decides_is_named() {
+        let to = vec![v1::TargetTerms { paths: vec!["/admin/*".into()], ..Default::default() }];
+        let policy = v1::AuthorizationPolicy {
+            namespace: "d".into(),
+            name: "p".into(),
+            action: v1::AuthorizationAction::Custom.into(),
+            provider: "opa".into(),
+            rules: vec![v1::AuthorizationRule { ports: vec![0], to, ..Default::default() }],
+            ..Default::default()
+        };
+        let ask = |path: &str| {
+            let request = Some(Sample { method: "GET".into(), path: path.into(), ..Sample::default() });
+            let source = from(workload("cart-1", "n1", "cart"));
+            let (called, resources) = (workload("db", "n1", "db"), vec![policy.clone().into()]);
+            let answer = check(Question { source, called, port: 80, request, resources }).unwrap();
+            (answer.allowed, answer.depends, answer.decided)
+        };
+        let (allowed, depends, decided) = ask("/admin/x");
+        assert!(
+            !allowed && depends && decided.contains("rules[0] of AuthorizationPolicy d/p has extAuthz opa")
+        );
+        assert!(ask("/x").0);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! workload. Not here: who refers to whom (model), the maps (plan).
 
 mod authorisation;
+mod ext_authz;
 mod external;
 mod jwt;
 mod l4_routes;
@@ -37,7 +38,7 @@ use mesh_api::proto::v1;
 
 use crate::authorise::PolicySet;
 use crate::ids::{IdKind, IdLimits, IdTable, OutOfIds};
-use crate::model::{Batch, Interned, Model, Name, Touched, join, l4_parents, parents};
+use crate::model::{Batch, Interned, Model, Name, RouteName, Touched, join, l4_parents, parents};
 use crate::outside::Egress;
 use crate::route::RouteSpec;
 use crate::snapshot::{PolicySetId, Revision, ServiceId, Snapshot, WorkloadId};
@@ -127,7 +128,7 @@ pub struct Compiler {
     ports: HashMap<Name, Vec<Port>>,
     /// Virtual address → its service.
     vips: HashMap<IpAddr, Name>,
-    specs: HashMap<Name, Arc<RouteSpec>>,
+    specs: HashMap<RouteName, Arc<RouteSpec>>,
     /// Those of the snapshot, by name.
     workloads: HashSet<Named>,
     /// Addresses that were left out, because a service has them: of few workloads, if any.
@@ -224,6 +225,7 @@ impl Compiler {
         let reissued = (touched.mesh || touched.jwt) && self.compile_jwt(&mesh);
         self.take_defaults(&mesh, &mut work);
         let renamed = self.compile(touched, &mut work) || renamed;
+        let reissued = self.compile_ext_authz(&mesh) || reissued;
         self.conclude(work, renamed || reissued, revision)
     }
 
@@ -268,7 +270,7 @@ impl Compiler {
         for name in &changed {
             self.note_vips(name, work);
             self.allot_ports(name, work);
-            routes.extend(self.model.children(name).chain(self.model.senders(name)).map(Arc::clone));
+            routes.extend(self.model.children(name).chain(self.model.senders(name)).cloned());
             l4_routes.extend(self.model.l4_children(name).chain(self.model.l4_senders(name)).cloned());
         }
         let mut services = attached;
@@ -286,6 +288,7 @@ impl Compiler {
         for name in &services {
             self.compile_service(name, work);
             policies.extend(self.model.policies_on(name).map(Arc::clone));
+            self.check_rivals(name);
             // One that comes or goes may rule another out.
             l4_routes.extend(self.model.l4_children(name).cloned());
         }

@@ -24,6 +24,12 @@ pub enum ProxyError {
     /// The port speaks HTTP and the client's first bytes are something else.
     #[error("the first bytes are not an HTTP/1 request, and this port is declared to speak HTTP")]
     NotHttp,
+    /// The port's connections are told apart by the name in TLS, and the client's first bytes are something else.
+    #[error("the first bytes are no TLS, and this port is routed by the name that TLS asks for")]
+    NotTls,
+    /// The same, and the client asks for no name.
+    #[error("the client of TLS asks for no name (SNI), and this port is routed by it")]
+    TlsNoName,
     /// The client did not send its whole request head in time.
     #[error("the request head did not arrive in time")]
     HeaderTimeout,
@@ -42,6 +48,12 @@ pub enum ProxyError {
     /// A policy of the workload that is called asks for a token, and this one is not good, or there is none.
     #[error("{0}")]
     Jwt(JwtError),
+    /// Somebody who is asked about requests refuses this one.
+    #[error("the request is refused by the service that decides about it")]
+    ExtAuthzDenied,
+    /// Somebody who is to be asked about this request does not answer.
+    #[error("the service that decides about this request does not answer")]
+    ExtAuthzFailed,
     /// The workload that is called has policies on paths, and servers may read this one differently.
     #[error("the request's path can be read in more than one way")]
     UnclearPath,
@@ -140,10 +152,12 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 53] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
+        Self::NotTls,
+        Self::TlsNoName,
         Self::HeaderTimeout,
         Self::NoRoute,
         Self::NoBackend,
@@ -159,6 +173,8 @@ impl ProxyError {
         Self::Jwt(JwtError::UnknownKey),
         Self::Jwt(JwtError::Signature),
         Self::Jwt(JwtError::NoKeys),
+        Self::ExtAuthzDenied,
+        Self::ExtAuthzFailed,
         Self::UnclearPath,
         Self::ConnectRefused,
         Self::ConnectTimeout,
@@ -225,12 +241,16 @@ impl ProxyError {
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
             Self::NotHttp => "not_http",
+            Self::NotTls => "not_tls",
+            Self::TlsNoName => "tls_no_name",
             Self::HeaderTimeout => "header_timeout",
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
             Self::NoEndpoints => "no_endpoints",
             Self::DeniedByPolicy => "denied_by_policy",
             Self::Jwt(error) => error.reason(),
+            Self::ExtAuthzDenied => "ext_authz_denied",
+            Self::ExtAuthzFailed => "ext_authz_failed",
             Self::UnclearPath => "unclear_path",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
@@ -268,8 +288,8 @@ impl ProxyError {
     /// Status of the reply, where one can still be sent.
     pub const fn status(&self) -> u16 {
         match self {
-            Self::BadRequest(_) | Self::NotHttp | Self::UnclearPath => 400,
-            Self::DeniedByPolicy => 403,
+            Self::BadRequest(_) | Self::NotHttp | Self::NotTls | Self::TlsNoName | Self::UnclearPath => 400,
+            Self::DeniedByPolicy | Self::ExtAuthzDenied => 403,
             Self::Jwt(error) => error.status(),
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,
@@ -284,6 +304,7 @@ impl ProxyError {
             | Self::RequestTimeout
             | Self::TryTimeout => 504,
             Self::NoEndpoints
+            | Self::ExtAuthzFailed
             | Self::ConnectRefused
             | Self::ConnectFailed(_)
             | Self::NoCertificate
@@ -321,6 +342,8 @@ impl ProxyError {
             Self::BadRequest(_)
                 | Self::HeadTooLarge
                 | Self::NotHttp
+                | Self::NotTls
+                | Self::TlsNoName
                 | Self::HeaderTimeout
                 | Self::BudgetConnections
                 | Self::BudgetBytes

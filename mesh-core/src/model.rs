@@ -38,6 +38,10 @@ pub enum Kind {
     Workload,
     /// A route for HTTP.
     HttpRoute,
+    /// A route for gRPC.
+    GrpcRoute,
+    /// A route for TLS, by the name that is asked for.
+    TlsRoute,
     /// A route for TCP connections.
     TcpRoute,
     /// A route for UDP.
@@ -60,10 +64,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::Workload,
         Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
         Self::TcpRoute,
         Self::UdpRoute,
         Self::TrafficPolicy,
@@ -82,6 +88,8 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
@@ -104,8 +112,8 @@ pub fn join(namespace: &str, name: &str) -> Name {
     joined.into()
 }
 
-/// A `TCPRoute` or `UDPRoute`: their names are each kind's own.
-pub(crate) type L4Name = (Kind, Name);
+/// A route: names are each kind's own.
+pub(crate) type RouteName = (Kind, Name);
 
 /// One change, applied as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -125,8 +133,9 @@ pub(crate) struct Touched {
     pub attached: BTreeSet<Name>,
     /// In no order.
     pub workloads: Vec<Name>,
-    pub routes: BTreeSet<Name>,
-    pub l4_routes: BTreeSet<L4Name>,
+    /// Of HTTP, gRPC and TLS.
+    pub routes: BTreeSet<RouteName>,
+    pub l4_routes: BTreeSet<RouteName>,
     pub policies: BTreeSet<Name>,
     pub authorizations: BTreeSet<Name>,
     pub transports: BTreeSet<Name>,
@@ -144,12 +153,12 @@ pub struct Model {
     /// Service → workloads that serve it.
     members: Index,
     /// Service → routes attached to it.
-    children: Index,
+    children: Index<RouteName>,
     /// Service → routes that send to it.
-    senders: Index,
+    senders: Index<RouteName>,
     /// The same of TCP and UDP routes.
-    l4_children: Index<L4Name>,
-    l4_senders: Index<L4Name>,
+    l4_children: Index<RouteName>,
+    l4_senders: Index<RouteName>,
     /// Service → policies on it.
     on_service: Index,
     externals: Externals,
@@ -192,9 +201,10 @@ impl Model {
                 self.members.replace(&name, &memberships(old), &memberships(new));
                 touched.workloads.push(name);
             }
-            Kind::HttpRoute => {
-                let (old, new) = (old.map(decode), new.map(decode));
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute => {
+                let (old, new) = (old.map(|raw| http(kind, raw)), new.map(|raw| http(kind, raw)));
                 let (before, after) = (parents(old.as_ref()), parents(new.as_ref()));
+                let name = (kind, name);
                 self.children.replace(&name, &before, &after);
                 touched.attached.extend(before.into_iter().chain(after));
                 self.senders.replace(&name, &backends(old.as_ref()), &backends(new.as_ref()));
@@ -243,13 +253,13 @@ impl Model {
         self.get(name).or_else(|| self.externals.get(name).map(|(made, _)| made.clone()))
     }
 
-    /// The route of that name.
-    pub fn route(&self, name: &str) -> Option<v1::HttpRoute> {
-        self.get(name)
+    /// The HTTP, gRPC or TLS route of that name; all in one form.
+    pub(crate) fn route(&self, (kind, name): &RouteName) -> Option<v1::HttpRoute> {
+        self.resources.raw(*kind, name).map(|raw| http(*kind, raw))
     }
 
     /// The TCP or UDP route of that name; both in one form.
-    pub(crate) fn l4_route(&self, (kind, name): &L4Name) -> Option<v1::TcpRoute> {
+    pub(crate) fn l4_route(&self, (kind, name): &RouteName) -> Option<v1::TcpRoute> {
         self.resources.raw(*kind, name).map(|raw| l4(*kind, raw))
     }
 
@@ -287,19 +297,19 @@ impl Model {
         self.members.of(service)
     }
 
-    pub(crate) fn children(&self, service: &str) -> impl Iterator<Item = &Name> {
+    pub(crate) fn children(&self, service: &str) -> impl Iterator<Item = &RouteName> {
         self.children.of(service)
     }
 
-    pub(crate) fn senders(&self, service: &str) -> impl Iterator<Item = &Name> {
+    pub(crate) fn senders(&self, service: &str) -> impl Iterator<Item = &RouteName> {
         self.senders.of(service)
     }
 
-    pub(crate) fn l4_children(&self, service: &str) -> impl Iterator<Item = &L4Name> {
+    pub(crate) fn l4_children(&self, service: &str) -> impl Iterator<Item = &RouteName> {
         self.l4_children.of(service)
     }
 
-    pub(crate) fn l4_senders(&self, service: &str) -> impl Iterator<Item = &L4Name> {
+    pub(crate) fn l4_senders(&self, service: &str) -> impl Iterator<Item = &RouteName> {
         self.l4_senders.of(service)
     }
 
@@ -320,7 +330,9 @@ pub(crate) fn parents(route: Option<&v1::HttpRoute>) -> BTreeSet<Name> {
 
 fn backends(route: Option<&v1::HttpRoute>) -> BTreeSet<Name> {
     let rules = route.map_or(&[][..], |r| &r.rules);
-    services(rules.iter().flat_map(|rule| &rule.backends).filter_map(|b| b.backend.as_ref()))
+    let mirrors = rules.iter().filter_map(|rule| rule.filters.as_ref()).flat_map(|filters| &filters.mirrors);
+    let weighted = rules.iter().flat_map(|rule| &rule.backends).filter_map(|b| b.backend.as_ref());
+    services(weighted.chain(mirrors.filter_map(|mirror| mirror.backend.as_ref())))
 }
 
 /// Services that a TCP or UDP route is attached to.
@@ -334,6 +346,22 @@ fn l4_backends(route: Option<&v1::TcpRoute>) -> BTreeSet<Name> {
 
 fn services<'a>(of: impl IntoIterator<Item = &'a v1::ServiceRef>) -> BTreeSet<Name> {
     of.into_iter().map(|s| join(&s.namespace, &s.service)).collect()
+}
+
+/// An HTTP route, or one of gRPC or TLS in the form of one. Of TLS there is a host and nothing else to go by.
+fn http(kind: Kind, raw: &Raw) -> v1::HttpRoute {
+    match kind {
+        Kind::GrpcRoute => {
+            let v1::GrpcRoute { namespace, name, parents, hostnames, rules, created_ms } = decode(raw);
+            v1::HttpRoute { namespace, name, parents, hostnames, rules, created_ms }
+        }
+        Kind::TlsRoute => {
+            let v1::TlsRoute { namespace, name, parents, hostnames, backends, created_ms } = decode(raw);
+            let rules = vec![v1::HttpRule { backends, ..v1::HttpRule::default() }];
+            v1::HttpRoute { namespace, name, parents, hostnames, rules, created_ms }
+        }
+        _ => decode(raw),
+    }
 }
 
 /// A TCP route, or a UDP route in the form of one: they differ in the name alone.

@@ -8,18 +8,25 @@
 //! name, the rule's order. What matches in part only, a host without a path or a path without its headers, leaves the
 //! request to what is less specific.
 //!
+//! Of gRPC's calls the Gateway API says: a service, then more of its method. So a service by name is a prefix, service and
+//! method are an exact path, and what is said by expression, or of a method alone, stands behind them ([`call`]).
+//!
 //! Invariant: the table is resolved when it is built, so equal inputs in any order give equal tables, and a
 //! look-up never compares routes. Cost of a look-up: per host candidate one search for the exact path, one match of
 //! each expression, and one search for each distinct length of prefix; no allocation.
 //! Not here: which endpoint of the backend (balance).
 
 mod action;
+mod call;
 mod condition;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use action::{Action, Edits, HeaderEdits, Line, Mirror, PathEdit, Redirect, Retry, Rewrite};
+pub use action::{
+    Action, DirectResponse, Edits, HeaderEdits, Line, Mirror, PathEdit, Redirect, Retry, Rewrite,
+};
+pub use call::CallPattern;
 pub use condition::{Condition, FieldMatch, Pattern, ValueMatch};
 
 use crate::error::ProxyError;
@@ -79,6 +86,8 @@ pub enum PathMatch {
     Prefix(String),
     /// The expression matches the whole path.
     Regex(Pattern),
+    /// What gRPC calls matches.
+    Call(CallPattern),
 }
 
 /// A weighted destination.
@@ -268,6 +277,8 @@ struct Paths {
     exact: BTreeMap<Box<str>, Claims>,
     /// Longest expression first.
     regexes: Vec<(Pattern, Claims)>,
+    /// Best first.
+    calls: Vec<(CallPattern, Claims)>,
     /// Without the final slash, so that `/` is empty.
     prefixes: BTreeMap<Box<str>, Claims>,
     /// Distinct lengths of `prefixes`, longest first.
@@ -286,18 +297,11 @@ impl Paths {
                     let segments = path.strip_suffix('/').unwrap_or(path);
                     self.prefixes.entry(segments.into()).or_default()
                 }
-                PathMatch::Regex(pattern) => self.of_pattern(pattern),
+                PathMatch::Regex(pattern) => of_pattern(&mut self.regexes, pattern),
+                PathMatch::Call(pattern) => of_pattern(&mut self.calls, pattern),
             };
             claims.add(condition, index);
         }
-    }
-
-    fn of_pattern(&mut self, pattern: &Pattern) -> &mut Claims {
-        let at = self.regexes.iter().position(|(known, _)| known == pattern).unwrap_or_else(|| {
-            self.regexes.push((pattern.clone(), Claims::default()));
-            self.regexes.len() - 1
-        });
-        &mut self.regexes[at].1
     }
 
     fn finish(&mut self) {
@@ -305,7 +309,9 @@ impl Paths {
         self.lengths = self.prefixes.keys().map(|prefix| prefix.len()).collect();
         self.lengths.sort_unstable_by(|a, b| b.cmp(a));
         self.lengths.dedup();
+        self.calls.sort_by_key(|(call, _)| call.rank());
         let paths = self.exact.values_mut().chain(self.prefixes.values_mut());
+        let paths = paths.chain(self.calls.iter_mut().map(|(_, claims)| claims));
         for claims in paths.chain(self.regexes.iter_mut().map(|(_, claims)| claims)) {
             claims.finish();
         }
@@ -323,12 +329,29 @@ impl Paths {
         if let Some(index) = self.regexes.iter().find_map(expressed) {
             return Some((index, 0));
         }
-        self.lengths.iter().find_map(|&length| {
+        let within = |length: usize| {
             let whole = length == 0 || matches!(path.as_bytes().get(length), None | Some(b'/'));
             let prefix = path.get(..length).filter(|_| whole)?;
             self.prefixes.get(prefix)?.find(head).map(|index| (index, length))
-        })
+        };
+        if self.calls.is_empty() {
+            return self.lengths.iter().find_map(|&length| within(length));
+        }
+        let called = |(call, claims): &(CallPattern, Claims)| {
+            if call.holds(path.as_bytes()) { claims.find(head) } else { None }
+        };
+        let named = self.lengths.iter().filter(|length| **length > 0).find_map(|&length| within(length));
+        named.or_else(|| self.calls.iter().find_map(called).map(|index| (index, 0))).or_else(|| within(0))
     }
+}
+
+/// The claims of an expression.
+fn of_pattern<'c, P: Clone + PartialEq>(all: &'c mut Vec<(P, Claims)>, pattern: &P) -> &'c mut Claims {
+    let at = all.iter().position(|(known, _)| known == pattern).unwrap_or_else(|| {
+        all.push((pattern.clone(), Claims::default()));
+        all.len() - 1
+    });
+    &mut all[at].1
 }
 
 #[cfg(test)]

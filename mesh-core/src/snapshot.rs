@@ -7,6 +7,7 @@
 //! Not here: what the kernel is told of it (plan), load and health at this moment (they live outside, by
 //! endpoint id).
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use mesh_common::policy::Caller;
 
 use crate::authorise::{NOBODY, Network, PolicySet};
 use crate::by_id::ById;
+use crate::ext_authz::{self, ExtAuthz};
 use crate::jwt::Providers;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
@@ -70,9 +72,16 @@ pub struct Snapshot {
     pub trust_domain: Arc<str>,
     /// Who issues tokens.
     pub jwt: Arc<Providers>,
+    /// Who may be asked about requests.
+    pub ext_authz: ext_authz::Providers,
 }
 
 impl Snapshot {
+    /// The provider of that name.
+    pub fn ext_authz(&self, name: &str) -> Option<&Arc<ExtAuthz>> {
+        self.ext_authz.iter().find(|one| &*one.name == name)
+    }
+
     /// A caller that has proved who it is, as policies know it. Of an identity that no workload has, its namespace
     /// alone is known. Cost: a look at every workload, once a connection to a workload with policies.
     pub fn caller(&self, namespace: &str, service_account: &str) -> Caller {
@@ -87,6 +96,9 @@ impl Snapshot {
         found
     }
 }
+
+/// The routes that namespaces have made for their own clients, by namespace.
+pub type Consumers = BTreeMap<Arc<str>, Arc<RouteTable>>;
 
 /// One port of one service.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,8 +131,10 @@ pub struct Service {
     pub endpoints: Arc<[Endpoint]>,
     /// How many of `endpoints`, from the first on, take new connections.
     pub serving: usize,
-    /// HTTP routes attached to this port; `None`: requests go to its own endpoints.
+    /// HTTP routes attached to this port, of TLS its TLS routes; `None`: requests go to its own endpoints.
     pub routes: Option<Arc<RouteTable>>,
+    /// In place of those, for clients of some namespaces. Few services have any.
+    pub consumers: Option<Arc<Consumers>>,
     /// The route's weights as (service, weight) for connections that bypass a lost proxy: the catch-all
     /// rule's backends, else the service itself. Where `split` holds, for every connection.
     pub fallback: Vec<(ServiceId, u32)>,
@@ -134,6 +148,12 @@ impl Service {
     /// Datagrams? Everything else goes over TCP.
     pub fn udp(&self) -> bool {
         self.protocol == Protocol::Udp
+    }
+
+    /// The routes that hold for a client of this namespace; `None`: none do.
+    pub fn routes_of<'n>(&self, namespace: impl FnOnce() -> Option<&'n str>) -> Option<&Arc<RouteTable>> {
+        let Some(consumers) = &self.consumers else { return self.routes.as_ref() };
+        namespace().and_then(|namespace| consumers.get(namespace)).or(self.routes.as_ref())
     }
 
     /// Those that take new connections.
@@ -204,7 +224,7 @@ pub struct Ejection {
 /// Why a connection needs the proxy. Shown by `meshctl get service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// An HTTP route is attached.
+    /// A route is attached that the proxy carries out.
     Route,
     /// The port speaks HTTP and HTTP goes through the proxy (`http: proxy`).
     Http,
@@ -212,6 +232,8 @@ pub enum Why {
     Tls,
     /// A policy asks for something of its requests.
     Policy,
+    /// What clients begin with says what is spoken (`protocol: auto`).
+    Detect,
 }
 
 impl Why {
@@ -222,6 +244,7 @@ impl Why {
             Self::Http => "http",
             Self::Tls => "tls",
             Self::Policy => "policy",
+            Self::Detect => "detect",
         }
     }
 }

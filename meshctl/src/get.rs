@@ -13,7 +13,8 @@ use crate::table::{self, or_dash};
 /// Shows objects.
 #[derive(Args)]
 pub struct Get {
-    /// service, externalservice, workload, httproute, trafficpolicy, authorizationpolicy or mesh (plural is fine too)
+    /// service, externalservice, workload, httproute, grpcroute, tlsroute, tcproute, udproute, trafficpolicy,
+    /// authorizationpolicy, transportpolicy or mesh (plural is fine too)
     #[arg(value_parser = kind)]
     kind: Kind,
     /// One object instead of all
@@ -29,7 +30,7 @@ pub struct Get {
 /// Removes an object.
 #[derive(Args)]
 pub struct Delete {
-    /// service, externalservice, workload, httproute, trafficpolicy or authorizationpolicy
+    /// As for get
     #[arg(value_parser = kind)]
     kind: Kind,
     /// Which
@@ -91,7 +92,10 @@ impl Get {
                 "SERVICES",
                 "OWNER",
             ],
-            Kind::HttpRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"],
+            Kind::HttpRoute | Kind::GrpcRoute => {
+                &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"]
+            }
+            Kind::TlsRoute => &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "BACKENDS"],
             Kind::TcpRoute | Kind::UdpRoute => &["NAMESPACE", "NAME", "PARENTS", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
             Kind::AuthorizationPolicy => &["NAMESPACE", "NAME", "SELECTOR", "ACTION", "RULES"],
@@ -159,10 +163,15 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             join(array(&item["observed"]["services"]).map(text)),
             or_dash(text(&item["observed"]["owner"])),
         ]),
-        Kind::HttpRoute => row.extend([
+        Kind::HttpRoute | Kind::GrpcRoute => row.extend([
             join(array(&spec["parentRefs"]).map(reference)),
             join(array(&spec["hostnames"]).map(text)),
             array(&spec["rules"]).count().to_string(),
+            join(array(&spec["rules"]).flat_map(|rule| array(&rule["backendRefs"])).map(reference)),
+        ]),
+        Kind::TlsRoute => row.extend([
+            join(array(&spec["parentRefs"]).map(reference)),
+            join(array(&spec["hostnames"]).map(text)),
             join(array(&spec["rules"]).flat_map(|rule| array(&rule["backendRefs"])).map(reference)),
         ]),
         Kind::TcpRoute | Kind::UdpRoute => row.extend([
@@ -222,7 +231,8 @@ fn reference(reference: &Value) -> String {
     let port = reference["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
     let section = reference["sectionName"].as_str().map(|name| format!(":{name}")).unwrap_or_default();
     let weight = reference["weight"].as_u64().map(|weight| format!("={weight}")).unwrap_or_default();
-    format!("{}{port}{section}{weight}", text(&reference["name"]))
+    let namespace = reference["namespace"].as_str().map(|name| format!("{name}/")).unwrap_or_default();
+    format!("{namespace}{}{port}{section}{weight}", text(&reference["name"]))
 }
 
 fn array(value: &Value) -> impl Iterator<Item = &Value> {

@@ -253,7 +253,10 @@ impl Mesh {
     /// Makes a join token for `node`.
     #[track_caller]
     pub fn issue_token(&self, node: &Node) {
-        let token = self.meshctl(&["token", "create", "--node", node.name(), "--allow", "default/*"], "");
+        let token = self.meshctl(
+            &["token", "create", "--node", node.name(), "--allow", "default/*", "--allow", "elsewhere/*"],
+            "",
+        );
         fs::write(node.token_file(), token.trim()).expect("write the join token");
     }
 

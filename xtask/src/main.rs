@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask {build-ebpf, test, demo, bench, tidy}`.
+//! The project's own commands: `cargo xtask {build-ebpf, test, demo, bench, fuzz, tidy}`.
 //!
 //! One file a command. What a command needs on the machine (tool chain, Debian packages) is looked for and,
 //! as root on Debian, installed by [`tools`]; a command that can't go on says what to install.
@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod ebpf;
+mod fuzz;
 mod run;
 mod test;
 mod tidy;
@@ -28,6 +29,8 @@ usage: cargo xtask <command>
   demo [--once]          two nodes, a control plane and a small shop, until Ctrl-C (--once: exit by itself)
   bench l4 [--json FILE] kernel path against no mesh
   bench mtls [...]       tunnels between agents against a pair of Envoys
+  bench l7 [...]         the proxy against HAProxy and Envoy
+  fuzz [NAME] [--seconds N]  bytes of strangers: connect_head, certificate, http1_head
   tidy                   checks on the source that the compiler does not make";
 
 fn main() -> ExitCode {
@@ -50,11 +53,12 @@ fn dispatch(args: &[String]) -> Result<()> {
         "test" => test::test(rest),
         "demo" => test::program("mesh-demo", Profile::Dev, rest),
         "bench" => {
-            if rest.first().is_some_and(|name| name == "mtls") {
+            if rest.first().is_some_and(|name| name == "mtls" || name == "l7") {
                 tools::envoy()?;
             }
             test::program("mesh-bench", Profile::Release, rest)
         }
+        "fuzz" => fuzz::fuzz(rest),
         "tidy" => tidy::tidy(),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

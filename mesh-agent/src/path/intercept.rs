@@ -23,17 +23,18 @@ use mesh_core::error::ProxyError;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
-use super::authorise::{Judged, Other, Whose, opaque};
+use super::authorise::{Other, Whose, opaque};
 use super::clock::Watched;
 use super::hbone::client::Via;
 use super::inbound::Noted;
+use super::judged::Judged;
 use super::link::Link;
 use super::member::{Held, Member};
 use super::pool::is_plain;
 use super::stats::{Direction, RequestKey, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
-use super::{hbone, http1, http2, inbound, tcp};
+use super::{detect, hbone, http1, http2, inbound, tcp, tls};
 use crate::dns;
 
 /// One place that a connection can be opened to.
@@ -142,6 +143,8 @@ pub struct Way {
     pub spoken: Spoken,
     /// The client used an IPv6 address.
     pub prefer_v6: bool,
+    /// What is spoken is to be found out; where it is opaque bytes, they go there.
+    pub unknown: Option<Hop>,
 }
 
 /// An accepted connection that is being proxied.
@@ -216,8 +219,10 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         }
         return drop(admitted);
     }
-    match (way.spoken, way.to) {
-        (Spoken::Tcp, To::Hop(hop)) => serve_tcp(session, hop).await,
+    match (way.spoken, way.to, way.unknown) {
+        (.., Some(hop)) => detect::serve(session, hop).await,
+        (Spoken::Tls, To::Service(_), _) => tls::serve(session).await,
+        (Spoken::Tcp, To::Hop(hop), _) => serve_tcp(session, hop).await,
         _ if http2::is_spoken(&session).await => http2::serve(session).await,
         _ => http1::serve(session).await,
     }
@@ -260,44 +265,65 @@ async fn way(worker: &Worker, member: &Member, record: Option<&Capture>, whose: 
     }
 }
 
-async fn serve_tcp(session: Session, hop: Hop) {
+/// Serves opaque bytes.
+pub async fn serve_tcp(session: Session, hop: Hop) {
     let begun = Instant::now();
-    let worker = session.worker.clone();
-    let target = || hop.target(&worker, &session.member);
-    let _judged = (hop.policed != 0).then(|| {
-        let parties = (&session.member, &session.whose);
-        Judged::add(&worker, parties, hop, None, session.watch.rc())
-    });
-    let opened = match opaque(&worker, &session.member, &session.whose, &hop).and_then(|()| target()) {
-        Ok(target) => transport::open(&worker, &target, &session.watch).await,
-        Err(error) => Err(error),
-    };
+    let opened = open(&session, &hop).await.map(|stream| Rc::new(Link::new(stream)));
+    carry(session, hop, opened, begun).await;
+}
+
+/// Opens a connection for opaque bytes, where they may go.
+pub async fn open(session: &Session, hop: &Hop) -> Result<Stream, ProxyError> {
+    let Session { worker, member, whose, watch, .. } = session;
+    opaque(worker, member, whose, hop)?;
+    let target = hop.target(worker, member)?;
+    let opened = transport::open(worker, &target, watch).await;
+    let counters = &worker.shared.counters;
+    one(if opened.is_ok() { &counters.upstream_opened } else { &counters.upstream_failed });
+    opened
+}
+
+/// Carries opaque bytes over the connection that was opened for them.
+pub async fn carry(session: Session, hop: Hop, opened: Result<Rc<Link>, ProxyError>, begun: Instant) {
     let reason = match opened {
-        Ok(stream) => {
-            one(&worker.shared.counters.upstream_opened);
-            let upstream = Rc::new(Link::new(stream));
-            upstream.own(Some(session.watch.rc().clone()));
-            tcp::copy(&worker, &session.watch, &session.client, &upstream, &session.held).await.reason()
-        }
+        Ok(upstream) => copy(&session, hop, upstream).await,
         Err(error) => {
-            one(&worker.shared.counters.upstream_failed);
             session.client.reset();
             error.reason()
         }
     };
-    record_tcp(&session, hop.service, reason, begun);
+    record(&session, (hop.service, Arc::default()), Spoken::Tcp, reason, begun);
+}
+
+/// Copies until both sides have ended; how that was. Policies that change may end it.
+pub async fn copy(session: &Session, hop: Hop, upstream: Rc<Link>) -> &'static str {
+    let Session { worker, member, whose, watch, client, held, .. } = session;
+    let _judged = (hop.policed != 0).then(|| Judged::add(worker, (member, whose), hop, None, watch.rc()));
+    upstream.own(Some(watch.rc().clone()));
+    tcp::copy(worker, watch, client, &upstream, held).await.reason()
 }
 
 /// Counts a connection of opaque bytes that has ended.
 pub fn record_tcp(session: &Session, service: u32, reason: &'static str, begun: Instant) {
+    record(session, (service, Arc::default()), Spoken::Tcp, reason, begun);
+}
+
+/// Counts a connection that has ended, by its service and route.
+pub fn record(
+    session: &Session,
+    (service, route): (u32, Arc<str>),
+    spoken: Spoken,
+    reason: &'static str,
+    begun: Instant,
+) {
     let worker = &session.worker;
     let key = RequestKey {
         source: if session.direction == Direction::Out { session.member.workload } else { 0 },
         service,
         status: 0,
         direction: session.direction,
-        spoken: Spoken::Tcp,
-        route: Arc::default(),
+        spoken,
+        route,
         reason,
     };
     worker.shared.requests.record(&key, begun.elapsed().as_micros() as u64, worker.clock.now());
@@ -325,10 +351,10 @@ fn outbound(worker: &Worker, record: &Capture) -> Found {
 fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> Option<Way> {
     let wanted = SocketAddr::new(addr::to_ip(&record.addr), u16::from_be(record.port_be));
     let prefer_v6 = wanted.is_ipv6();
+    let straight = |hop, spoken| Way { to: To::Hop(hop), spoken, prefer_v6, unknown: None };
     if record.flags & captured::WORKLOAD != 0 {
         let workload = snapshot.workloads.get(&record.endpoint)?;
-        let hop = Hop::to_workload(workload, wanted)?;
-        return Some(Way { to: To::Hop(hop), spoken: Spoken::Tcp, prefer_v6 });
+        return Some(straight(Hop::to_workload(workload, wanted)?, Spoken::Tcp));
     }
     let chosen = |service: &Service| {
         service
@@ -340,24 +366,36 @@ fn way_out(snapshot: &Snapshot, record: &Capture, random: impl Fn() -> u64) -> O
     let Some(service) = snapshot.services.get(&record.service) else {
         // The service has gone since, or the address was a workload's own.
         let hop = snapshot.services.values().find_map(|s| chosen(s))?;
-        return Some(Way { to: To::Hop(hop), spoken: Spoken::Tcp, prefer_v6 });
+        return Some(straight(hop, Spoken::Tcp));
     };
-    let http = service.protocol == Protocol::Http || service.routes.is_some();
-    let spoken = if http { Spoken::Http1 } else { Spoken::Tcp };
-    if !service.vips.contains(&wanted.ip()) {
+    let virtually = service.vips.contains(&wanted.ip());
+    let spoken = match service.protocol {
+        Protocol::Http => Spoken::Http1,
+        Protocol::Tls if service.routes.is_some() && virtually => Spoken::Tls,
+        _ => Spoken::Tcp,
+    };
+    let unknown = |hop| (service.protocol == Protocol::Auto).then_some(hop);
+    if !virtually {
         // Its own address was asked for, so nobody else will do.
         let endpoint = service.endpoints.iter().find(|e| e.address(prefer_v6) == Some(wanted));
         let hop = endpoint.and_then(|e| Hop::to(service.id, e, prefer_v6)).or_else(|| chosen(service))?;
-        return Some(Way { to: To::Hop(hop), spoken, prefer_v6 });
+        return Some(Way { unknown: unknown(hop), ..straight(hop, spoken) });
     }
-    if http {
-        return Some(Way { to: To::Service(service.id), spoken, prefer_v6 });
+    if spoken != Spoken::Tcp {
+        return Some(Way { to: To::Service(service.id), spoken, prefer_v6, unknown: None });
     }
     // Where a route splits them the kernel has chosen among the endpoints of others.
     let backends = || service.backends.iter().filter_map(|id| snapshot.services.get(id));
     let routed = || backends().find_map(|backend| chosen(backend));
     let any = || pick_other(service, &[], random()).and_then(|e| Hop::to(service.id, e, prefer_v6));
-    Some(Way { to: To::Hop(chosen(service).or_else(routed).or_else(any)?), spoken, prefer_v6 })
+    let Some(hop) = chosen(service).or_else(routed).or_else(any) else {
+        // Only requests can go elsewhere.
+        let http = service.protocol == Protocol::Auto && service.routes.is_some();
+        let to = To::Service(service.id);
+        return http.then_some(Way { to, spoken: Spoken::Http1, prefer_v6, unknown: None });
+    };
+    let to = unknown(hop).map_or(To::Hop(hop), |_| To::Service(service.id));
+    Some(Way { to, unknown: unknown(hop), ..straight(hop, spoken) })
 }
 
 /// The address without the v4-mapped form that an IPv6 listener shows.

@@ -4,16 +4,22 @@
 //! [`Admitted`] and [`Held`] do it as they drop, also while a panic unwinds.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use mesh_common::{addr, pick};
+use parking_lot::Mutex;
 
 use super::budget::{Budget, Usage};
 use super::stats::one;
 use super::worker::Shared;
+
+/// The enrolled workloads, by id. Locked where one comes, goes, or is looked up that is not at hand: never for a
+/// connection or a request that needs only its own.
+pub type Members = Mutex<HashMap<u32, Arc<Member>>>;
 
 /// An enrolled workload; shared by all workers.
 #[derive(Debug)]

@@ -4,8 +4,9 @@
 //! application ─▶ accept      its home worker accepts, and may hand on to a less busy one
 //!                intercept   capture record ─▶ which workload calls which service
 //!                detect      HTTP/1 or HTTP/2, by what the client says first (http2); what else a port
-//!                            speaks is what it declares
-//!                routing     HTTP: the request ─▶ backend service, by weight        mesh-core::route
+//!                            speaks is what it declares, or is found out where it asks for that (detect)
+//!                routing     TLS: the name that is asked for (tls)
+//!                            HTTP: the request ─▶ backend service, by weight        mesh-core::route
 //!                authorise   may it be called? asked of workloads of this node         mesh-core::authorise
 //!                balance     HTTP: an endpoint a request; TCP: the kernel's choice  mesh-core::balance
 //!                resilience  limits and their queue, breakers, faults, ejection for answers, rate limits where
@@ -18,7 +19,7 @@
 //! ```
 //!
 //! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`routing`], [`authorise`],
-//! [`resilience`], [`http1`], [`http2`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! [`resilience`], [`http1`], [`http2`], [`tls`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
 //! [`sockets`] what is asked of the kernel.
 //!
@@ -31,13 +32,16 @@ mod authorise;
 pub mod budget;
 pub mod buffers;
 pub mod clock;
+pub mod detect;
+mod ext_authz;
 pub mod hash;
 pub mod hbone;
 pub mod http1;
 pub mod http2;
 mod inbound;
 pub mod intercept;
-pub mod link;
+pub mod judged;
+mod link;
 pub mod member;
 pub mod origin;
 pub mod pool;
@@ -49,9 +53,11 @@ pub mod shed;
 pub mod sockets;
 pub mod stats;
 pub mod tcp;
+mod tls;
 mod told;
 pub mod transport;
 pub mod tries;
+mod whose;
 pub mod worker;
 
 #[cfg(test)]

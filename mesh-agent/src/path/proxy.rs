@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::Keys;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::accept::Listeners;
 use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
-use super::member::Member;
+use super::member::{Member, Members};
 use super::resilience::{rate, state};
 use super::shed::{self, Shed};
 use super::stats::{self, ProxyStats};
@@ -87,7 +86,7 @@ pub struct Proxy {
 struct Inner {
     commands: Vec<mpsc::Sender<Command>>,
     shared: Vec<Arc<Shared>>,
-    members: Mutex<HashMap<u32, Arc<Member>>>,
+    members: Arc<Members>,
     common: Arc<Common>,
 }
 
@@ -116,12 +115,14 @@ impl Proxy {
             inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
         }
         let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
+        let members = Arc::new(Members::default());
         let common = Arc::new(Common {
             seats,
             snapshot,
             sockets,
             keys,
             limits,
+            members: members.clone(),
             resilience: state::Node::default(),
             buckets: rate::Buckets::default(),
             shed: Shed::default(),
@@ -132,7 +133,7 @@ impl Proxy {
         let watched = Arc::downgrade(&common);
         // Without it nothing is refused.
         drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(watched)));
-        Ok(Self { inner: Arc::new(Inner { commands, shared, members: Mutex::default(), common }) })
+        Ok(Self { inner: Arc::new(Inner { commands, shared, members, common }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.

@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use mesh_core::balance::{Loads, pick_other};
 use mesh_core::error::ProxyError;
+use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
 use mesh_core::resilience::fault::Mishap;
-use mesh_core::route::{Action, Edits, Found, Redirect};
-use mesh_core::snapshot::{Service, Snapshot};
+use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
+use mesh_core::snapshot::{Service, Snapshot, Workload};
 
 use super::intercept::{Hop, To};
 use super::member::Member;
@@ -64,6 +65,8 @@ pub enum Way<'s> {
     To(Routed<'s>),
     /// The client is sent elsewhere; with the bytes of the path that are the rule's prefix.
     Elsewhere(&'s Redirect, usize),
+    /// The route answers itself.
+    Answered(&'s DirectResponse),
 }
 
 impl Caller<'_> {
@@ -84,7 +87,7 @@ impl Caller<'_> {
         };
         account.service = id;
         let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
-        let Some(routes) = &asked.routes else {
+        let Some(routes) = asked.routes_of(|| self.namespace(snapshot)) else {
             account.strike(asked, head);
             return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
         };
@@ -94,6 +97,9 @@ impl Caller<'_> {
         if let Some(redirect) = action.and_then(|action| action.redirect.as_ref()) {
             return Ok(Way::Elsewhere(redirect, matched));
         }
+        if let Some(answer) = action.and_then(|action| action.direct.as_ref()) {
+            return Ok(Way::Answered(answer));
+        }
         let (chosen, backend) = rule.pick(fastrand::u64(..))?;
         account.service = chosen;
         let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
@@ -101,6 +107,11 @@ impl Caller<'_> {
         let hop = self.balance(service)?;
         let edits = backend.edits.as_ref();
         Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
+    }
+
+    /// The mesh namespace of the workload that asks.
+    pub fn namespace<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s str> {
+        snapshot.workloads.get(&self.member.workload).map(|workload| Workload::namespace(workload))
     }
 
     /// The endpoint whose turn it is.
@@ -174,6 +185,8 @@ pub struct Account {
     pub mishap: Mishap,
     /// What it holds of its service, where that follows requests.
     pub ticket: Option<Box<Ticket>>,
+    /// What the client gets in place of a response, where somebody outside has decided that.
+    pub denial: Option<Box<Denial>>,
 }
 
 impl Account {
@@ -188,12 +201,13 @@ impl Account {
             asked: None,
             mishap: Mishap::default(),
             ticket: None,
+            denial: None,
         }
     }
 
     /// It was refused, or failed.
     pub fn failed(&mut self, error: ProxyError) {
-        self.status = error.status();
+        self.status = self.denial.as_ref().map_or_else(|| error.status(), |denial| denial.status);
         self.reason = error.reason();
     }
 

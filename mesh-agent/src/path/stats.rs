@@ -46,6 +46,8 @@ pub enum Spoken {
     Http1,
     /// HTTP/2.
     Http2,
+    /// TLS that is not opened: one "request" a connection.
+    Tls,
 }
 
 impl Spoken {
@@ -55,6 +57,7 @@ impl Spoken {
             Self::Tcp => "tcp",
             Self::Http1 => "http",
             Self::Http2 => "http2",
+            Self::Tls => "tls",
         }
     }
 }
@@ -278,6 +281,20 @@ counters! {
     tokens_known,
     /// That were refused.
     tokens_refused,
+    /// Connections to ports that declare nothing, by what they were taken for: HTTP/1.
+    detected_http1,
+    /// HTTP/2.
+    detected_http2,
+    /// TLS.
+    detected_tls,
+    /// Their client began with anything else.
+    detected_opaque,
+    /// Their server spoke first.
+    detected_server_first,
+    /// Nobody said anything in time.
+    detected_silent,
+    /// Nothing was waited for: the same workload's last connection there had a silent client.
+    detected_remembered,
     /// Questions to resolvers that the mesh answered.
     dns_answered,
     /// That were passed on and answered; over TCP: passed on.
@@ -286,6 +303,14 @@ counters! {
     dns_failed,
     /// Refused: too many of the workload's wait.
     dns_refused,
+    /// Answers of external authorisation: let in.
+    ext_authz_allowed,
+    /// Refused.
+    ext_authz_denied,
+    /// No answer: refused.
+    ext_authz_failed,
+    /// No answer: let in.
+    ext_authz_unasked,
     /// TLS with what is outside of the mesh that came up.
     origin_ok,
     /// And did not: the certificate is of no authority that is trusted.

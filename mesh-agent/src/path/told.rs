@@ -1,4 +1,5 @@
-//! What the endpoint of a request is told of its tokens, and what is taken out of the request for that.
+//! What the endpoint of a request is told of its tokens and by external authorisation, and what is taken out of the
+//! request for that.
 //!
 //! authorise ──good tokens──▶ **told** ──▶ { HTTP/1: the head is written once more; HTTP/2: its fields are changed }
 //!
@@ -9,18 +10,20 @@ use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::authorise::{Claims, Headers};
+use mesh_core::ext_authz::Grant;
 use mesh_core::http1::{RequestEdits, RequestHead, write_request};
 use mesh_core::jwt::Provider;
+use mesh_core::route::Line;
 
 /// Changes of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Names that nobody but the mesh may say, in lower case.
     pub claimed: Vec<Box<str>>,
-    /// Names of headers with tokens that are not for the endpoint.
+    /// Names of headers that are not for the endpoint: they carry tokens, or it was asked to be so.
     tokens: Vec<Box<str>>,
     /// What it is told.
-    fields: Vec<(Box<str>, Box<str>)>,
+    fields: Vec<Line>,
 }
 
 impl Told {
@@ -37,6 +40,24 @@ impl Told {
             told.fields.extend(token.headers().map(|(name, value)| (name.into(), (&*value).into())));
         }
         told
+    }
+
+    /// What a provider of external authorisation says, after what was told before.
+    pub fn grant(&mut self, grant: Grant) {
+        let Grant { set, add, remove, .. } = grant;
+        self.claimed.extend(set.iter().map(|(name, _)| name.clone()));
+        let gone = |name: &str| {
+            let same = |one: &str| is_alike(name.as_bytes(), one);
+            set.iter().any(|(one, _)| same(one)) || remove.iter().any(|one| same(one))
+        };
+        self.fields.retain(|(name, _)| !gone(name));
+        self.fields.extend(set.into_iter().chain(add));
+        self.tokens.extend(remove);
+    }
+
+    /// Lines that the endpoint gets beside the request's own.
+    pub fn lines(&self) -> &[Line] {
+        &self.fields
     }
 
     fn removed(&self) -> impl Iterator<Item = &str> {

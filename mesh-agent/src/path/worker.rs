@@ -27,15 +27,16 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::accept::{self, Job, Listeners};
-use super::authorise::Judged;
 use super::buffers::Pool;
 use super::clock::{Clock, LOOK_MS};
+use super::detect::Silents;
 use super::hbone::Identities;
 use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
 use super::http2::peers::Peers;
+use super::judged::Judged;
 use super::link::FlushQueue;
-use super::member::Member;
+use super::member::{Member, Members};
 use super::origin::Origins;
 use super::pool::Upstreams;
 use super::resilience::{rate, state};
@@ -116,6 +117,8 @@ pub struct Common {
     pub buckets: rate::Buckets,
     /// Whether new work is refused.
     pub shed: Shed,
+    /// The workloads of this node.
+    pub members: Arc<Members>,
 }
 
 /// What the connections of one worker share.
@@ -154,6 +157,8 @@ pub struct Worker {
     pub retries: Retries,
     /// Its way to what is known of services.
     pub tables: state::Tables,
+    /// Who is known to wait for its server to speak first.
+    pub silents: Silents,
     /// Copies of requests that are under way.
     pub mirrors: Cell<u32>,
     /// How TLS is spoken with the outside.
@@ -202,6 +207,7 @@ impl Worker {
             peers: Peers::default(),
             retries: Retries::default(),
             tables: state::Tables::default(),
+            silents: Silents::default(),
             mirrors: Cell::new(0),
             origins: Origins::default(),
             draining: Cell::new(false),

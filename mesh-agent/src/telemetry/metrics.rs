@@ -83,9 +83,11 @@ metrics! {
     PROXY_DROPPED = "mesh_proxy_dropped_total", Counter, &["reason"], "Connections that the proxy closed without serving them, or cut.";
     PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, a reused connection that had closed, or as a route asks for it.";
     PROXY_MIRRORED = "mesh_proxy_mirrored_total", Counter, &["outcome"], "Copies of requests that routes ask for: sent, skipped (too many were under way, the body was, or there was no endpoint), failed (sent and not answered).";
+    PROXY_DETECTED = "mesh_proxy_detected_total", Counter, &["verdict"], "Connections to ports of protocol auto, by what they were taken for: http, http2, tls, opaque (its client began with anything else), server_first, silent (nobody said anything within 100 ms), remembered (the workload's last client there was silent, so nothing was waited for).";
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";
     PROXY_PANICS = "mesh_proxy_panics_total", Counter, &[], "Connections ended by a bug in the agent.";
     JWT_TOKENS = "mesh_jwt_tokens_total", Counter, &["outcome"], "Tokens that requests to this node's workloads carried: checked and found good; known, checked before; refused: why is the reason of the request.";
+    EXT_AUTHZ = "mesh_ext_authz_total", Counter, &["outcome"], "Requests that external authorisation was asked about: allowed, denied; failed, refused without an answer; unasked, let in without one.";
     DNS_QUESTIONS = "mesh_dns_questions_total", Counter, &["outcome"], "Questions of this node's workloads to resolvers: answered by the mesh; forwarded to the resolver that was asked, and answered there; failed, where nobody answered; refused, where too many of one workload waited.";
     TLS_ORIGINATED = "mesh_tls_originated_total", Counter, &["outcome"], "TLS begun by the proxy with endpoints of external services: ok, what is wrong with the certificate, failed (no TLS there, or none that is spoken here), timeout.";
     EXTERNAL_LOOKUPS = "mesh_external_lookups_total", Counter, &["outcome"], "Look-ups of host names of external services: ok; failed, where what was known before is kept.";

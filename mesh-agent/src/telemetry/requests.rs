@@ -79,6 +79,15 @@ pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<M
     all
 }
 
+/// Counts by outcome or reason.
+fn by(metric: &'static m::Metric, counts: &[(&str, u64)]) -> Family {
+    let mut family = Family::new(metric);
+    for (outcome, count) in counts {
+        family.add(&[outcome], *count as f64);
+    }
+    family
+}
+
 /// A family without samples is none.
 fn tunnels(counts: &TunnelCounts) -> impl Iterator<Item = MetricFamily> {
     let (mut tunnels, mut streams) = (Family::new(&m::HBONE_TUNNELS), Family::new(&m::HBONE_STREAMS));
@@ -102,7 +111,6 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
     let mut accepted = Family::new(&m::PROXY_ACCEPTED);
     accepted.add(&["out"], c.accepted_out as f64);
     accepted.add(&["in"], c.accepted_in as f64);
-    let mut dropped = Family::new(&m::PROXY_DROPPED);
     let reasons = [
         ("record_lost", c.record_lost),
         ("budget_connections", c.budget_connections),
@@ -112,42 +120,57 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         ("overloaded", c.overloaded),
         ("cut", c.cut),
     ];
-    for (reason, count) in reasons {
-        dropped.add(&[reason], count as f64);
-    }
-    let mut tokens = Family::new(&m::JWT_TOKENS);
-    let outcomes = [("checked", c.tokens_checked), ("known", c.tokens_known), ("refused", c.tokens_refused)];
-    for (outcome, count) in outcomes {
-        tokens.add(&[outcome], count as f64);
-    }
-    let mut questions = Family::new(&m::DNS_QUESTIONS);
-    let outcomes = [
-        ("answered", c.dns_answered),
-        ("forwarded", c.dns_forwarded),
-        ("failed", c.dns_failed),
-        ("refused", c.dns_refused),
-    ];
-    for (outcome, count) in outcomes {
-        questions.add(&[outcome], count as f64);
-    }
-    let mut mirrored = Family::new(&m::PROXY_MIRRORED);
-    for (outcome, count) in [("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)]
-    {
-        mirrored.add(&[outcome], count as f64);
-    }
-    let mut originated = Family::new(&m::TLS_ORIGINATED);
-    let outcomes = [
-        ("ok", c.origin_ok),
-        ("unknown_ca", c.origin_unknown_ca),
-        ("expired", c.origin_expired),
-        ("wrong_name", c.origin_wrong_name),
-        ("bad_certificate", c.origin_bad_certificate),
-        ("failed", c.origin_failed),
-        ("timeout", c.origin_timeout),
-    ];
-    for (outcome, count) in outcomes {
-        originated.add(&[outcome], count as f64);
-    }
+    let dropped = by(&m::PROXY_DROPPED, &reasons);
+    let tokens = by(
+        &m::JWT_TOKENS,
+        &[("checked", c.tokens_checked), ("known", c.tokens_known), ("refused", c.tokens_refused)],
+    );
+    let external = by(
+        &m::EXT_AUTHZ,
+        &[
+            ("allowed", c.ext_authz_allowed),
+            ("denied", c.ext_authz_denied),
+            ("failed", c.ext_authz_failed),
+            ("unasked", c.ext_authz_unasked),
+        ],
+    );
+    let questions = by(
+        &m::DNS_QUESTIONS,
+        &[
+            ("answered", c.dns_answered),
+            ("forwarded", c.dns_forwarded),
+            ("failed", c.dns_failed),
+            ("refused", c.dns_refused),
+        ],
+    );
+    let mirrored = by(
+        &m::PROXY_MIRRORED,
+        &[("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)],
+    );
+    let detected = by(
+        &m::PROXY_DETECTED,
+        &[
+            ("http", c.detected_http1),
+            ("http2", c.detected_http2),
+            ("tls", c.detected_tls),
+            ("opaque", c.detected_opaque),
+            ("server_first", c.detected_server_first),
+            ("silent", c.detected_silent),
+            ("remembered", c.detected_remembered),
+        ],
+    );
+    let originated = by(
+        &m::TLS_ORIGINATED,
+        &[
+            ("ok", c.origin_ok),
+            ("unknown_ca", c.origin_unknown_ca),
+            ("expired", c.origin_expired),
+            ("wrong_name", c.origin_wrong_name),
+            ("bad_certificate", c.origin_bad_certificate),
+            ("failed", c.origin_failed),
+            ("timeout", c.origin_timeout),
+        ],
+    );
     let plain = [
         (&m::PROXY_OPEN, c.open),
         (&m::PROXY_HANDED_ON, c.handed_on),
@@ -159,7 +182,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted, dropped, tokens, questions, mirrored, originated]
+    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, detected, originated]
         .into_iter()
         .map(Family::finish)
         .collect::<Vec<_>>();

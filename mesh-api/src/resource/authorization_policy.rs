@@ -1,7 +1,7 @@
 //! `AuthorizationPolicy`: who may connect to which workloads of its namespace, and with which requests.
 //!
 //! Built: terms that a connection shows (identity, namespace, address, port) and that a request shows (method, path,
-//! host, headers); `allow`, `deny`, `audit`. JWT claims and what is negated are refused by name.
+//! host, headers, tokens); `allow`, `deny`, `audit`, `custom`. What is negated is refused by name.
 //! Not here: what several policies come to (mesh-core's authorise), the forms of paths (http_path).
 
 use std::collections::BTreeMap;
@@ -36,6 +36,9 @@ pub struct AuthorizationPolicySpec {
     pub selector: Selector,
     /// What becomes of connections that match.
     pub action: Action,
+    /// Who is asked about what matches, of the mesh's `extAuthz`; with `custom` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
     /// One of them must match; none: nothing matches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AuthorizationRule>,
@@ -67,6 +70,8 @@ pub enum Action {
     Deny,
     /// They are counted, and nothing is decided.
     Audit,
+    /// A provider is asked about requests that nothing else refuses.
+    Custom,
 }
 
 /// Matches where one entry of `from`, one of `to` and all of `headers` do.
@@ -231,16 +236,24 @@ impl Cidr {
 
 impl AuthorizationPolicySpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["selector", "action", "rules"], &["targetRef", "targetRefs", "provider"])?;
+        let fields = at.object(&["selector", "action", "provider", "rules"], &["targetRef", "targetRefs"])?;
+        let actions = [
+            ("allow", Action::Allow),
+            ("deny", Action::Deny),
+            ("audit", Action::Audit),
+            ("custom", Action::Custom),
+        ];
+        let action = fields.read("action", |at| at.one_of(&actions, &[]))?.unwrap_or_default();
+        let accepted = "the name of one of the mesh's extAuthz, with action: custom and no other";
+        let provider = match (action, fields.get("provider")) {
+            (Action::Custom, _) => Some(fields.need("provider", accepted)?.checked(&LABEL)?),
+            (_, Some(provider)) => return Err(provider.refuse(Reason::Conflict, accepted)),
+            (_, None) => None,
+        };
         Ok(Self {
             selector: fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default(),
-            action: fields
-                .read("action", |at| {
-                    let actions =
-                        [("allow", Action::Allow), ("deny", Action::Deny), ("audit", Action::Audit)];
-                    at.one_of(&actions, &["custom"])
-                })?
-                .unwrap_or_default(),
+            action,
+            provider,
             rules: fields.each("rules", 0..=MAX_RULES, |at| AuthorizationRule::read(&at))?,
         })
     }

@@ -42,6 +42,12 @@ pub enum HttpFilter {
         #[serde(rename = "urlRewrite")]
         to: Rewrite,
     },
+    /// An answer that stands here.
+    DirectResponse {
+        /// Which.
+        #[serde(rename = "directResponse")]
+        answer: DirectResponse,
+    },
     /// Copies of requests, whose answers nobody sees.
     RequestMirror {
         /// To whom, and how many.
@@ -122,6 +128,20 @@ pub struct Rewrite {
     pub path: Option<PathEdit>,
 }
 
+/// An answer in place of any backend's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectResponse {
+    /// 200 to 599.
+    pub status_code: u16,
+    /// What the body is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Up to 4096 bytes.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub body: String,
+}
+
 /// Who gets copies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -151,19 +171,50 @@ fn as_fraction<S: serde::Serializer>(
 pub(super) enum Of {
     /// A rule; whether one of its matches has something else than a prefix.
     Rule { prefixes: bool },
+    /// A rule of a `GRPCRoute`: headers and copies.
+    Grpc,
     /// A backend: headers alone.
     Backend,
 }
 
-const KINDS: [(&str, u8); 5] = [
+impl Of {
+    /// The types that may stand there, and those that may not yet.
+    fn kinds(self) -> (&'static [(&'static str, u8)], &'static [&'static str]) {
+        match self {
+            Self::Rule { .. } => (&KINDS, &["ExtensionRef", "CORS", "ExternalAuth"]),
+            Self::Grpc => (&GRPC_KINDS, &["ExtensionRef", "ExternalAuth"]),
+            Self::Backend => {
+                (&KINDS[..2], &["ExtensionRef", "CORS", "RequestRedirect", "URLRewrite", "RequestMirror"])
+            }
+        }
+    }
+}
+
+const GRPC_KINDS: [(&str, u8); 3] = [KINDS[0], KINDS[1], KINDS[4]];
+
+const KINDS: [(&str, u8); 6] = [
     ("RequestHeaderModifier", 0),
     ("ResponseHeaderModifier", 1),
     ("RequestRedirect", 2),
     ("URLRewrite", 3),
     ("RequestMirror", 4),
+    ("DirectResponse", 5),
 ];
 
 impl HttpFilter {
+    /// To whom copies go, where it is about copies.
+    pub(super) fn mirror(&self) -> Option<&BackendRef> {
+        match self {
+            Self::RequestMirror { to } => Some(&to.backend_ref),
+            _ => None,
+        }
+    }
+
+    /// Does it answer in a backend's place?
+    pub(super) fn answers(&self) -> bool {
+        matches!(self, Self::RequestRedirect { .. } | Self::DirectResponse { .. })
+    }
+
     /// A list of them.
     pub(super) fn each(at: &At<'_>, of: Of) -> Result<Vec<Self>, ApiError> {
         let mut seen = [false; KINDS.len()];
@@ -174,8 +225,9 @@ impl HttpFilter {
                 return Err(at.refuse(Reason::Conflict, "each type once, but RequestMirror"));
             }
             seen[usize::from(kind)] = true;
-            if seen[2] && seen[3] {
-                return Err(at.refuse(Reason::Conflict, "RequestRedirect or URLRewrite, not both"));
+            if [2, 3, 5].iter().filter(|kind| seen[**kind]).count() > 1 {
+                let accepted = "one of RequestRedirect, URLRewrite and DirectResponse";
+                return Err(at.refuse(Reason::Conflict, accepted));
             }
             out.push(filter);
         }
@@ -190,12 +242,11 @@ impl HttpFilter {
             "requestRedirect",
             "urlRewrite",
             "requestMirror",
+            "directResponse",
         ];
         let fields = at.object(&known, &["extensionRef", "cors", "externalAuth"])?;
-        let kinds = if of == Of::Backend { &KINDS[..2] } else { &KINDS[..] };
-        let unbuilt =
-            ["ExtensionRef", "CORS", "ExternalAuth", "RequestRedirect", "URLRewrite", "RequestMirror"];
-        let kind = fields.need("type", "the filter's type")?.one_of(kinds, &unbuilt)?;
+        let (kinds, unbuilt) = of.kinds();
+        let kind = fields.need("type", "the filter's type")?.one_of(kinds, unbuilt)?;
         let own = known[usize::from(kind) + 1];
         for other in known[1..].iter().filter(|other| **other != own) {
             if let Some(at) = fields.get(other) {
@@ -208,7 +259,8 @@ impl HttpFilter {
             1 => Self::ResponseHeaderModifier { edits: HeaderEdits::read(&at)? },
             2 => Self::RequestRedirect { to: Redirect::read(&at, of)? },
             3 => Self::UrlRewrite { to: Rewrite::read(&at, of)? },
-            _ => Self::RequestMirror { to: Mirror::read(&at)? },
+            4 => Self::RequestMirror { to: Mirror::read(&at)? },
+            _ => Self::DirectResponse { answer: DirectResponse::read(&at)? },
         };
         Ok((filter, kind))
     }
@@ -329,6 +381,25 @@ impl Rewrite {
             hostname: fields.read("hostname", |at| host(&at))?,
             path: fields.read("path", |at| PathEdit::read(&at, of))?,
         })
+    }
+}
+
+impl DirectResponse {
+    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+        let fields = at.object(&["statusCode", "contentType", "body"], &[])?;
+        let body = "0..=4096 bytes of text";
+        let holds = |text: &str| (text.len() <= 4096).then(|| text.to_owned());
+        let answer = Self {
+            status_code: fields.need("statusCode", "200..=599")?.integer(200..=599)? as u16,
+            content_type: fields.read("contentType", |at| at.header_value())?,
+            body: fields.read("body", |at| at.parsed(body, holds))?.unwrap_or_default(),
+        };
+        if let Some(at) = fields.get("body").filter(|_| !answer.body.is_empty())
+            && matches!(answer.status_code, 204 | 205 | 304)
+        {
+            return Err(at.refuse(Reason::Conflict, "none: answers of this status have no body"));
+        }
+        Ok(answer)
     }
 }
 

@@ -65,6 +65,11 @@ pub enum MatchKind {
     RegularExpression,
 }
 
+impl MatchKind {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("Exact", Self::Exact), ("RegularExpression", Self::RegularExpression)];
+}
+
 const METHODS: &[(&str, &str)] = &[
     ("GET", "GET"),
     ("HEAD", "HEAD"),
@@ -87,7 +92,7 @@ impl HttpMatch {
         };
         Ok(Self {
             path,
-            headers: FieldMatch::each(&fields, "headers", FieldMatch::header)?,
+            headers: FieldMatch::headers(&fields)?,
             query_params: FieldMatch::each(&fields, "queryParams", FieldMatch::parameter)?,
             method: fields.read("method", |at| at.one_of(METHODS, &[]))?.map(ToOwned::to_owned),
         })
@@ -108,7 +113,12 @@ impl PathMatch {
 }
 
 impl FieldMatch {
-    pub(super) fn each(
+    /// The field `headers`.
+    pub(super) fn headers(fields: &Fields<'_>) -> Result<Vec<Self>, ApiError> {
+        Self::each(fields, "headers", Self::header)
+    }
+
+    fn each(
         fields: &Fields<'_>,
         field: &str,
         read: impl Fn(&At<'_>) -> Result<Self, ApiError>,
@@ -134,8 +144,7 @@ impl FieldMatch {
 
     fn read(at: &At<'_>, name: impl Fn(&At<'_>) -> Result<String, ApiError>) -> Result<Self, ApiError> {
         let fields = at.object(&["type", "name", "value"], &[])?;
-        let kinds = [("Exact", MatchKind::Exact), ("RegularExpression", MatchKind::RegularExpression)];
-        let kind = fields.read("type", |at| at.one_of(&kinds, &[]))?.unwrap_or(MatchKind::Exact);
+        let kind = fields.read("type", |at| at.one_of(MatchKind::WORDS, &[]))?.unwrap_or(MatchKind::Exact);
         let value = fields.need("value", "1..=4096 characters")?;
         Ok(Self {
             kind,
@@ -183,7 +192,7 @@ impl At<'_> {
     }
 
     /// A regular expression that compiles within bounds.
-    fn expression(&self) -> Result<String, ApiError> {
+    pub(super) fn expression(&self) -> Result<String, ApiError> {
         let accepted = format!(
             "a regular expression of 1..=1024 characters, without look-around and back references, that compiles \
              to at most {} KiB",

@@ -37,7 +37,11 @@ pub struct ParentRef {
     group: &'static str,
     /// Always `Service`.
     kind: &'static str,
-    /// Service of the same namespace.
+    /// Its namespace; `None`: the route's. In another one the route binds the clients of its own namespace alone, and
+    /// for them what that namespace itself says of the service does not hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The service.
     pub name: String,
     /// One port of it; `None`: every port that the route's kind is for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +125,10 @@ impl HttpRouteSpec {
         let parents = fields.need("parentRefs", "a list of 1..=32 Services")?.list(1..=32)?;
         let rules = fields.need("rules", "a list of 1..=16 rules")?.list(1..=16)?;
         Ok(Self {
-            parent_refs: parents.iter().map(|at| ParentRef::read(at, namespace)).collect::<Result<_, _>>()?,
+            parent_refs: parents
+                .iter()
+                .map(|at| ParentRef::read_any(at, namespace))
+                .collect::<Result<_, _>>()?,
             hostnames: fields.each("hostnames", 0..=16, |at| at.checked(&HOSTNAME))?,
             rules: rules.iter().map(HttpRule::read).collect::<Result<_, _>>()?,
         })
@@ -130,11 +137,7 @@ impl HttpRouteSpec {
     /// Every service that requests, or copies of them, go to.
     pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
         self.rules.iter().flat_map(|rule| {
-            let mirrors = rule.filters.iter().filter_map(|filter| match filter {
-                HttpFilter::RequestMirror { to } => Some(&to.backend_ref),
-                _ => None,
-            });
-            rule.backend_refs.iter().chain(mirrors)
+            rule.backend_refs.iter().chain(rule.filters.iter().filter_map(HttpFilter::mirror))
         })
     }
 }
@@ -142,23 +145,33 @@ impl HttpRouteSpec {
 impl ParentRef {
     /// To every port of a service that the route's kind is for, or to one port.
     pub fn service(name: &str, port: Option<u16>) -> Self {
-        Self { group: "", kind: "Service", name: name.to_owned(), port }
+        Self { group: "", kind: "Service", namespace: None, name: name.to_owned(), port }
     }
 
+    /// Of the route's own namespace alone.
     pub(super) fn read(at: &At<'_>, own_namespace: &str) -> Result<Self, ApiError> {
+        let parent = Self::read_any(at, own_namespace)?;
+        let known = ["group", "kind", "namespace", "name", "port"];
+        match at.object(&known, &[])?.get("namespace").filter(|_| parent.namespace.is_some()) {
+            Some(at) => Err(at.refuse(Reason::NotBuiltYet, format!("{own_namespace}: the route's own"))),
+            None => Ok(parent),
+        }
+    }
+
+    /// Of any namespace.
+    pub(super) fn read_any(at: &At<'_>, own_namespace: &str) -> Result<Self, ApiError> {
         let fields = at.object(&["group", "kind", "namespace", "name", "port"], &["sectionName"])?;
         let kind = fields.need("kind", "Service")?;
         kind.one_of(&[("Service", ())], &["Gateway"])?;
         if let Some(group) = fields.get("group") {
             group.one_of(&[("", ())], &["gateway.networking.k8s.io"])?;
         }
-        if let Some(namespace) = fields.get("namespace")
-            && namespace.checked(&LABEL)? != own_namespace
-        {
-            return Err(namespace.refuse(Reason::NotBuiltYet, format!("{own_namespace}: the route's own")));
-        }
+        let namespace = fields.read("namespace", |at| at.checked(&LABEL))?;
         let name = fields.need("name", LABEL.accepted)?.checked(&LABEL)?;
-        Ok(Self::service(&name, fields.read("port", |at| at.port())?))
+        Ok(Self {
+            namespace: namespace.filter(|namespace| namespace != own_namespace),
+            ..Self::service(&name, fields.read("port", |at| at.port())?)
+        })
     }
 }
 
@@ -177,9 +190,9 @@ impl HttpRule {
             timeouts: fields.read("timeouts", |at| Timeouts::read(&at))?,
             retry: fields.read("retry", |at| Retry::read(&at))?,
         };
-        let redirects = rule.filters.iter().any(|f| matches!(f, HttpFilter::RequestRedirect { .. }));
-        if let Some(at) = fields.get("backendRefs").filter(|_| redirects && !rule.backend_refs.is_empty()) {
-            return Err(at.refuse(Reason::Conflict, "none: the rule has a RequestRedirect"));
+        let answers = rule.filters.iter().any(HttpFilter::answers);
+        if let Some(at) = fields.get("backendRefs").filter(|_| answers && !rule.backend_refs.is_empty()) {
+            return Err(at.refuse(Reason::Conflict, "none: the rule has a RequestRedirect or DirectResponse"));
         }
         Ok(rule)
     }
@@ -221,7 +234,7 @@ impl BackendRef {
         Self::read_with(at, &["group", "kind", "namespace", "name", "port", "weight"])
     }
 
-    fn read_http(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn read_http(at: &At<'_>) -> Result<Self, ApiError> {
         Self::read_with(at, &["group", "kind", "namespace", "name", "port", "weight", "filters"])
     }
 

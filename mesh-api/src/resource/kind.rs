@@ -20,6 +20,10 @@ pub enum Kind {
     Workload,
     /// `HTTPRoute`
     HttpRoute,
+    /// `GRPCRoute`
+    GrpcRoute,
+    /// `TLSRoute`
+    TlsRoute,
     /// `TCPRoute`
     TcpRoute,
     /// `UDPRoute`
@@ -35,16 +39,18 @@ pub enum Kind {
 }
 
 /// Planned kinds.
-const UNBUILT: &[&str] = &["GRPCRoute", "TLSRoute", "RateLimitPolicy", "Telemetry", "EnvoyResources"];
+const UNBUILT: &[&str] = &["RateLimitPolicy", "Telemetry", "EnvoyResources"];
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Mesh,
         Self::Service,
         Self::ExternalService,
         Self::Workload,
         Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
         Self::TcpRoute,
         Self::UdpRoute,
         Self::TrafficPolicy,
@@ -59,6 +65,8 @@ impl Kind {
             Self::Service => "Service",
             Self::Workload => "Workload",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::UdpRoute => "UDPRoute",
             Self::TrafficPolicy => "TrafficPolicy",
@@ -75,6 +83,8 @@ impl Kind {
             Self::Service => "services",
             Self::Workload => "workloads",
             Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TlsRoute => "tlsroutes",
             Self::TcpRoute => "tcproutes",
             Self::UdpRoute => "udproutes",
             Self::TrafficPolicy => "trafficpolicies",
@@ -87,7 +97,9 @@ impl Kind {
     /// As `apiVersion:` says it.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute | Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute | Self::UdpRoute => {
+                "gateway.networking.k8s.io/v1"
+            }
             _ => "nodemesh.io/v1",
         }
     }
@@ -99,6 +111,8 @@ impl Kind {
             Self::Service => "type.googleapis.com/nodemesh.v1.Service",
             Self::Workload => "type.googleapis.com/nodemesh.v1.Workload",
             Self::HttpRoute => "type.googleapis.com/nodemesh.v1.HttpRoute",
+            Self::GrpcRoute => "type.googleapis.com/nodemesh.v1.GrpcRoute",
+            Self::TlsRoute => "type.googleapis.com/nodemesh.v1.TlsRoute",
             Self::TcpRoute => "type.googleapis.com/nodemesh.v1.TcpRoute",
             Self::UdpRoute => "type.googleapis.com/nodemesh.v1.UdpRoute",
             Self::TrafficPolicy => "type.googleapis.com/nodemesh.v1.TrafficPolicy",

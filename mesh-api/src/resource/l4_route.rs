@@ -46,7 +46,7 @@ impl L4RouteSpec {
 }
 
 impl L4Rule {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["backendRefs"], &["name"])?;
         let backends = fields.need("backendRefs", "a list of 1..=16 Services")?.list(1..=16)?;
         Ok(Self { backend_refs: backends.iter().map(BackendRef::read).collect::<Result<_, _>>()? })

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Serialize, Serializer};
 
 use super::egress::Egress;
+use super::ext_authz::{ExtAuthz, MAX_EXT_AUTHZ};
 use super::jwt::{JwtProvider, MAX_PROVIDERS};
 use super::mtls::MtlsMode;
 use crate::error::ApiError;
@@ -30,6 +31,9 @@ pub struct MeshSpec {
     /// Whose tokens policies may ask for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jwt_providers: Vec<JwtProvider>,
+    /// Who may be asked about requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ext_authz: Vec<ExtAuthz>,
 }
 
 /// How connections are encrypted where no policy says.
@@ -81,6 +85,7 @@ impl Default for MeshSpec {
             mtls: MeshMtls::default(),
             egress: Egress::default(),
             jwt_providers: Vec::new(),
+            ext_authz: Vec::new(),
         }
     }
 }
@@ -88,17 +93,19 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http", "mtls", "egress", "jwtProviders"],
-            &["dns", "dnsDomains", "extAuthz", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls", "egress", "jwtProviders", "extAuthz"],
+            &["dns", "dnsDomains", "udp"],
         )?;
         let default = Self::default();
         let jwt_providers = fields.each("jwtProviders", 0..=MAX_PROVIDERS, |at| JwtProvider::read(&at))?;
-        let names = jwt_providers.iter().map(|one| &*one.name);
-        let place = |i: usize| {
-            let one: &JwtProvider = &jwt_providers[i];
-            (format!("{}.jwtProviders[{i}].name", at.path()), one.name.clone().into())
-        };
-        distinct(names, place, "providers with different names")?;
+        let ext_authz = fields.each("extAuthz", 0..=MAX_EXT_AUTHZ, |at| ExtAuthz::read(&at))?;
+        for (field, names) in [
+            ("jwtProviders", jwt_providers.iter().map(|one| &*one.name).collect::<Vec<_>>()),
+            ("extAuthz", ext_authz.iter().map(|one| &*one.name).collect()),
+        ] {
+            let place = |i: usize| (format!("{}.{field}[{i}].name", at.path()), names[i].into());
+            distinct(names.iter().copied(), place, "providers with different names")?;
+        }
         Ok(Self {
             trust_domain: fields
                 .read("trustDomain", |at| at.checked(&TRUST_DOMAIN))?
@@ -108,6 +115,7 @@ impl MeshSpec {
             mtls: fields.read("mtls", |at| MeshMtls::read(&at))?.unwrap_or_default(),
             egress: fields.read("egress", |at| Egress::read(&at))?.unwrap_or_default(),
             jwt_providers,
+            ext_authz,
         })
     }
 }

@@ -10,7 +10,9 @@
 mod authorization_policy;
 mod egress;
 mod envelope;
+mod ext_authz;
 mod external_service;
+mod grpc_route;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -22,6 +24,7 @@ mod mesh;
 mod mtls;
 mod resilience;
 mod service;
+mod tls_route;
 mod traffic_policy;
 mod transport_policy;
 mod workload;
@@ -32,8 +35,10 @@ pub use authorization_policy::{
 };
 pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
+pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
-pub use http_filter::{Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
+pub use grpc_route::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use http_filter::{DirectResponse, Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
 pub use jwt::{ClaimHeader, ClaimTerm, Jwks, JwtProvider, JwtTerms, TokenHeader};
@@ -47,6 +52,7 @@ pub use resilience::{
     RequestLimits, SuccessRate,
 };
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
+pub use tls_route::TlsRouteSpec;
 pub use traffic_policy::{
     Affinity, Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
     TrafficPolicySpec,
@@ -90,6 +96,10 @@ pub enum Spec {
     Workload(WorkloadSpec),
     /// HTTP requests to a service, by host and path, to weighted backends.
     HttpRoute(HttpRouteSpec),
+    /// Calls of gRPC to a service, by method, to weighted backends.
+    GrpcRoute(GrpcRouteSpec),
+    /// Connections of TLS to a service, by the name that is asked for, to weighted backends.
+    TlsRoute(TlsRouteSpec),
     /// Connections to a service, to weighted backends.
     TcpRoute(L4RouteSpec),
     /// UDP sockets that send to a service, to weighted backends.
@@ -120,6 +130,8 @@ impl Resource {
             (Kind::Service, Some(at)) => Spec::Service(ServiceSpec::read(&at)?),
             (Kind::Workload, Some(at)) => Spec::Workload(WorkloadSpec::read(&at)?),
             (Kind::HttpRoute, Some(at)) => Spec::HttpRoute(HttpRouteSpec::read(&at, &metadata.namespace)?),
+            (Kind::GrpcRoute, Some(at)) => Spec::GrpcRoute(GrpcRouteSpec::read(&at, &metadata.namespace)?),
+            (Kind::TlsRoute, Some(at)) => Spec::TlsRoute(TlsRouteSpec::read(&at, &metadata.namespace)?),
             (Kind::TcpRoute, Some(at)) => Spec::TcpRoute(L4RouteSpec::read(&at, &metadata.namespace)?),
             (Kind::UdpRoute, Some(at)) => Spec::UdpRoute(L4RouteSpec::read(&at, &metadata.namespace)?),
             (Kind::TrafficPolicy, Some(at)) => Spec::TrafficPolicy(TrafficPolicySpec::read(&at)?),
@@ -164,6 +176,8 @@ impl Resource {
             Spec::Service(_) => Kind::Service,
             Spec::Workload(_) => Kind::Workload,
             Spec::HttpRoute(_) => Kind::HttpRoute,
+            Spec::GrpcRoute(_) => Kind::GrpcRoute,
+            Spec::TlsRoute(_) => Kind::TlsRoute,
             Spec::TcpRoute(_) => Kind::TcpRoute,
             Spec::UdpRoute(_) => Kind::UdpRoute,
             Spec::TrafficPolicy(_) => Kind::TrafficPolicy,

@@ -290,7 +290,7 @@ impl Fault {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(&["headers", "delay", "abort"], &[])?;
         let fault = Self {
-            headers: FieldMatch::each(&fields, "headers", FieldMatch::header)?,
+            headers: FieldMatch::headers(&fields)?,
             delay: fields.read("delay", |at| FaultDelay::read(&at))?,
             abort: fields.read("abort", |at| FaultAbort::read(&at))?,
         };

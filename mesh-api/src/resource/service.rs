@@ -63,6 +63,8 @@ pub enum Protocol {
     Tls,
     /// Datagrams.
     Udp,
+    /// What clients begin with: HTTP, or opaque bytes.
+    Auto,
 }
 
 impl Protocol {
@@ -147,8 +149,9 @@ impl ServicePort {
                 ("http", Protocol::Http),
                 ("tls", Protocol::Tls),
                 ("udp", Protocol::Udp),
+                ("auto", Protocol::Auto),
             ];
-            at.one_of(&words, &["http2", "grpc", "auto"])
+            at.one_of(&words, &["http2", "grpc"])
         })?;
         let protocol = protocol.unwrap_or_default();
         let inbound = fields.read("inbound", |at| {

@@ -123,6 +123,7 @@ fn examples() -> Vec<Value> {
     ];
     all.extend(examples::policies_and_routes_below_http());
     all.extend(jwt::examples());
+    all.extend(routes::examples());
     all.extend(resilience::examples());
     all
 }
@@ -182,7 +183,7 @@ fn the_envelope_is_refused_where_it_is_wrong() {
     refuses(&json!([]), WrongType, "");
     refuses(&json!({}), MissingField, "kind");
     refuses(&changed(0, "/kind", json!("Deployment")), UnknownKind, "kind");
-    refuses(&changed(0, "/kind", json!("GRPCRoute")), NotBuiltYet, "kind");
+    refuses(&changed(0, "/kind", json!("Telemetry")), NotBuiltYet, "kind");
     refuses(&changed(0, "/apiVersion", json!("v1")), BadFormat, "apiVersion");
     refuses(&changed(0, "/spec", Value::Null), MissingField, "spec");
     refuses(&changed(0, "/extra", json!(1)), UnknownField, "extra");
@@ -298,7 +299,11 @@ fn an_authorization_policy_is_refused_where_it_is_wrong() {
     use Reason::*;
     let from = |terms: Value| changed(8, "/spec/rules/0/from/0", terms);
     let at = |field: &str| format!("spec.rules[0].from[0].{field}");
-    refuses(&changed(8, "/spec/action", json!("custom")), NotBuiltYet, "spec.action");
+    refuses(&changed(8, "/spec/action", json!("custom")), MissingField, "spec.provider");
+    refuses(&changed(8, "/spec/provider", json!("opa")), Conflict, "spec.provider");
+    refuses(&changed(7, "/spec/extAuthz", json!([{"name": "a"}])), MissingField, "spec.extAuthz[0].service");
+    let opa = json!({"name": "opa", "service": {"name": "opa", "port": 9191}});
+    refuses(&changed(7, "/spec/extAuthz", json!([opa, opa])), Conflict, "spec.extAuthz[1].name");
     refuses(&changed(8, "/spec/action", json!("ALLOW")), BadFormat, "spec.action");
     refuses(&changed(8, "/spec/rules/1/when", json!([])), NotBuiltYet, "spec.rules[1].when");
     for unbuilt in ["headers", "notPaths", "notMethods", "notHosts"] {

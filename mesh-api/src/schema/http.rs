@@ -1,4 +1,4 @@
-//! The schema of `HTTPRoute`.
+//! The schemas of `HTTPRoute` and `GRPCRoute`.
 
 use serde_json::{Value, json};
 
@@ -6,6 +6,10 @@ use super::{backend_ref, duration, integer, label, list, object, parent_ref, por
 
 fn text(most: u64) -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": most })
+}
+
+pub(super) fn hostname() -> Value {
+    text(253)
 }
 
 pub(super) fn field() -> Value {
@@ -23,14 +27,13 @@ fn matches() -> Value {
             "value": { "type": "string", "minLength": 1, "maxLength": 1024 },
         }),
     );
-    let field = field();
     let methods = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     object(
         &json!([]),
         &json!({
             "path": path,
-            "headers": list(&field, 0, 16),
-            "queryParams": list(&field, 0, 16),
+            "headers": list(&field(), 0, 16),
+            "queryParams": list(&field(), 0, 16),
             "method": words(&methods),
         }),
     )
@@ -86,16 +89,22 @@ fn filters() -> Value {
         }),
     );
     let rewrite = object(&json!([]), &json!({ "hostname": text(253), "path": path_edit() }));
-    let fraction = object(
-        &json!(["numerator"]),
-        &json!({ "numerator": integer(0, 1_000_000), "denominator": integer(1, 1_000_000) }),
+    let direct = object(
+        &json!(["statusCode"]),
+        &json!({
+            "statusCode": integer(200, 599),
+            "contentType": text(4096),
+            "body": { "type": "string", "maxLength": 4096 },
+        }),
     );
-    let mirror = object(
-        &json!(["backendRef"]),
-        &json!({ "backendRef": backend_ref(), "percent": integer(0, 100), "fraction": fraction }),
-    );
-    let kinds =
-        ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "RequestMirror"];
+    let kinds = [
+        "RequestHeaderModifier",
+        "ResponseHeaderModifier",
+        "RequestRedirect",
+        "URLRewrite",
+        "RequestMirror",
+        "DirectResponse",
+    ];
     let filter = object(
         &json!(["type"]),
         &json!({
@@ -104,10 +113,57 @@ fn filters() -> Value {
             "responseHeaderModifier": edits(),
             "requestRedirect": redirect,
             "urlRewrite": rewrite,
-            "requestMirror": mirror,
+            "requestMirror": mirror(),
+            "directResponse": direct,
         }),
     );
     list(&filter, 0, 16)
+}
+
+fn mirror() -> Value {
+    let fraction = object(
+        &json!(["numerator"]),
+        &json!({ "numerator": integer(0, 1_000_000), "denominator": integer(1, 1_000_000) }),
+    );
+    object(
+        &json!(["backendRef"]),
+        &json!({ "backendRef": backend_ref(), "percent": integer(0, 100), "fraction": fraction }),
+    )
+}
+
+pub(super) fn grpc_route() -> Value {
+    let name = text(1024);
+    let method = object(
+        &json!([]),
+        &json!({ "type": words(&["Exact", "RegularExpression"]), "service": name, "method": name }),
+    );
+    let filter = object(
+        &json!(["type"]),
+        &json!({
+            "type": words(&["RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror"]),
+            "requestHeaderModifier": edits(),
+            "responseHeaderModifier": edits(),
+            "requestMirror": mirror(),
+        }),
+    );
+    let one = object(&json!([]), &json!({ "method": method, "headers": list(&field(), 0, 16) }));
+    let rule = object(
+        &json!([]),
+        &json!({
+            "name": label(),
+            "matches": list(&one, 0, 64),
+            "filters": list(&filter, 0, 16),
+            "backendRefs": list(&backend(), 0, 16),
+        }),
+    );
+    object(
+        &json!(["parentRefs", "rules"]),
+        &json!({
+            "parentRefs": list(&parent_ref(), 1, 32),
+            "hostnames": list(&hostname(), 0, 16),
+            "rules": list(&rule, 1, 16),
+        }),
+    )
 }
 
 pub(super) fn route() -> Value {
@@ -131,12 +187,11 @@ pub(super) fn route() -> Value {
             "retry": retry,
         }),
     );
-    let hostname = json!({ "type": "string", "minLength": 1, "maxLength": 253 });
     object(
         &json!(["parentRefs", "rules"]),
         &json!({
             "parentRefs": list(&parent_ref(), 1, 32),
-            "hostnames": list(&hostname, 0, 16),
+            "hostnames": list(&hostname(), 0, 16),
             "rules": list(&rule, 1, 16),
         }),
     )

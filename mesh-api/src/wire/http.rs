@@ -3,8 +3,8 @@
 use super::{parent_ref, service_ref, weighted_backend};
 use crate::proto::v1;
 use crate::resource::{
-    FieldMatch, Header, HeaderEdits, HttpFilter, HttpMatch, HttpRouteSpec, HttpRule, MatchKind, PathEdit,
-    PathMatch, Resource,
+    FieldMatch, GrpcMatch, GrpcRouteSpec, GrpcRule, Header, HeaderEdits, HttpFilter, HttpMatch,
+    HttpRouteSpec, HttpRule, MatchKind, PathEdit, PathMatch, Resource, TlsRouteSpec,
 };
 use std::time::Duration;
 
@@ -18,6 +18,51 @@ pub(super) fn route(resource: &Resource, spec: &HttpRouteSpec) -> v1::HttpRoute 
         rules: spec.rules.iter().map(|rule| http_rule(rule, own)).collect(),
         created_ms: resource.metadata.created_ms,
     }
+}
+
+pub(super) fn grpc_route(resource: &Resource, spec: &GrpcRouteSpec) -> v1::GrpcRoute {
+    let own = &resource.metadata.namespace;
+    v1::GrpcRoute {
+        namespace: own.clone(),
+        name: resource.metadata.name.clone(),
+        parents: spec.parent_refs.iter().map(|parent| parent_ref(parent, own)).collect(),
+        hostnames: spec.hostnames.clone(),
+        rules: spec.rules.iter().map(|rule| grpc_rule(rule, own)).collect(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+pub(super) fn tls_route(resource: &Resource, spec: &TlsRouteSpec) -> v1::TlsRoute {
+    let own = &resource.metadata.namespace;
+    v1::TlsRoute {
+        namespace: own.clone(),
+        name: resource.metadata.name.clone(),
+        parents: spec.parent_refs.iter().map(|parent| parent_ref(parent, own)).collect(),
+        hostnames: spec.hostnames.clone(),
+        backends: spec.backends().map(|backend| weighted_backend(backend, own)).collect(),
+        created_ms: resource.metadata.created_ms,
+    }
+}
+
+fn grpc_rule(rule: &GrpcRule, own: &str) -> v1::HttpRule {
+    v1::HttpRule {
+        matches: rule.matches.iter().map(grpc_match).collect(),
+        backends: rule.backend_refs.iter().map(|backend| weighted_backend(backend, own)).collect(),
+        filters: filters(&rule.filters, own),
+        ..v1::HttpRule::default()
+    }
+}
+
+fn grpc_match(m: &GrpcMatch) -> v1::HttpMatch {
+    let path = m.method.as_ref().map(|method| {
+        v1::http_match::Path::Grpc(v1::GrpcMethod {
+            service: method.service.clone().unwrap_or_default(),
+            method: method.method.clone().unwrap_or_default(),
+            regex: method.kind == MatchKind::RegularExpression,
+        })
+    });
+    let headers = m.headers.iter().map(field_match).collect();
+    v1::HttpMatch { path, headers, ..v1::HttpMatch::default() }
 }
 
 fn http_rule(rule: &HttpRule, own: &str) -> v1::HttpRule {
@@ -83,6 +128,13 @@ pub(super) fn filters(filters: &[HttpFilter], own: &str) -> Option<v1::HttpFilte
                 out.rewrite = Some(v1::HttpRewrite {
                     hostname: to.hostname.clone().unwrap_or_default(),
                     path: to.path.as_ref().map(path_edit),
+                });
+            }
+            HttpFilter::DirectResponse { answer } => {
+                out.direct = Some(v1::HttpDirectResponse {
+                    status: answer.status_code.into(),
+                    content_type: answer.content_type.clone().unwrap_or_default(),
+                    body: answer.body.clone(),
                 });
             }
             HttpFilter::RequestMirror { to } => out.mirrors.push(v1::HttpMirror {

@@ -13,7 +13,7 @@ type Name = (String, String);
 
 /// Everything that attaches to services.
 pub struct Whys {
-    /// Ports that HTTP routes attach to; `None`: all.
+    /// Ports that routes attach to which the proxy carries out; `None`: all.
     routed: BTreeMap<Name, Vec<Option<u16>>>,
     /// What policies say, oldest first: port name (`None`: all) and mode.
     modes: BTreeMap<Name, Vec<(Option<String>, HttpMode)>>,
@@ -35,10 +35,17 @@ impl Whys {
     }
 
     fn read(&mut self, registry: &Registry) {
-        for (_, route) in registry.list(Kind::HttpRoute) {
-            let Spec::HttpRoute(spec) = &route.spec else { continue };
-            for parent in &spec.parent_refs {
-                let name = (route.metadata.namespace.clone(), parent.name.clone());
+        let kinds = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute];
+        for (_, route) in kinds.into_iter().flat_map(|kind| registry.list(kind)) {
+            let parents = match &route.spec {
+                Spec::HttpRoute(spec) => &spec.parent_refs,
+                Spec::GrpcRoute(spec) => &spec.parent_refs,
+                Spec::TlsRoute(spec) => &spec.parent_refs,
+                _ => continue,
+            };
+            for parent in parents {
+                let own = &route.metadata.namespace;
+                let name = (parent.namespace.clone().unwrap_or_else(|| own.clone()), parent.name.clone());
                 self.routed.entry(name).or_default().push(parent.port);
             }
         }
@@ -62,12 +69,12 @@ impl Whys {
 
     fn of_port(&self, service: &Name, port: &ServicePort) -> Option<String> {
         let mut whys = Vec::new();
-        if port.protocol == Protocol::Http {
+        if matches!(port.protocol, Protocol::Http | Protocol::Auto | Protocol::Tls) {
             let attached = |at: &Option<u16>| at.is_none_or(|at| at == port.port);
             if self.routed.get(service).is_some_and(|ports| ports.iter().any(attached)) {
                 whys.push("route");
-            } else if self.mode(service, &port.name) == HttpMode::Proxy {
-                whys.push("http");
+            } else if port.protocol != Protocol::Tls && self.mode(service, &port.name) == HttpMode::Proxy {
+                whys.push(if port.protocol == Protocol::Auto { "detect" } else { "http" });
             }
         }
         if port.inbound == Inbound::Proxy {

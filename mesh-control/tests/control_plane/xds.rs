@@ -24,6 +24,8 @@ async fn an_agent_is_sent_all_then_only_what_changes() {
         (Kind::Service, vec!["shop/web"]),
         (Kind::Workload, vec!["shop/w1", "shop/w2"]),
         (Kind::HttpRoute, vec![]),
+        (Kind::GrpcRoute, vec![]),
+        (Kind::TlsRoute, vec![]),
         (Kind::TcpRoute, vec![]),
         (Kind::UdpRoute, vec![]),
         (Kind::TrafficPolicy, vec![]),

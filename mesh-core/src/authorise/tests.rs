@@ -113,10 +113,18 @@ pub fn paths(all: &[&str]) -> Target {
 #[test]
 fn what_is_no_request_fails_closed_and_what_is_not_known_is_open() {
     let asked = |set: &PolicySet, seen| set.refuses(&Asked::connection(CART, 80).seeing(seen)).is_none();
-    let cases = [(Action::Allow, true, false), (Action::Deny, true, false), (Action::Audit, true, true)];
+    let cases = [
+        (Action::Allow, true, false),
+        (Action::Deny, true, false),
+        (Action::Audit, true, true),
+        (Action::Custom("opa".into()), true, false),
+    ];
     for (action, unknown, opaque) in cases {
         let header = Term::Header(HeaderTerm { name: "x".into(), is: HeaderValue::Present });
-        for policy in [about(action, methods(&["GET"]), &[]), about(action, Target::default(), &[header])] {
+        for policy in [
+            about(action.clone(), methods(&["GET"]), &[]),
+            about(action.clone(), Target::default(), &[header]),
+        ] {
             let set = set(&[&policy]);
             assert_eq!((asked(&set, Seen::Unknown), asked(&set, Seen::Opaque)), (unknown, opaque));
             let decides = action != Action::Audit;
@@ -128,6 +136,28 @@ fn what_is_no_request_fails_closed_and_what_is_not_known_is_open() {
     let elsewhere = set(&[&about(Action::Deny, elsewhere, &[])]);
     assert!(asked(&elsewhere, Seen::Opaque) && !elsewhere.asks_requests(Some(80)));
     assert_eq!((elsewhere.asks_requests(Some(81)), elsewhere.asks_requests(None)), (true, false));
+}
+
+#[test]
+fn who_is_asked_outside_is_asked_of_what_is_let_in() {
+    let custom = about(Action::Custom("opa".into()), Target { ports: [80].into(), ..Target::default() }, &[]);
+    let only = set(&[&custom]);
+    let set = set(&[&custom, &about(Action::Deny, methods(&["DELETE"]), &[])]);
+    let asked = |port, method: &str| {
+        let headers = &crate::check::Sample::default();
+        let request = Request { method, path: "/a", authority: "", headers, claims: None };
+        let asked = Asked::connection(CART, port).seeing(Seen::Request(&request));
+        let names: Vec<String> = set.questions(&asked).map(|(_, _, provider)| provider.to_string()).collect();
+        (set.refuses(&asked).is_some(), names)
+    };
+    assert_eq!(asked(80, "GET"), (false, vec!["opa".to_owned()]));
+    assert_eq!(asked(81, "GET"), (false, vec![]));
+    assert!(asked(80, "DELETE").0, "it is denied, whoever would say yes");
+    // There is nothing to ask about.
+    let opaque = Asked::connection(CART, 80).seeing(Seen::Opaque);
+    let refusal = only.refuses(&opaque).expect("refused");
+    assert!(matches!(refusal, Refusal::NotAsked { .. }), "{refusal}");
+    assert!(set.asks_requests(Some(80)));
 }
 
 #[test]

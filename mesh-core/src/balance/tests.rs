@@ -38,6 +38,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         endpoints: endpoints.iter().map(endpoint).collect(),
         serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),
         routes: None,
+        consumers: None,
         fallback: vec![],
         split: false,
         backends: vec![],

@@ -55,7 +55,7 @@ impl Compiler {
                 self.authorization_rule(rule, &mut names).map_err(|why| format!("spec.rules[{i}].{why}"))
             });
             let rules: Result<Box<[Rule]>, String> = rules.collect();
-            let rules = rules.and_then(|rules| Ok((action(spec.action)?, rules)));
+            let rules = rules.and_then(|rules| Ok((action(&spec)?, rules)));
             let policy = match rules {
                 Ok((action, rules)) => Policy { name: Name::clone(name), action, rules },
                 Err(why) => {
@@ -65,6 +65,7 @@ impl Compiler {
             };
             problems.extend(self.foreign(&spec));
             problems.extend(self.unknown_providers(&spec));
+            problems.extend(self.unknown_ext_authz(&spec));
             let mut selector: Vec<_> = spec.selector.into_iter().collect();
             selector.sort_unstable();
             let policy = Arc::new(policy);
@@ -199,12 +200,13 @@ impl Compiler {
     }
 }
 
-fn action(number: i32) -> Result<Action, String> {
-    match v1::AuthorizationAction::try_from(number) {
+fn action(spec: &v1::AuthorizationPolicy) -> Result<Action, String> {
+    match v1::AuthorizationAction::try_from(spec.action) {
         Ok(v1::AuthorizationAction::Allow) => Ok(Action::Allow),
         Ok(v1::AuthorizationAction::Deny) => Ok(Action::Deny),
         Ok(v1::AuthorizationAction::Audit) => Ok(Action::Audit),
-        Err(_) => Err(format!("action {number} is not known to this agent")),
+        Ok(v1::AuthorizationAction::Custom) => Ok(Action::Custom(spec.provider.as_str().into())),
+        Err(_) => Err(format!("action {} is not known to this agent", spec.action)),
     }
 }
 

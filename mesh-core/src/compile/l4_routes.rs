@@ -12,7 +12,7 @@ use mesh_api::proto::v1::{self, Protocol};
 use super::Compiler;
 use super::routes::Routed;
 use super::services::is_udp;
-use crate::model::{Kind, L4Name, Name, join};
+use crate::model::{Kind, Name, RouteName, join};
 use crate::snapshot::ServiceId;
 
 /// As for HTTP routes.
@@ -22,7 +22,13 @@ impl Compiler {
     /// Where the connections of a port that no HTTP route is attached to go.
     pub(super) fn l4_routed(&self, service: &Name, id: ServiceId, port: &v1::ServicePort) -> Routed {
         let Some((_, route)) = self.ruling(service, port) else {
-            return Routed { table: None, fallback: vec![(id, 1)], split: false, backends: vec![id] };
+            return Routed {
+                table: None,
+                consumers: None,
+                fallback: vec![(id, 1)],
+                split: false,
+                backends: vec![id],
+            };
         };
         let mut weights: BTreeMap<ServiceId, u32> = BTreeMap::new();
         for backend in route.backends.iter().filter(|b| b.weight > 0) {
@@ -32,11 +38,17 @@ impl Compiler {
             }
         }
         let backends = weights.keys().copied().collect();
-        Routed { table: None, fallback: weights.into_iter().collect(), split: true, backends }
+        Routed {
+            table: None,
+            consumers: None,
+            fallback: weights.into_iter().collect(),
+            split: true,
+            backends,
+        }
     }
 
     /// The route that rules a port.
-    fn ruling(&self, service: &Name, port: &v1::ServicePort) -> Option<(L4Name, v1::TcpRoute)> {
+    fn ruling(&self, service: &Name, port: &v1::ServicePort) -> Option<(RouteName, v1::TcpRoute)> {
         let kind = kind_of(port.protocol())?;
         let on_port = |route: &v1::TcpRoute| {
             route.parents.iter().any(|p| covers(p, port) && *join(&p.namespace, &p.service) == **service)
@@ -53,7 +65,7 @@ impl Compiler {
     }
 
     /// Names what is wrong with a route.
-    pub(super) fn check_l4_route(&mut self, name: &L4Name) {
+    pub(super) fn check_l4_route(&mut self, name: &RouteName) {
         let mut problems = Vec::new();
         if let Some(route) = self.model.l4_route(name) {
             for parent in &route.parents {
@@ -73,7 +85,7 @@ impl Compiler {
         self.problems.set(name.0, &name.1, 0, problems);
     }
 
-    fn l4_parent_problems(&self, name: &L4Name, parent: &v1::ServiceRef) -> Vec<String> {
+    fn l4_parent_problems(&self, name: &RouteName, parent: &v1::ServiceRef) -> Vec<String> {
         let service_name = join(&parent.namespace, &parent.service);
         let Some(service) = self.model.service(&service_name) else {
             return vec![format!("parent service {service_name} does not exist")];
@@ -89,8 +101,13 @@ impl Compiler {
             return vec![format!("parent service {service_name} has no {which} of protocol {protocol}")];
         }
         let ruled = ports.into_iter().filter_map(|port| {
-            let (ruling, _) = self.ruling(&service_name, port)?;
             let number = port.port;
+            if let Some((kind, route)) = self.has_tls_route(&service_name, port) {
+                return Some(format!(
+                    "port {number} of service {service_name} has {kind} {route}, which comes first"
+                ));
+            }
+            let (ruling, _) = self.ruling(&service_name, port)?;
             (ruling != *name).then(|| {
                 format!(
                     "port {number} of service {service_name} is ruled by the older {} {}",

@@ -19,6 +19,7 @@ pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode, asks: bool)
         _ if routed => Some(Why::Route),
         Protocol::Http if http == HttpMode::Proxy => Some(Why::Http),
         Protocol::Http if asks => Some(Why::Policy),
+        Protocol::Auto if http == HttpMode::Proxy || asks => Some(Why::Detect),
         _ => None,
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use mesh_api::proto::v1::{self, field_match, http_match, path_edit};
 
 use crate::route::{
-    Action, Condition, Edits, FieldMatch, HeaderEdits, Line, MatchSpec, Mirror, PathEdit, PathMatch, Pattern,
-    Redirect, Retry, Rewrite, ValueMatch,
+    Action, CallPattern, Condition, DirectResponse, Edits, FieldMatch, HeaderEdits, Line, MatchSpec, Mirror,
+    PathEdit, PathMatch, Pattern, Redirect, Retry, Rewrite, ValueMatch,
 };
 use crate::snapshot::ServiceId;
 
@@ -18,6 +18,7 @@ pub(super) fn matches(m: &v1::HttpMatch) -> Option<MatchSpec> {
         Some(http_match::Path::Exact(path)) => PathMatch::Exact(path.clone()),
         Some(http_match::Path::Prefix(path)) => PathMatch::Prefix(path.clone()),
         Some(http_match::Path::Regex(text)) => PathMatch::Regex(Pattern::new(text)?),
+        Some(http_match::Path::Grpc(method)) => called(method)?,
         None => PathMatch::Prefix("/".to_owned()),
     };
     let condition = Condition {
@@ -26,6 +27,17 @@ pub(super) fn matches(m: &v1::HttpMatch) -> Option<MatchSpec> {
         query: m.query.iter().map(field).collect::<Option<_>>()?,
     };
     Some(MatchSpec { path, condition })
+}
+
+/// gRPC's method is the path.
+fn called(m: &v1::GrpcMethod) -> Option<PathMatch> {
+    let (service, method) = (m.service.trim_start_matches('.'), &*m.method);
+    Some(match (m.regex, service, method) {
+        (_, "", "") => PathMatch::Prefix("/".to_owned()),
+        (false, service, "") => PathMatch::Prefix(format!("/{service}")),
+        (false, service, method) if !service.is_empty() => PathMatch::Exact(format!("/{service}/{method}")),
+        (_, service, method) => PathMatch::Call(CallPattern::new(service, method)?),
+    })
 }
 
 pub(super) fn field(m: &v1::FieldMatch) -> Option<FieldMatch> {
@@ -62,6 +74,7 @@ pub(super) fn action(rule: &v1::HttpRule, mirrors: Vec<Mirror>) -> Action {
     let millis = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
     Action {
         redirect: filters.and_then(|filters| filters.redirect.as_ref()).map(redirect),
+        direct: filters.and_then(|filters| filters.direct.as_ref()).map(direct),
         rewrite: filters.and_then(|filters| filters.rewrite.as_ref()).map(rewrite).unwrap_or_default(),
         timeout: millis(rule.request_timeout_ms),
         try_timeout: millis(rule.backend_timeout_ms),
@@ -85,6 +98,14 @@ fn redirect(to: &v1::HttpRedirect) -> Redirect {
         path: to.path.as_ref().and_then(path_edit),
         port: u16::try_from(to.port).ok().filter(|port| *port != 0),
         status: u16::try_from(to.status).unwrap_or(302),
+    }
+}
+
+fn direct(answer: &v1::HttpDirectResponse) -> DirectResponse {
+    DirectResponse {
+        status: u16::try_from(answer.status).unwrap_or(500),
+        content_type: some(&answer.content_type),
+        body: answer.body.as_str().into(),
     }
 }
 

@@ -190,9 +190,14 @@ impl Compiler {
         port: Port,
         vips: Vec<IpAddr>,
     ) -> Service {
-        let Routed { table, fallback, split, backends } = self.routed(name, port.id, spec);
+        let Routed { table, consumers, fallback, split, backends } = self.routed(name, port.id, spec);
+        let routed = table.is_some() || consumers.is_some();
+        let by_name = table.is_some() && spec.protocol() == Protocol::Tls;
         let mut settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
-        let http = spec.protocol() == Protocol::Http || table.is_some();
+        let http = match spec.protocol() {
+            Protocol::Http | Protocol::Auto => true,
+            protocol => routed && protocol != Protocol::Tls,
+        };
         let resilience = settings.resilience.take().filter(|_| http);
         let asks = resilience.as_ref().is_some_and(|asked| asked.follows() || asked.fault.is_some());
         let limited = resilience.as_ref().is_some_and(|asked| !asked.rates.is_empty());
@@ -208,8 +213,9 @@ impl Compiler {
             port_name: self.interned.get(&spec.name),
             vips,
             protocol: spec.protocol(),
-            why: needs_proxy(table.is_some(), spec.protocol(), settings.http, asks),
-            on_proxy_loss: settings.on_proxy_loss,
+            why: needs_proxy(routed, spec.protocol(), settings.http, asks),
+            // Nobody else reads the names by which a TLSRoute tells connections apart.
+            on_proxy_loss: if by_name { OnProxyLoss::Refuse } else { settings.on_proxy_loss },
             traffic: settings.traffic,
             resilience,
             // Who is called counts.
@@ -217,6 +223,7 @@ impl Compiler {
             endpoints,
             serving,
             routes: table,
+            consumers,
             fallback,
             split,
             backends,

@@ -1,6 +1,7 @@
 //! Resources in, snapshot and conditions out. The builders serve plan's tests, too.
 
 pub mod external;
+mod routes;
 mod transport;
 mod udp;
 mod vips;

@@ -31,7 +31,7 @@ mod tests;
 
 pub use body::{Advance, BodyReader};
 pub use malformed::Malformed;
-pub use reply::{write_error, write_redirect};
+pub use reply::{write_denial, write_direct, write_error, write_redirect};
 pub use request::{MethodKind, RequestFacts, RequestHead, parse_request};
 pub use response::{ResponseHead, parse_response};
 pub use scan::HeadScan;

@@ -180,6 +180,17 @@ fn split(authority: &str) -> (&str, Option<u16>) {
     }
 }
 
+/// An answer in place of any backend's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// Its status.
+    pub status: u16,
+    /// What its body is.
+    pub content_type: Option<Box<str>>,
+    /// Its body.
+    pub body: Box<str>,
+}
+
 /// What is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retry {
@@ -214,6 +225,8 @@ impl Mirror {
 pub struct Action {
     /// The answer, in place of any backend's.
     pub redirect: Option<Redirect>,
+    /// The answer, as well.
+    pub direct: Option<DirectResponse>,
     /// What the backend sees.
     pub rewrite: Rewrite,
     /// How long all tries together may take.
@@ -224,6 +237,13 @@ pub struct Action {
     pub retry: Option<Retry>,
     /// Who gets copies.
     pub mirrors: Vec<Mirror>,
+}
+
+impl Action {
+    /// Does it answer in place of a backend?
+    pub fn answers(&self) -> bool {
+        self.redirect.is_some() || self.direct.is_some()
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The table's choice, by example and against a reference that compares every match.
 
+mod calls;
+
 use super::*;
 use proptest::prelude::*;
 

@@ -9,6 +9,7 @@
 //! in content keeps its version and revision.
 //! Not here: which membership is meant ([`resolve`]), who is found how ([`index`]), deadlines ([`crate::lease`]).
 
+mod conflict;
 mod index;
 mod resolve;
 

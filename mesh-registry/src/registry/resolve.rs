@@ -79,6 +79,8 @@ impl Registry {
                 out
             }
             Spec::HttpRoute(spec) => self.route_conditions(resource, &spec.parent_refs, spec.backends()),
+            Spec::GrpcRoute(spec) => self.route_conditions(resource, &spec.parent_refs, spec.backends()),
+            Spec::TlsRoute(spec) => self.route_conditions(resource, &spec.parent_refs, spec.backends()),
             Spec::TcpRoute(spec) | Spec::UdpRoute(spec) => {
                 self.route_conditions(resource, &spec.parent_refs, spec.backends())
             }
@@ -96,7 +98,7 @@ impl Registry {
     }
 
     /// What routes and policies may refer to: a Service, or an external one in its form.
-    fn called(&self, namespace: &str, name: &str) -> Option<Cow<'_, ServiceSpec>> {
+    pub(super) fn called(&self, namespace: &str, name: &str) -> Option<Cow<'_, ServiceSpec>> {
         if let Some(service) = self.service(namespace, name) {
             return Some(Cow::Borrowed(service));
         }
@@ -176,8 +178,9 @@ impl Registry {
         let (kind, namespace) = (route.kind(), &route.metadata.namespace);
         let mut parents = Vec::new();
         for parent in parent_refs {
-            let name = format!("{namespace}/{}", parent.name);
-            let Some(service) = self.called(namespace, &parent.name) else {
+            let theirs = parent.namespace.as_ref().unwrap_or(namespace);
+            let name = format!("{theirs}/{}", parent.name);
+            let Some(service) = self.called(theirs, &parent.name) else {
                 parents.push(format!("parent Service {name} does not exist"));
                 continue;
             };
@@ -189,7 +192,8 @@ impl Registry {
                 let protocol = match kind {
                     Kind::TcpRoute => "tcp or tls",
                     Kind::UdpRoute => "udp",
-                    _ => "http",
+                    Kind::TlsRoute => "tls",
+                    _ => "http or auto",
                 };
                 parents.push(format!("parent Service {name} has no {which} of protocol {protocol}"));
             }
@@ -211,7 +215,13 @@ impl Registry {
                 Some(_) => {}
             }
         }
-        vec![refs("Accepted", "NoMatchingParent", parents), refs("ResolvedRefs", "BackendNotFound", backends)]
+        let conflicts = if parents.is_empty() { self.conflicts(route, parent_refs) } else { Vec::new() };
+        let accepted = if conflicts.is_empty() {
+            refs("Accepted", "NoMatchingParent", parents)
+        } else {
+            refs("Accepted", "Conflicted", conflicts)
+        };
+        vec![accepted, refs("ResolvedRefs", "BackendNotFound", backends)]
     }
 
     fn policy_problems(&self, policy: &Resource, spec: &TrafficPolicySpec) -> Vec<String> {
@@ -236,9 +246,10 @@ impl Registry {
 }
 
 /// Is this kind of route for ports of this protocol?
-fn routes(kind: Kind, protocol: Protocol) -> bool {
+pub(super) fn routes(kind: Kind, protocol: Protocol) -> bool {
     match kind {
-        Kind::HttpRoute => protocol == Protocol::Http,
+        Kind::HttpRoute | Kind::GrpcRoute => matches!(protocol, Protocol::Http | Protocol::Auto),
+        Kind::TlsRoute => protocol == Protocol::Tls,
         Kind::TcpRoute => matches!(protocol, Protocol::Tcp | Protocol::Tls),
         Kind::UdpRoute => protocol == Protocol::Udp,
         _ => false,

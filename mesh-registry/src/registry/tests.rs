@@ -218,6 +218,54 @@ fn routes_below_http_are_for_ports_of_their_own_protocol() {
 }
 
 #[test]
+fn of_two_kinds_of_routes_on_a_port_the_more_specific_has_it() {
+    let mut registry = Registry::default();
+    let web = || service("web", &json!({}), &[("a", 80, "http"), ("b", 81, "http"), ("t", 443, "tls")]);
+    let route = |kind, parent: Value| {
+        let mut spec =
+            json!({"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]});
+        if kind == "TLSRoute" {
+            spec["hostnames"] = json!(["a.example"]);
+        }
+        resource(kind, &kind.to_lowercase(), &json!({}), &spec)
+    };
+    let of = |port| json!({"kind": "Service", "name": "web", "port": port});
+    let (http, grpc) =
+        (route("HTTPRoute", json!({"kind": "Service", "name": "web"})), route("GRPCRoute", of(81)));
+    let (tcp, tls) = (route("TCPRoute", of(443)), route("TLSRoute", of(443)));
+    let keys = [&http, &grpc, &tcp, &tls].map(Resource::key);
+    apply(&mut registry, vec![upsert("rest", web()), upsert("rest", http), upsert("rest", tcp)]);
+    let told = |registry: &Registry, key: &Key| {
+        let of = registry.conditions(key);
+        let accepted = of.iter().find(|c| c.kind == "Accepted").expect("a condition");
+        (accepted.status, accepted.reason.clone(), accepted.message.clone())
+    };
+    for key in [&keys[0], &keys[2]] {
+        assert!(told(&registry, key).0);
+    }
+    let (grpc_key, foreign) =
+        (keys[1].clone(), route("GRPCRoute", json!({"kind": "Service", "name": "web"})));
+    apply(&mut registry, vec![upsert("rest", grpc), upsert("rest", tls)]);
+    let (status, reason, message) = told(&registry, &keys[0]);
+    assert_eq!((status, &*reason), (false, "Conflicted"), "{message}");
+    assert!(
+        message.starts_with("port 81 of Service default/web has GRPCRoute default/grpcroute"),
+        "{message}"
+    );
+    assert_eq!(told(&registry, &keys[2]).1, "Conflicted");
+    assert!(told(&registry, &grpc_key).0 && told(&registry, &keys[3]).0);
+    // A consumer's is for other clients.
+    let mut foreign = foreign;
+    foreign.metadata.namespace = "shop".to_owned();
+    if let mesh_api::resource::Spec::GrpcRoute(spec) = &mut foreign.spec {
+        spec.parent_refs[0].namespace = Some("default".to_owned());
+        spec.parent_refs[0].port = Some(80);
+    }
+    apply(&mut registry, vec![upsert("rest", foreign)]);
+    assert!(!told(&registry, &keys[0]).2.contains("port 80"));
+}
+
+#[test]
 fn one_number_may_be_a_port_of_udp_and_one_of_tcp() {
     let mut registry = Registry::default();
     let dns = || service("dns", &json!({"app": "dns"}), &[("dns", 53, "udp"), ("dns-tcp", 53, "tcp")]);

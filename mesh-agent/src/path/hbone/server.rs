@@ -251,7 +251,7 @@ async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
             http2::serve_over(session, hop, upstream).await;
         }
         Spoken::Http1 | Spoken::Http2 => http1::serve_over(session, upstream).await,
-        Spoken::Tcp => {
+        Spoken::Tcp | Spoken::Tls => {
             let begun = Instant::now();
             let end =
                 tcp::copy(&session.worker, &session.watch, &session.client, &upstream, &session.held).await;

@@ -49,7 +49,7 @@ impl Connection {
         let mut failed = 0;
         loop {
             account.service = hop.service;
-            self.ask(&hop, &mut prepared, account)?;
+            self.ask(&hop, &mut prepared, account).await?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);
                 return Ok((Acquired { upstream, hop, reused: true }, prepared));
@@ -76,12 +76,13 @@ impl Connection {
     }
 
     /// May the request go there? Then it is as the endpoint gets it.
-    fn ask(&self, hop: &Hop, prepared: &mut Prepared, account: &mut Account) -> Result<(), ProxyError> {
+    async fn ask(&self, hop: &Hop, prepared: &mut Prepared, account: &mut Account) -> Result<(), ProxyError> {
         let Session { worker, member, whose, .. } = &self.session;
         let now = prepared.out.data().get(..prepared.head).unwrap_or_default();
         // Another endpoint is asked of the request as it came.
         let head = prepared.asked.as_deref().unwrap_or(now);
-        let told = request(worker, member, whose, hop, head)?;
+        let (told, granted) = request(worker, member, whose, hop, head, account).await?;
+        prepared.granted = granted;
         if prepared.facts.may_switch() {
             account.asked = Some(head.into());
         }

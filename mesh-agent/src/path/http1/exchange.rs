@@ -23,7 +23,7 @@ use mesh_core::http1::{
 };
 
 use mesh_core::resilience::answer::Answer;
-use mesh_core::route::Edits;
+use mesh_core::route::{Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
 use tokio::time::{Sleep, sleep_until};
 
@@ -106,6 +106,7 @@ pub(super) struct Exchange<'c> {
     response: Option<Response>,
     backend: Option<Arc<Service>>,
     edits: Option<Arc<Edits>>,
+    granted: Option<Box<HeaderEdits>>,
     terms: Option<Box<Terms>>,
     /// Is the time of its head to be known, and which is it?
     answered: (bool, Option<u64>),
@@ -132,6 +133,7 @@ impl<'c> Exchange<'c> {
             backend: prepared.backend,
             edits: prepared.edits,
             answered: (false, None),
+            granted: prepared.granted,
             deadline: prepared
                 .terms
                 .as_ref()
@@ -225,6 +227,7 @@ impl<'c> Exchange<'c> {
                 hop,
                 backend: self.backend,
                 edits: self.edits,
+                granted: None,
                 terms: Some(terms),
             })),
             Err(error) => self.failed(error, account),
@@ -443,7 +446,9 @@ impl<'c> Exchange<'c> {
                 let mut slot = client.out().borrow_mut();
                 let out = slot.get_or_insert_with(|| worker.buffers.fitting(length + GROWTH + rest.len()));
                 let before = out.len();
-                let headers = self.edits.as_ref().map(|edits| &edits.response).filter(|_| !interim);
+                let own = self.edits.as_ref().map(|edits| &edits.response);
+                let both = own.zip(self.granted.as_deref()).map(|(own, granted)| own.then(granted));
+                let headers = both.as_ref().or(self.granted.as_deref()).or(own).filter(|_| !interim);
                 let edits = ResponseEdits { keep_alive: keep, client: self.facts.version, headers };
                 write_response(&head, &edits, out.bytes());
                 if !interim {

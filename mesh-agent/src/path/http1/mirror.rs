@@ -17,6 +17,7 @@ use super::super::buffers::Buf;
 use super::super::intercept::Hop;
 use super::super::link::Link;
 use super::super::member::Member;
+use super::super::routing::Account;
 use super::super::stats::one;
 use super::super::transport;
 use super::super::worker::Worker;
@@ -83,7 +84,9 @@ async fn send(
     hop: Hop,
     (out, head): (Buf, usize),
 ) -> Result<(), ProxyError> {
-    let told = request(worker, member, &Whose::Member, &hop, out.data().get(..head).unwrap_or_default())?;
+    let mut account = Account::begun_now();
+    let asked = out.data().get(..head).unwrap_or_default();
+    let (told, _) = request(worker, member, &Whose::Member, &hop, asked, &mut account).await?;
     // A copy says no more of its caller than the request does.
     let out = match told {
         Some(told) => with_head(worker, &told, &out, head),

@@ -24,11 +24,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use mesh_core::error::ProxyError;
-use mesh_core::http1::{HeadScan, Side, write_error};
+use mesh_core::ext_authz::Denial;
+use mesh_core::http1::{HeadScan, Side, write_denial, write_error};
 
-use super::authorise::{Judged, opaque};
+use super::authorise::opaque;
 use super::clock::Call;
 use super::intercept::{Session, To};
+use super::judged::Judged;
 use super::link::Link;
 use super::routing::{Account, Caller};
 use super::stats::{Spoken, one};
@@ -190,6 +192,16 @@ impl Connection {
         let mut out = client.out().borrow_mut();
         let buf = out.get_or_insert_with(|| worker.buffers.small());
         write_error(&error, keep_alive, head_request, buf.bytes());
+        drop(out);
+        worker.flush.push(client);
+    }
+
+    /// Puts the answer of somebody outside into the client's output.
+    fn deny(&self, denial: &Denial, keep_alive: bool, head_request: bool) {
+        let Session { worker, client, .. } = &self.session;
+        let mut out = client.out().borrow_mut();
+        let buf = out.get_or_insert_with(|| worker.buffers.small());
+        write_denial(denial, keep_alive, head_request, buf.bytes());
         drop(out);
         worker.flush.push(client);
     }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head as _;
 use mesh_core::http1::{
-    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_redirect,
-    write_request,
+    Framing, MethodKind, RequestEdits, RequestFacts, RequestHead, Side, parse_request, write_direct,
+    write_redirect, write_request,
 };
-use mesh_core::route::{Edits, HeaderEdits, Redirect};
+use mesh_core::route::{DirectResponse, Edits, HeaderEdits, Redirect};
 use mesh_core::snapshot::Service;
 
 use super::super::buffers::Buf;
@@ -44,6 +44,8 @@ pub(super) struct Prepared {
     pub backend: Option<Arc<Service>>,
     /// What changes in the response; `None`: nothing.
     pub edits: Option<Arc<Edits>>,
+    /// What external authorisation changes in the response.
+    pub granted: Option<Box<HeaderEdits>>,
     /// What the route says of tries and times; `None`: nothing.
     pub terms: Option<Box<Terms>>,
 }
@@ -104,7 +106,10 @@ impl Connection {
                         && facts.keep_alive
                         && error.keeps_client()
                         && !self.session.worker.draining.get();
-                    self.reply(error, keep, facts.method == MethodKind::Head);
+                    match account.denial.take() {
+                        Some(denial) => self.deny(&denial, keep, facts.method == MethodKind::Head),
+                        None => self.reply(error, keep, facts.method == MethodKind::Head),
+                    }
                     return if keep { Outcome::Next } else { Outcome::Close };
                 }
             }
@@ -136,6 +141,12 @@ impl Connection {
                         self.mirror(snapshot, &action.mirrors, &head, &edits, body);
                     }
                     Ok((Ready::Send(prepared), used))
+                }
+                Way::Answered(answer) => {
+                    let keep = *bodyless && !worker.draining.get();
+                    self.direct(answer, keep, *head_request);
+                    account.status = answer.status;
+                    Ok((Ready::Answered(keep), 0))
                 }
                 Way::Elsewhere(redirect, matched) => {
                     let keep = *bodyless && !worker.draining.get();
@@ -176,9 +187,19 @@ impl Connection {
             hop: routed.hop,
             backend: routed.backend.clone(),
             edits: routed.edits.cloned(),
+            granted: None,
             terms: routed.action.and_then(|action| Terms::new(worker, action, routed.hop.service, whole)),
         };
         Ok((prepared, used))
+    }
+
+    fn direct(&self, answer: &DirectResponse, keep: bool, head_request: bool) {
+        let Session { worker, client, .. } = &self.session;
+        let mut slot = client.out().borrow_mut();
+        let out = slot.get_or_insert_with(|| worker.buffers.large());
+        write_direct(answer, keep, head_request, out.bytes());
+        drop(slot);
+        worker.flush.push(client);
     }
 
     fn redirect(&self, head: &RequestHead<'_>, to: &Redirect, matched: usize, keep: bool) {

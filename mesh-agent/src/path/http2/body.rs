@@ -7,6 +7,8 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::mirror::Taps;
+
 /// Why a body did not get across.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -20,10 +22,11 @@ pub(super) fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// All of it. `moved` is told of every piece, `ended` of the trailers.
+/// All of it, to `taps` as well. `moved` is told of every piece, `ended` of the trailers.
 pub async fn copy(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
+    mut taps: Taps,
     moved: impl Fn(usize),
     ended: impl FnOnce(&HeaderMap),
 ) -> Result<(), Broken> {
@@ -39,15 +42,19 @@ pub async fn copy(
         let piece = piece.map_err(|e| Broken::From(reason(&e)))?;
         let length = piece.len();
         moved(length);
+        taps.data(&piece);
         let last = length > 0 && from.is_end_stream();
         send(&mut to, piece, last).await?;
         if last {
+            taps.end(None);
             return Ok(());
         }
         // Fails where the stream has ended, and its window with it.
         let _ = from.flow_control().release_capacity(length);
     }
-    let sent = match from.trailers().await.map_err(|e| Broken::From(reason(&e)))? {
+    let trailers = from.trailers().await.map_err(|e| Broken::From(reason(&e)))?;
+    taps.end(trailers.as_ref());
+    let sent = match trailers {
         Some(trailers) => {
             ended(&trailers);
             to.send_trailers(trailers)

@@ -11,8 +11,9 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, Version};
 use mesh_core::authorise::Headers;
 use mesh_core::error::ProxyError;
+use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
-use mesh_core::route::{HeaderEdits, Redirect};
+use mesh_core::route::{DirectResponse, HeaderEdits, Redirect};
 
 use super::super::routing::Routed;
 
@@ -114,7 +115,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// What gRPC calls it (the codes of google.rpc.Code).
 fn grpc_status(error: ProxyError) -> &'static str {
-    match error.status() {
+    if error == ProxyError::NoBackend { "14" } else { grpc_code(error.status()) }
+}
+
+/// The same of a status.
+fn grpc_code(status: u16) -> &'static str {
+    match status {
+        200 => "0",
         400 | 431 => "13",
         401 => "16",
         403 => "7",
@@ -168,6 +175,31 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, error: ProxyError, grpc: bool) 
     }
 }
 
+/// Answers as somebody outside has decided.
+pub fn deny(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool) {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    for (name, value) in &denial.lines {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(&**name), HeaderValue::try_from(&**value)) {
+            headers.append(name, value);
+        }
+    }
+    headers.insert("x-mesh-reason", HeaderValue::from_static(ProxyError::ExtAuthzDenied.reason()));
+    if grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_code(denial.status)));
+        if let Ok(text) = HeaderValue::try_from(denial.body.replace(|c: char| c.is_control(), " ")) {
+            headers.insert("grpc-message", text);
+        }
+        let _ = respond.send_response(response, true);
+        return;
+    }
+    *response.status_mut() = StatusCode::from_u16(denial.status).unwrap_or(StatusCode::FORBIDDEN);
+    if let Ok(mut body) = respond.send_response(response, denial.body.is_empty()) {
+        let _ = body.send_data(Bytes::copy_from_slice(denial.body.as_bytes()), true);
+    }
+}
+
 /// Sends the client elsewhere.
 pub fn redirect(respond: &mut SendResponse<Bytes>, asked: &Asked<'_>, to: &Redirect, matched: usize) {
     let mut location = Vec::new();
@@ -178,6 +210,29 @@ pub fn redirect(respond: &mut SendResponse<Bytes>, asked: &Asked<'_>, to: &Redir
         response.headers_mut().insert(LOCATION, location);
     }
     let _ = respond.send_response(response, true);
+}
+
+/// Answers as a route says. A call of gRPC is told what the status means to it.
+pub fn direct(respond: &mut SendResponse<Bytes>, answer: &DirectResponse, grpc: bool, head_request: bool) {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    if grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_code(answer.status)));
+        let _ = respond.send_response(response, true);
+        return;
+    }
+    let kind = answer.content_type.as_deref().map(HeaderValue::try_from);
+    if let Some(Ok(kind)) = kind {
+        headers.insert(CONTENT_TYPE, kind);
+    }
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let whole = head_request || answer.body.is_empty();
+    if let Ok(mut body) = respond.send_response(response, whole)
+        && !whole
+    {
+        let _ = body.send_data(Bytes::copy_from_slice(answer.body.as_bytes()), true);
+    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@
 mod body;
 mod head;
 mod io;
+mod mirror;
 pub mod peers;
 mod request;
+pub mod unary;
 mod upload;
 
 use std::cell::Cell;
@@ -34,6 +36,7 @@ use super::member::{Held, Member};
 use super::routing::Caller;
 use super::stats::{Direction, one};
 use super::worker::Worker;
+pub use head::shown;
 use io::Io;
 use peers::Peers;
 

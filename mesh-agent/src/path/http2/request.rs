@@ -17,7 +17,7 @@ use http::{Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
 use mesh_core::resilience::answer::Answer;
-use mesh_core::route::Edits;
+use mesh_core::route::{Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
 
 use super::super::authorise::request_as;
@@ -28,7 +28,8 @@ use super::super::stats::{Spoken, one};
 use super::super::tries::Terms;
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, edit, is_grpc, outgoing, redirect, refusable, refuse, shown};
+use super::head::{Asked, deny, direct, edit, is_grpc, outgoing, redirect, refusable, refuse};
+use super::mirror::{self, Taps};
 use super::peers::Lease;
 use super::upload::Upload;
 use crate::sys::monotonic_ns;
@@ -56,13 +57,15 @@ impl Drop for Counted {
 }
 
 /// A request, ready to be sent.
-struct Ready {
-    head: Request<()>,
-    hop: Hop,
-    backend: Option<Arc<Service>>,
-    edits: Option<Arc<Edits>>,
+pub(super) struct Ready {
+    pub head: Request<()>,
+    pub hop: Hop,
+    pub backend: Option<Arc<Service>>,
+    pub edits: Option<Arc<Edits>>,
     /// What the route says of tries and times; `None`: nothing.
-    terms: Option<Box<Terms>>,
+    pub terms: Option<Box<Terms>>,
+    /// Where its body goes besides.
+    pub taps: Taps,
 }
 
 impl Ready {
@@ -118,6 +121,11 @@ async fn serve(
     let grpc = is_grpc(&parts.headers);
     let ready = shared.worker.with_snapshot(|snapshot| {
         match shared.caller().route(snapshot, &Asked(&parts), account)? {
+            Way::Answered(answer) => {
+                account.status = answer.status;
+                direct(&mut respond, answer, grpc, parts.method == http::Method::HEAD);
+                Ok(None)
+            }
             Way::Elsewhere(to, matched) => {
                 account.status = to.status;
                 redirect(&mut respond, &Asked(&parts), to, matched);
@@ -129,7 +137,15 @@ async fn serve(
                 // Its body is kept as it comes.
                 let terms =
                     routed.action.and_then(|action| Terms::new(&shared.worker, action, hop.service, true));
-                Ok(Some(Ready { head: outgoing(parts, &routed)?, hop, backend, edits, terms }))
+                let head = outgoing(parts, &routed)?;
+                let taps = match routed.action.filter(|action| !action.mirrors.is_empty()) {
+                    Some(action) => {
+                        let whole = upload.is_end_stream();
+                        mirror::begin(&shared.caller(), snapshot, &action.mirrors, &head, whole)
+                    }
+                    None => Taps::default(),
+                };
+                Ok(Some(Ready { head, hop, backend, edits, terms, taps }))
             }
         }
     });
@@ -153,7 +169,10 @@ async fn serve(
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
             account.failed(error);
-            refuse(&mut respond, error, grpc);
+            match account.denial.take() {
+                Some(denial) => deny(&mut respond, &denial, grpc),
+                None => refuse(&mut respond, error, grpc),
+            }
         }
         Err(Failed::Error(error)) => {
             // The client has seen the beginning of a response: its end must not look like one.
@@ -218,7 +237,8 @@ async fn attempt(
     account: &mut Account,
 ) -> Result<Tried, Failed> {
     let moved = |_| shared.moved.set(true);
-    let (lease, response, up) = {
+    let taps = std::mem::take(&mut ready.taps);
+    let Sent { lease, response, up, granted } = {
         let sending = send(shared, ready, upload.is_empty(), account);
         tokio::select! {
             sent = sending => sent?,
@@ -227,7 +247,7 @@ async fn attempt(
     };
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => upload.copy(up, keep, moved).await,
+            Some(up) => upload.copy(up, taps, keep, moved).await,
             None => Ok(()),
         }
     });
@@ -252,7 +272,7 @@ async fn attempt(
         return Ok(Tried::Again);
     }
     keep.set(false);
-    let mut downloaded = pin!(forward(shared, ready, response, respond, account));
+    let mut downloaded = pin!(forward(shared, (ready, granted), response, respond, account));
     loop {
         tokio::select! {
             done = &mut downloaded => {
@@ -269,7 +289,7 @@ async fn attempt(
 /// Sends the response on.
 async fn forward(
     shared: &Rc<Shared>,
-    ready: &Ready,
+    (ready, granted): (&Ready, Option<Box<HeaderEdits>>),
     response: Response<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     account: &mut Account,
@@ -283,6 +303,9 @@ async fn forward(
     if let Some(edits) = &ready.edits {
         edit(&mut parts.headers, &edits.response);
     }
+    if let Some(granted) = &granted {
+        edit(&mut parts.headers, granted);
+    }
     let whole = download.is_end_stream();
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
@@ -290,17 +313,25 @@ async fn forward(
         return Ok(());
     }
     let moved = |_| shared.moved.set(true);
-    let done = body::copy(download, down, moved, |trailers| account.heard(trailers)).await;
+    let done = body::copy(download, down, Taps::default(), moved, |trailers| account.heard(trailers)).await;
     done.map_err(|broken| match broken {
         Broken::To(_) => Failed::Gone,
         Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
     })
 }
 
-type Sent = (Lease, ResponseFuture, Option<SendStream<Bytes>>);
+/// A request that has gone.
+pub(super) struct Sent {
+    pub lease: Lease,
+    pub response: ResponseFuture,
+    /// For its body.
+    pub up: Option<SendStream<Bytes>>,
+    /// What external authorisation changes in the response.
+    pub granted: Option<Box<HeaderEdits>>,
+}
 
 /// Sends the head to an endpoint. `whole`: there is no body.
-async fn send(
+pub(super) async fn send(
     shared: &Rc<Shared>,
     ready: &mut Ready,
     whole: bool,
@@ -312,19 +343,22 @@ async fn send(
     let mut failed = 0;
     loop {
         account.service = hop.service;
-        let told =
-            shown(&head, |request| request_as(&shared.worker, &shared.member, &shared.whose, hop, request))?;
-        limit(&shared.worker, (&shared.member, &shared.whose), hop, backend.as_deref(), |name| {
+        let Shared { worker, member, whose, .. } = &**shared;
+        let granted = request_as(worker, member, whose, hop, head, account).await?;
+        limit(worker, (member, whose), hop, backend.as_deref(), |name| {
             head.headers().get(name).map(|value| value.as_bytes().to_vec())
         })?;
         let mut sent = head.clone();
-        if let Some(told) = told {
+        if let Some(told) = &granted.told {
             told.edit(sent.headers_mut());
         }
-        let error = match shared.peers().lease(&shared.worker, &shared.member, hop).await {
+        let error = match shared.peers().lease(worker, member, hop).await {
             Ok(lease) => match lease.sender().ready().await {
                 Ok(mut sender) => match sender.send_request(sent, whole) {
-                    Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
+                    Ok((response, up)) => {
+                        let up = (!whole).then_some(up);
+                        return Ok(Sent { lease, response, up, granted: granted.response });
+                    }
                     Err(error) => failure(&error),
                 },
                 Err(error) => failure(&error),
@@ -340,12 +374,12 @@ async fn send(
         };
         *hop = other;
         account.goes(hop)?;
-        one(&shared.worker.shared.counters.retried);
+        one(&worker.shared.counters.retried);
     }
 }
 
 /// What an endpoint's stream or connection ended with.
-fn failure(error: &h2::Error) -> ProxyError {
+pub(super) fn failure(error: &h2::Error) -> ProxyError {
     if error.is_io() {
         return ProxyError::UpstreamClosed;
     }

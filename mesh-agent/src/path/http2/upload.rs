@@ -14,6 +14,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::body::{Broken, reason, send};
+use super::mirror::Taps;
 use super::{CONNECTION_WINDOW, Shared};
 
 /// Bytes that are kept.
@@ -46,10 +47,11 @@ impl Upload {
     }
 
     /// Sends it, from its beginning where it was sent before. `keep`: still to be kept; cleared once it cannot be.
-    /// `moved` is told of every piece.
+    /// `moved` is told of every piece, and so are `taps`.
     pub async fn copy(
         &mut self,
         mut to: SendStream<Bytes>,
+        mut taps: Taps,
         keep: &Cell<bool>,
         moved: impl Fn(usize),
     ) -> Result<(), Broken> {
@@ -71,12 +73,17 @@ impl Upload {
             let Some(piece) = piece else {
                 self.trailers = self.from.trailers().await.map_err(|e| Broken::From(reason(&e)))?;
                 self.ended = true;
+                taps.end(self.trailers.as_ref());
                 break;
             };
             let piece = piece.map_err(|e| Broken::From(reason(&e)))?;
             let length = piece.len();
             moved(length);
+            taps.data(&piece);
             self.ended = self.from.is_end_stream();
+            if self.ended {
+                taps.end(None);
+            }
             self.keep(&piece, keep);
             send(&mut to, piece, self.ended).await?;
             if !keep.get() {

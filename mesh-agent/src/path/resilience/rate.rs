@@ -17,10 +17,10 @@ use mesh_core::resilience::rate::{By, Rate, retry_after};
 use mesh_core::snapshot::{Service, Snapshot};
 use parking_lot::Mutex;
 
-use super::super::authorise::Whose;
 use super::super::hash::Quick;
 use super::super::intercept::Hop;
 use super::super::member::Member;
+use super::super::whose::Whose;
 use super::super::worker::Worker;
 use crate::sys::monotonic_ns;
 

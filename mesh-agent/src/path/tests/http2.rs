@@ -11,7 +11,8 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use mesh_api::proto::v1::Protocol;
 use mesh_core::route::{
-    Action, Backend, Edits, HeaderEdits, PathEdit, PathMatch, Rewrite, RouteSpec, RouteTable, RuleSpec,
+    Action, Backend, DirectResponse, Edits, HeaderEdits, Mirror, PathEdit, PathMatch, Rewrite, RouteSpec,
+    RouteTable, RuleSpec,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -316,4 +317,82 @@ fn a_preface_may_arrive_byte_by_byte_and_what_only_begins_like_it_is_http1() {
     }
     // SETTINGS of the proxy: its type, behind the length.
     assert_eq!(client.take(9)[3], 4);
+}
+
+#[test]
+fn copies_take_bodies_with_them_and_nobody_waits_for_one() {
+    let (seen, shadow) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    let rules = |mirror: u32| {
+        let mirrors = vec![Mirror { service: Some(mirror), fraction: (1, 1) }];
+        vec![RuleSpec {
+            backends: vec![Backend { service: Some(2), weight: 1, edits: None }],
+            action: Some(Arc::new(Action { mirrors, ..Action::default() })),
+            ..RuleSpec::default()
+        }]
+    };
+    let rig = |mirror: u32, copies: SocketAddr| {
+        let rules = rules(mirror);
+        let spec = RouteSpec { name: "d/r".into(), created_ms: 0, hostnames: vec![], rules };
+        let services = vec![
+            routed(service(1, Protocol::Http, &[]), RouteTable::new(&[spec])),
+            service(2, Protocol::Http, &[peer(&seen)]),
+            service(3, Protocol::Http, &[copies]),
+        ];
+        Rig::new(services, Limits::default(), Budget::default())
+    };
+    let ask = async |send: &SendRequest<Bytes>, path: &str, size: usize| {
+        let mut send = send.clone().ready().await.unwrap();
+        let (response, mut up) = send.send_request(get(path), false).unwrap();
+        let mut rest = Bytes::from(vec![7; size]);
+        while !rest.is_empty() {
+            up.reserve_capacity(rest.len());
+            let room = std::future::poll_fn(|cx| up.poll_capacity(cx)).await.unwrap().unwrap();
+            up.send_data(rest.split_to(room.min(rest.len())), false).unwrap();
+        }
+        up.send_data(Bytes::new(), true).unwrap();
+        all(&mut response.await.unwrap().into_body()).await.unwrap().len()
+    };
+    let counts = |rig: &Rig| rig.proxy.stats().counts;
+    let mirrored = rig(3, peer(&shadow));
+    with(&mirrored, async |send| {
+        for _ in 0..5 {
+            assert_eq!(ask(&send, "/echo", 50_000).await, 50_000);
+        }
+        assert_eq!(asked(&send, get("/echo")).await.0.status, 200);
+        while shadow.requests.load(SeqCst) < 6 {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!((counts(&mirrored).mirrored, counts(&mirrored).mirror_failed), (6, 0));
+    // One that never takes a body: the request goes on without it.
+    let deaf = rig(3, server(|mut client| drop(client.rest())));
+    with(&deaf, async |send| assert_eq!(ask(&send, "/echo", 3_000_000).await, 3_000_000));
+    // And one that is not there.
+    let nowhere = rig(3, nobody());
+    with(&nowhere, async |send| assert_eq!(ask(&send, "/echo", 10).await, 10));
+    eventually("it is counted", || counts(&nowhere).mirror_failed == 1);
+    let unknown = rig(9, nobody());
+    with(&unknown, async |send| assert_eq!(ask(&send, "/echo", 10).await, 10));
+    assert_eq!(counts(&unknown).mirror_skipped, 1);
+}
+
+#[test]
+fn a_route_answers_in_the_form_that_its_client_speaks() {
+    let direct =
+        DirectResponse { status: 403, content_type: Some("text/plain".into()), body: "closed".into() };
+    let rules = vec![RuleSpec {
+        action: Some(Arc::new(Action { direct: Some(direct), ..Action::default() })),
+        ..RuleSpec::default()
+    }];
+    let spec = RouteSpec { name: "d/r".into(), created_ms: 0, hostnames: vec![], rules };
+    let services = vec![routed(service(1, Protocol::Http, &[]), RouteTable::new(&[spec]))];
+    let rig = Rig::new(services, Limits::default(), Budget::default());
+    with(&rig, async |send| {
+        let (head, body) = asked(&send, get("/")).await;
+        assert_eq!((head.status.as_u16(), &body[..]), (403, &b"closed"[..]));
+        let grpc = Request::builder().uri("http://shop/a.B/C").header("content-type", "application/grpc");
+        let (head, body) = asked(&send, grpc.body(()).unwrap()).await;
+        assert_eq!((head.status.as_u16(), header(&head.headers, "grpc-status")), (200, "7"));
+        assert!(body.is_empty());
+    });
 }

@@ -2,6 +2,7 @@
 //! threads. What needs BPF and namespaces is tested by stories.
 
 mod bodies;
+mod detect;
 mod http;
 mod http2;
 mod http2_tries;
@@ -10,3 +11,4 @@ mod opaque;
 mod resilience;
 pub(super) mod rig;
 mod routes;
+mod tls;

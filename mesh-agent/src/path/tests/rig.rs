@@ -268,6 +268,7 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
         serving: endpoints.len(),
         endpoints: endpoints.into(),
         routes: None,
+        consumers: None,
         fallback: Vec::new(),
         split: false,
         backends: Vec::new(),

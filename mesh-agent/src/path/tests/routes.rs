@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use mesh_api::proto::v1::Protocol;
 use mesh_core::route::{
-    Action, Backend, Condition, Edits, FieldMatch, HeaderEdits, Line, MatchSpec, Mirror, PathEdit, PathMatch,
-    Redirect, Retry, Rewrite, RouteSpec, RouteTable, RuleSpec, ValueMatch,
+    Action, Backend, Condition, DirectResponse, Edits, FieldMatch, HeaderEdits, Line, MatchSpec, Mirror,
+    PathEdit, PathMatch, Redirect, Retry, Rewrite, RouteSpec, RouteTable, RuleSpec, ValueMatch,
 };
 
 use super::rig::*;
@@ -261,4 +261,66 @@ fn copies_go_where_the_route_says_and_nobody_sees_their_answers() {
     eventually("it is skipped", || counts().mirror_skipped == 1);
     client.send("body");
     assert_eq!(client.response().1, "main");
+}
+
+#[test]
+fn a_route_answers_itself_and_the_connection_goes_on() {
+    let direct =
+        DirectResponse { status: 503, content_type: Some("text/html".into()), body: "<p>later</p>".into() };
+    let action = Action { direct: Some(direct), ..Action::default() };
+    let empty = DirectResponse { status: 204, content_type: None, body: "".into() };
+    let rig = rig(
+        vec![
+            acting("/closed", vec![], action),
+            acting("/none", vec![], Action { direct: Some(empty), ..Action::default() }),
+            RuleSpec { matches: at("/"), backends: to(2), ..RuleSpec::default() },
+        ],
+        &[named("open")],
+        &[],
+    );
+    let mut client = rig.connect();
+    client.send("GET /closed HTTP/1.1\r\nHost: shop\r\n\r\n");
+    let (head, body) = client.response();
+    assert!(
+        head.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && body == "<p>later</p>",
+        "{head}{body}"
+    );
+    assert_eq!((header(&head, "content-type"), header(&head, "x-mesh-reason")), (Some("text/html"), None));
+    client.send("HEAD /closed HTTP/1.1\r\nHost: shop\r\n\r\nGET /none HTTP/1.1\r\nHost: shop\r\n\r\n");
+    assert_eq!(header(&client.head().unwrap(), "content-length"), Some("12"));
+    let head = client.head().unwrap();
+    assert!(head.starts_with("HTTP/1.1 204 ") && header(&head, "content-length").is_none(), "{head}");
+    assert_eq!(client.get("/"), "open");
+    eventually("they are counted", || rig.counted(503, "") == 2 && rig.counted(204, "") == 1);
+}
+
+#[test]
+fn a_namespaces_own_routes_hold_for_its_clients() {
+    let table = |to_service| {
+        let rules = vec![RuleSpec { backends: to(to_service), ..RuleSpec::default() }];
+        RouteTable::new(&[RouteSpec { name: "d/r".into(), created_ms: 0, hostnames: vec![], rules }])
+    };
+    let rig = Rig::new(
+        vec![
+            routed(service(1, Protocol::Http, &[]), table(2)),
+            service(2, Protocol::Http, &[named("producer's")]),
+            service(3, Protocol::Http, &[named("own")]),
+        ],
+        Limits::default(),
+        Budget::default(),
+    );
+    rig.serve_inbound(Protocol::Http);
+    let own = |namespace: &str| {
+        rig.change(|snapshot| {
+            let mut called = (**snapshot.services.get(&1).unwrap()).clone();
+            called.consumers = Some(Arc::new([(namespace.into(), Arc::new(table(3)))].into()));
+            snapshot.services.insert(1, Arc::new(called));
+        });
+    };
+    assert_eq!(rig.connect().get("/"), "producer's");
+    own("elsewhere");
+    assert_eq!(rig.connect().get("/"), "producer's");
+    // The rig's caller is of this one.
+    own("default");
+    assert_eq!(rig.connect().get("/"), "own");
 }

@@ -68,5 +68,16 @@ pub(super) fn policies_and_routes_below_http() -> Vec<Value> {
             }),
         ),
         object("ExternalService", &json!({"addresses": ["192.0.2.1"], "ports": [{"port": 1}]})),
+        object(
+            "Mesh",
+            &json!({"extAuthz": [
+                {"name": "opa", "service": {"namespace": "ops", "name": "opa", "port": 9191}, "timeout": "50ms", "onFailure": "allow"},
+                {"name": "keys", "service": {"name": "keys", "port": 80}},
+            ]}),
+        ),
+        object(
+            "AuthorizationPolicy",
+            &json!({"action": "custom", "provider": "opa", "rules": [{"to": [{"paths": ["/admin/*"]}]}]}),
+        ),
     ]
 }

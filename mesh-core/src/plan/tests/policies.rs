@@ -71,7 +71,8 @@ fn set() -> impl Strategy<Value = PolicySet> {
         .prop_map(move |name| name.map(|name| Term::Header(header(name))).into_iter().collect());
     let rule = (prop::collection::vec(terms(), 0..3), prop::collection::vec(target, 0..3), when)
         .prop_map(|(from, to, when)| Rule { from: from.into(), to: to.into(), when });
-    let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit]);
+    let action =
+        prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit, Action::Custom("opa".into())]);
     let policy = (action, prop::collection::vec(rule, 0..4))
         .prop_map(|(action, rules)| Arc::new(Policy { name: "d/p".into(), action, rules: rules.into() }));
     prop::collection::vec(policy, 1..4).prop_map(|policies| PolicySet::new(policies.into()))
@@ -199,6 +200,7 @@ fn allow(name: &str, app: &str, accounts: &[&str]) -> Resource {
         name: name.into(),
         selector: [("app".to_owned(), app.to_owned())].into(),
         action: v1::AuthorizationAction::Allow.into(),
+        provider: String::new(),
         rules: vec![v1::AuthorizationRule {
             from: vec![v1::SourceTerms { identities: identities.collect(), ..Default::default() }],
             ..Default::default()

@@ -28,10 +28,10 @@ pub struct Pair {
     pub processes: [Process; 2],
 }
 
-/// The program that `cargo xtask bench mtls` has fetched.
-fn program() -> Result<PathBuf> {
+/// The program that `cargo xtask bench` has fetched.
+pub fn program() -> Result<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/envoy/envoy/_bin/envoy"));
-    ensure!(path.exists(), "{} is missing: cargo xtask bench mtls fetches it", path.display());
+    ensure!(path.exists(), "{} is missing: cargo xtask bench fetches it", path.display());
     Ok(path)
 }
 
@@ -96,13 +96,13 @@ fn tls_context(work: &str) -> String {
     )
 }
 
-const TYPE: &str = "type.googleapis.com/envoy.extensions";
+pub const TYPE: &str = "type.googleapis.com/envoy.extensions";
 
 fn address(ip: &str, port: u16) -> String {
     format!(r#"{{"socket_address": {{"address": "{ip}", "port_value": {port}}}}}"#)
 }
 
-fn cluster(name: &str, ip: &str, port: u16, more: &str) -> String {
+pub fn cluster(name: &str, ip: &str, port: u16, more: &str) -> String {
     let at = address(ip, port);
     format!(
         r#"{{"name": "{name}", "connect_timeout": "5s", "type": "STATIC"{more}, "load_assignment": {{"cluster_name": "{name}",
@@ -111,7 +111,7 @@ fn cluster(name: &str, ip: &str, port: u16, more: &str) -> String {
     )
 }
 
-fn listener(name: &str, ip: &str, port: u16, socket: &str, filter: &str) -> String {
+pub fn listener(name: &str, ip: &str, port: u16, socket: &str, filter: &str) -> String {
     let at = address(ip, port);
     format!(r#"{{"name": "{name}", "address": {at}, "filter_chains": [{{{socket}"filters": [{filter}]}}]}}"#)
 }
@@ -124,7 +124,7 @@ fn http(prefix: &str, upgrades: &str, route: &str) -> String {
     )
 }
 
-fn config(listeners: &[String], clusters: &[String]) -> String {
+pub fn config(listeners: &[String], clusters: &[String]) -> String {
     format!(
         r#"{{"static_resources": {{"listeners": [{}], "clusters": [{}]}}}}"#,
         listeners.join(","),

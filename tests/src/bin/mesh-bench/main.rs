@@ -1,4 +1,4 @@
-//! `cargo xtask bench l4|mtls [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
+//! `cargo xtask bench l4|mtls|l7 [--json FILE] [--rounds N] [--only WORD] [--gate]`: what the mesh costs.
 //!
 //! `WORD` is a part of a case's name, which is "group place metric": `l4`, `same-node connect`, `program`.
 //!
@@ -7,15 +7,20 @@
 //!
 //! [`l4`]: kernel path against no mesh. [`udp`]: the same for datagrams. [`many`]: does it matter how many
 //! services and endpoints there are? [`scale`]: a thousand services: propagation, memory. [`telemetry`]: what
-//! noting flows costs. [`mtls`]: tunnels between agents against a pair of Envoys ([`envoy`]).
+//! noting flows costs. [`mtls`]: tunnels between agents against a pair of Envoys ([`envoy`]). [`l7`]: the proxy against
+//! HAProxy and Envoy ([`peers`]).
 
 #![forbid(unsafe_code)]
 
 mod envoy;
 mod l4;
+mod l7;
+mod load;
 mod many;
 mod mtls;
+mod peers;
 mod report;
+mod router;
 mod scale;
 mod stats;
 mod telemetry;
@@ -55,7 +60,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     let mut args = std::env::args().skip(1);
     let name =
-        args.next().context("usage: bench l4|mtls [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
+        args.next().context("usage: bench l4|mtls|l7 [--json FILE] [--rounds N] [--only WORD] [--gate]")?;
     let (mut json, mut gate) = (None, false);
     let mut options = Options { rounds: 12, only: String::new() };
     while let Some(arg) = args.next() {
@@ -89,7 +94,15 @@ fn run() -> Result<bool> {
             mtls::run(&options, &mut report)?;
             report
         }
-        other => bail!("no bench {other}; there are l4 and mtls"),
+        "l7" => {
+            println!(
+                "bench l7: the proxy against HAProxy and Envoy; mTLS off; {rounds} rounds of ABBA a case"
+            );
+            let mut report = Report::new("l7", "off");
+            l7::run(&options, &mut report)?;
+            report
+        }
+        other => bail!("no bench {other}; there are l4, mtls and l7"),
     };
     if let Some(path) = json {
         report.write(path.as_ref())?;

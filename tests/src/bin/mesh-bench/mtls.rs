@@ -9,7 +9,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mesh_tests::{
     Mesh, Pod,
     programs::{Nginx, nginx},
@@ -20,6 +20,7 @@ use mesh_tests::{
 use crate::{
     Options,
     envoy::{FAR, Pair, REQUESTS, TUNNEL},
+    load::{processor_seconds, wrk},
     report::{Case, Goal, Proof, Report},
     stats::abba,
 };
@@ -30,8 +31,6 @@ const LEG: &str = "2s";
 const BULK: usize = 1 << 20;
 /// HBONE's port.
 const HBONE: u16 = 15008;
-/// Ticks of `/proc/PID/stat` a second.
-const TICKS: f64 = 100.0;
 
 /// What is measured of a leg.
 #[derive(Clone, Copy)]
@@ -191,24 +190,13 @@ impl Ground {
         let pod = if ours { &self.client } else { &self.bare };
         let before = self.burnt(ours)?;
         let url = url(ours, kind);
-        let output = pod.run("wrk", &[kind.args, &["--latency", "-d", LEG, &url]].concat())?;
+        let done = wrk(pod, &[kind.args, &["-d", LEG, &url]].concat())?;
         let burnt = self.burnt(ours)? - before;
-        ensure!(!output.contains("Socket errors") && !output.contains("Non-2xx"), "wrk: {output}");
-        let said = |prefix: &str| {
-            let mut lines = output.lines().map(str::trim);
-            let line = lines.find_map(|line| line.strip_prefix(prefix)).map(str::trim);
-            line.map(ToOwned::to_owned).with_context(|| format!("wrk said no {prefix}: {output}"))
-        };
-        let requests = || -> Result<f64> {
-            let line = output.lines().find(|line| line.contains(" requests in "));
-            let count = line.and_then(|line| line.trim().split(' ').next()).context("wrk counted nothing")?;
-            Ok(count.parse()?)
-        };
         Ok(match kind.measure {
-            Measure::Cpu => burnt * 1e6 / requests()?,
-            Measure::Bulk => requests()? * (BULK as f64 / 1_048_576.0) / burnt,
-            Measure::Rate => said("Requests/sec:")?.parse()?,
-            Measure::Median => microseconds(&said("50%")?)?,
+            Measure::Cpu => burnt * 1e6 / done.requests,
+            Measure::Bulk => done.requests * (BULK as f64 / 1_048_576.0) / burnt,
+            Measure::Rate => done.rate,
+            Measure::Median => done.median_us,
         })
     }
 
@@ -241,32 +229,11 @@ fn url(ours: bool, kind: &Kind) -> String {
     format!("http://{to}{}", kind.path)
 }
 
-/// `1.23ms` as wrk writes it.
-fn microseconds(text: &str) -> Result<f64> {
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).context("no unit")?);
-    let scale = match unit {
-        "us" => 1.0,
-        "ms" => 1e3,
-        _ => 1e6,
-    };
-    Ok(number.parse::<f64>()? * scale)
-}
-
 /// Established connections to a port of a pod.
 fn tunnels(pod: &Pod, port: u16) -> u64 {
     let filter = format!("sport = :{port}");
     let shown = pod.run("ss", &["-Htn", "state", "established", &filter]).unwrap_or_default();
     shown.lines().count() as u64
-}
-
-/// User and system time of a process, all threads.
-fn processor_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Behind the name, which may hold anything: state is the third field, utime the fourteenth.
-    let after = stat.rsplit_once(") ").context("/proc/PID/stat")?.1;
-    let ticks: Vec<f64> = after.split(' ').skip(11).take(2).filter_map(|word| word.parse().ok()).collect();
-    ensure!(ticks.len() == 2, "/proc/{pid}/stat: {stat}");
-    Ok((ticks[0] + ticks[1]) / TICKS)
 }
 
 /// The cases that were asked for.

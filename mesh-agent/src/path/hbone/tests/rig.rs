@@ -190,6 +190,7 @@ impl Caller {
             resilience: Default::default(),
             buckets: Default::default(),
             shed: Default::default(),
+            members: Arc::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
