@@ -25,6 +25,7 @@ pub mod model;
 pub mod mtls;
 pub mod outside;
 pub mod plan;
+pub mod resilience;
 pub mod retry;
 pub mod route;
 pub mod snapshot;

@@ -8,15 +8,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh_core::balance::pick_other;
+use mesh_core::balance::{Loads, pick_other};
 use mesh_core::error::ProxyError;
 use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
+use mesh_core::resilience::fault::Mishap;
 use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
 use mesh_core::snapshot::{Service, Snapshot, Workload};
 
 use super::intercept::{Hop, To};
 use super::member::Member;
+use super::resilience::Ticket;
 use super::stats::{Direction, RequestKey, Spoken};
 use super::worker::Worker;
 
@@ -86,6 +88,7 @@ impl Caller<'_> {
         account.service = id;
         let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
         let Some(routes) = asked.routes_of(|| self.namespace(snapshot)) else {
+            account.strike(asked, head);
             return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
         };
         let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
@@ -100,6 +103,7 @@ impl Caller<'_> {
         let (chosen, backend) = rule.pick(fastrand::u64(..))?;
         account.service = chosen;
         let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
+        account.strike(service, head);
         let hop = self.balance(service)?;
         let edits = backend.edits.as_ref();
         Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
@@ -112,11 +116,18 @@ impl Caller<'_> {
 
     /// The endpoint whose turn it is.
     pub fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
+        let hop = match &service.resilience {
+            Some(asked) if asked.follows() => self.balance_followed(service, asked),
+            _ => self.pick(service, &*self.worker.sockets),
+        };
+        hop.ok_or(ProxyError::NoEndpoints)
+    }
+
+    /// The same by these loads; `None`: nobody takes requests.
+    pub fn pick(&self, service: &Service, loads: &(impl Loads + ?Sized)) -> Option<Hop> {
         let mut balancer = self.worker.balance.borrow_mut();
-        let endpoint = balancer
-            .pick(service, self.member.number(), fastrand::u64(..), &*self.worker.sockets)
-            .ok_or(ProxyError::NoEndpoints)?;
-        Hop::to(service.id, endpoint, self.prefer_v6).ok_or(ProxyError::NoEndpoints)
+        let endpoint = balancer.pick(service, self.member.number(), fastrand::u64(..), loads)?;
+        Hop::to(service.id, endpoint, self.prefer_v6)
     }
 
     /// One that was not tried. As many turns are taken as it may take to meet one; a client's own endpoint comes up
@@ -170,6 +181,10 @@ pub struct Account {
     pub reason: &'static str,
     /// Its head, where it may end HTTP: policies may ask for it later.
     pub asked: Option<Box<[u8]>>,
+    /// What is to go wrong with it.
+    pub mishap: Mishap,
+    /// What it holds of its service, where that follows requests.
+    pub ticket: Option<Box<Ticket>>,
     /// What the client gets in place of a response, where somebody outside has decided that.
     pub denial: Option<Box<Denial>>,
 }
@@ -184,6 +199,8 @@ impl Account {
             status: 0,
             reason: "",
             asked: None,
+            mishap: Mishap::default(),
+            ticket: None,
             denial: None,
         }
     }

@@ -40,6 +40,7 @@ mod malformed;
 mod mtls;
 mod odd_input;
 mod policy;
+mod resilience;
 mod rotation;
 mod routes;
 mod splice;

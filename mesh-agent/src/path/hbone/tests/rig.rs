@@ -187,6 +187,9 @@ impl Caller {
             sockets: Arc::new(Fake::default()),
             keys,
             limits,
+            resilience: Default::default(),
+            buckets: Default::default(),
+            shed: Default::default(),
             members: Arc::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
