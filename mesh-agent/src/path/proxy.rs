@@ -10,6 +10,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mesh_core::outcome::LogRule;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::Keys;
 use tokio::sync::mpsc;
@@ -18,11 +19,18 @@ use super::accept::Listeners;
 use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
 use super::member::{Member, Members};
+use super::see::log::AccessLog;
+use super::see::tap::Taps;
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets, hbone};
 use crate::dns::open::Ears;
 use crate::sys::monotonic_ns;
+
+/// How long connections that are cut may take to end, and so to be counted.
+const CUT: Duration = Duration::from_millis(200);
+/// How long the last lines of the access log may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A workload that the proxy is to serve, with its listeners (made in its network namespace).
 #[derive(Debug)]
@@ -82,6 +90,7 @@ pub struct Proxy {
 }
 
 struct Inner {
+    common: Arc<Common>,
     commands: Vec<mpsc::Sender<Command>>,
     shared: Vec<Arc<Shared>>,
     members: Arc<Members>,
@@ -113,11 +122,20 @@ impl Proxy {
         }
         let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
         let members = Arc::new(Members::default());
-        let common = Arc::new(Common { seats, snapshot, sockets, keys, limits, members: members.clone() });
+        let common = Arc::new(Common {
+            seats,
+            snapshot,
+            sockets,
+            keys,
+            limits,
+            taps: Arc::default(),
+            log: AccessLog::default(),
+            members: members.clone(),
+        });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
         }
-        Ok(Self { inner: Arc::new(Inner { commands, shared, members }) })
+        Ok(Self { inner: Arc::new(Inner { common, commands, shared, members }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.
@@ -139,6 +157,7 @@ impl Proxy {
             addr6: enrolment.addr6,
             budget: enrolment.budget,
             ruled_connections: AtomicU32::new(0),
+            log: AtomicU32::new(0),
             usage: Usage::default(),
         });
         let listeners = Listeners {
@@ -176,6 +195,23 @@ impl Proxy {
         }
     }
 
+    /// Which requests of a workload are written to the access log.
+    pub fn set_log(&self, workload: u32, rule: LogRule) {
+        if let Some(member) = self.inner.members.lock().get(&workload) {
+            member.log.store(rule.packed(), Relaxed);
+        }
+    }
+
+    /// The access log.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.inner.common.log
+    }
+
+    /// Those who look at requests.
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.inner.common.taps
+    }
+
     /// The workloads that it serves, with their network namespaces.
     pub fn workloads(&self) -> Vec<(u32, Arc<OwnedFd>)> {
         let members = self.inner.members.lock();
@@ -187,7 +223,9 @@ impl Proxy {
         let stats = stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)));
         let mut audits = HashMap::new();
         self.inner.shared.iter().for_each(|s| s.audits.add_to(&mut audits));
-        ProxyStats { tunnels: self.tunnels(), audits, ..stats }
+        let lines = self.access_log().counts();
+        let lines = (lines.written.load(Relaxed), lines.dropped.load(Relaxed));
+        ProxyStats { tunnels: self.tunnels(), audits, lines, ..stats }
     }
 
     /// Does it ask about requests on this connection, one by one?
@@ -215,7 +253,12 @@ impl Proxy {
         }
         if self.open() > 0 {
             self.tell(|| Command::Cut).await;
+            let end = Instant::now() + CUT;
+            while self.open() > 0 && Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
+        self.inner.common.log.settle(LAST_LINES).await;
     }
 
     /// Tells every worker; one that hangs is not waited for.

@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use mesh_core::outcome::NO_GRPC;
 
+use super::head::code_in;
 use super::mirror::Taps;
 
 /// Why a body did not get across.
@@ -21,13 +23,13 @@ fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// All of it, to `taps` as well. `moved` is told of every piece.
+/// All of it, to `taps` as well; gRPC's status, where trailers have one. `moved` is told of every piece.
 pub async fn copy(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
     mut taps: Taps,
     moved: impl Fn(usize),
-) -> Result<(), Broken> {
+) -> Result<Option<u8>, Broken> {
     loop {
         let piece = tokio::select! {
             biased;
@@ -54,7 +56,7 @@ pub async fn copy(
             to.send_data(part, last).map_err(|e| Broken::To(reason(&e)))?;
             if last {
                 taps.end(None);
-                return Ok(());
+                return Ok(None);
             }
         }
         // Fails where the stream has ended, and its window with it.
@@ -62,9 +64,10 @@ pub async fn copy(
     }
     let trailers = from.trailers().await.map_err(|e| Broken::From(reason(&e)))?;
     taps.end(trailers.as_ref());
+    let code = trailers.as_ref().map(code_in).filter(|code| *code != NO_GRPC);
     let sent = match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
     };
-    sent.map_err(|e| Broken::To(reason(&e)))
+    sent.map(|()| code).map_err(|e| Broken::To(reason(&e)))
 }

@@ -3,6 +3,7 @@
 //! A connect that fails is tried at other endpoints, and so is a connection that takes no stream any more. What was sent
 //! is not sent again. A client that gives up ends the endpoint's stream as well.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use super::super::routing::{Account, Deadline, Way, nearest, within};
 use super::super::stats::{Spoken, one};
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, deny, direct, edit, is_grpc, outgoing, redirect, refuse};
+use super::head::{Asked, code_in, deny, direct, edit, is_grpc, outgoing, redirect, refuse, refused_as};
 use super::mirror::{self, Taps};
 use super::peers::Lease;
 
@@ -85,7 +86,7 @@ pub(super) fn begin(shared: &Rc<Shared>, request: Request<RecvStream>, respond: 
         let mut account = Account::begun_now();
         let shared = &counted.0;
         serve(shared, request, respond, &mut account).await;
-        account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+        account.record(&shared.parties(), Spoken::Http2);
     }));
 }
 
@@ -94,7 +95,7 @@ pub(super) fn refused(shared: &Rc<Shared>, mut respond: SendResponse<Bytes>) {
     let mut account = Account::begun_now();
     account.failed(ProxyError::BudgetBytes);
     refuse(&mut respond, ProxyError::BudgetBytes, false);
-    account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+    account.record(&shared.parties(), Spoken::Http2);
 }
 
 async fn serve(
@@ -105,6 +106,7 @@ async fn serve(
 ) {
     let (parts, upload) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
+    account.grpc = grpc;
     let ready = shared.worker.with_snapshot(|snapshot| {
         match shared.caller().route(snapshot, &Asked(&parts), account)? {
             Way::Answered(answer) => {
@@ -137,7 +139,7 @@ async fn serve(
         Ok(Some(ready)) => ready,
         Ok(None) => return,
         Err(error) => {
-            account.failed(error);
+            failed(account, error, grpc);
             return refuse(&mut respond, error, grpc);
         }
     };
@@ -147,7 +149,7 @@ async fn serve(
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
-            account.failed(error);
+            failed(account, error, grpc);
             match account.denial.take() {
                 Some(denial) => deny(&mut respond, &denial, grpc),
                 None => refuse(&mut respond, error, grpc),
@@ -159,6 +161,14 @@ async fn serve(
             one(&shared.worker.shared.counters.resets);
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
+    }
+}
+
+/// It was refused, in gRPC's form where it is a request of gRPC.
+fn failed(account: &mut Account, error: ProxyError, grpc: bool) {
+    account.failed(error);
+    if grpc {
+        (account.status, account.grpc_status) = (200, refused_as(error));
     }
 }
 
@@ -177,7 +187,6 @@ async fn exchange(
     edits: Option<Arc<Edits>>,
     account: &mut Account,
 ) -> Result<(), Failed> {
-    let moved = |_| shared.moved.set(true);
     let taps = std::mem::take(&mut ready.taps);
     let Sent { lease, response, up, granted } = {
         let sending = send(shared, ready, upload.is_end_stream(), account);
@@ -186,9 +195,14 @@ async fn exchange(
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
         }
     };
+    let moved = |bytes: &Cell<u64>, n: usize| {
+        shared.moved.set(true);
+        bytes.set(bytes.get() + n as u64);
+    };
+    let (received, downloaded_bytes) = (&account.received, &account.sent);
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => body::copy(upload, up, taps, moved).await,
+            Some(up) => body::copy(upload, up, taps, |n| moved(received, n)).await.map(drop),
             None => Ok(()),
         }
     });
@@ -209,6 +223,7 @@ async fn exchange(
     };
     let (mut parts, download) = response.into_parts();
     account.status = parts.status.as_u16();
+    account.grpc_status = code_in(&parts.headers);
     if let Some(edits) = &edits {
         edit(&mut parts.headers, &edits.response);
     }
@@ -219,17 +234,21 @@ async fn exchange(
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
     if !whole {
-        let mut downloaded = pin!(body::copy(download, down, Taps::default(), moved));
+        let mut downloaded =
+            pin!(body::copy(download, down, Taps::default(), |n| moved(downloaded_bytes, n)));
         let done = loop {
             tokio::select! {
                 done = &mut downloaded => break done,
                 _ = &mut uploaded, if uploading => uploading = false,
             }
         };
-        done.map_err(|broken| match broken {
+        let trailers = done.map_err(|broken| match broken {
             Broken::To(_) => Failed::Gone,
             Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
         })?;
+        if let Some(code) = trailers {
+            account.grpc_status = code;
+        }
     }
     drop(lease);
     Ok(())
@@ -256,7 +275,7 @@ pub(super) async fn send(
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
-        account.service = hop.service;
+        account.sent_to(&hop);
         let Shared { worker, member, whose, .. } = &**shared;
         let granted = request_as(worker, member, whose, &hop, &head, account).await?;
         let mut sent = head.clone();

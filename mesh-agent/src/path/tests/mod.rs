@@ -9,4 +9,5 @@ mod life;
 mod opaque;
 pub(super) mod rig;
 mod routes;
+mod see;
 mod tls;
