@@ -133,6 +133,11 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
     let identities = Identities::new(member, keep);
     let keys = Arc::new(identities.clone());
     let proxy = Proxy::start(workers, snapshot, kernel.clone(), keys, Limits::default())?;
+    let lines = args.access_log();
+    proxy
+        .access_log()
+        .to(lines.clone())
+        .with_context(|| format!("the access log cannot be written: {lines:?}"))?;
 
     let (session, session_handle, verdicts) =
         session::new(control.clone(), args.node.clone(), config.clone());
@@ -271,6 +276,7 @@ impl Running {
             xds: xds.clone(),
             log,
             kernel: kernel.clone(),
+            proxy: proxy.clone(),
             ended: ended.clone(),
             open: open.clone(),
             flow_readers: admin::flow_readers(),

@@ -8,6 +8,7 @@ use mesh_common::maps;
 use mesh_common::record::telemetry;
 
 use crate::kernel::FlowTelemetry;
+use crate::path::see::log::Target;
 
 /// The node daemon of Nodemesh.
 #[derive(Debug, Parser)]
@@ -76,6 +77,10 @@ pub struct RunArgs {
     /// Log JSON lines.
     #[arg(long, env = "NODEMESH_LOG_JSON")]
     pub log_json: bool,
+    /// Where the access log goes, where a TransportPolicy asks for one: `-`, standard output, or a file, which is begun
+    /// anew when it was moved away.
+    #[arg(long, env = "NODEMESH_ACCESS_LOG", default_value = "-", value_name = "-|FILE")]
+    pub access_log: PathBuf,
     /// How long connections may go on after SIGTERM, seconds.
     #[arg(long, env = "NODEMESH_DRAIN_SECONDS", default_value_t = 10)]
     pub drain_seconds: u64,
@@ -108,6 +113,17 @@ pub struct RunArgs {
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,
+}
+
+impl RunArgs {
+    /// Where the access log goes.
+    pub fn access_log(&self) -> Target {
+        if self.access_log.as_os_str() == "-" {
+            Target::Stdout
+        } else {
+            Target::File(self.access_log.clone())
+        }
+    }
 }
 
 /// What is noted of flows.

@@ -319,6 +319,10 @@ fn transport_policy() -> Value {
             ),
             "splice": { "type": "boolean" },
             "egress": egress(),
+            "accessLog": object(
+                &json!([]),
+                &json!({ "percent": integer(0, 100), "errors": { "type": "boolean" } }),
+            ),
         }),
     )
 }

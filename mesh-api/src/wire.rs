@@ -373,6 +373,9 @@ fn transport_policy(resource: &Resource, spec: &TransportPolicySpec) -> v1::Tran
         mtls: spec.mtls.as_ref().and_then(|mtls| mtls.mode).map_or(v1::MtlsMode::Unset, mtls_mode).into(),
         mtls_ports: spec.mtls.iter().flat_map(|mtls| &mtls.ports).copied().map(port_mtls).collect(),
         egress: spec.egress.map_or(v1::EgressMode::Unset, egress).into(),
+        access_log: spec
+            .access_log
+            .map(|log| v1::AccessLog { percent: log.percent.into(), errors: log.errors }),
     }
 }
 

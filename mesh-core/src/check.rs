@@ -15,6 +15,7 @@ use mesh_common::policy::{Caller, UNPROVED};
 
 use crate::authorise::{Asked, Decision, Headers, Network, PolicySet, Request, Seen};
 use crate::compile::Compiler;
+use crate::head::Head;
 use crate::ids::{IdLimits, IdTable};
 use crate::model::{Batch, Resource, join};
 use crate::mtls::MtlsMode;
@@ -59,11 +60,39 @@ pub struct Sample {
     pub headers: Vec<(String, String)>,
 }
 
+impl Head for Sample {
+    fn method(&self) -> &str {
+        &self.method
+    }
+
+    fn path(&self) -> &str {
+        self.path.split('?').next().unwrap_or_default()
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.path.split_once('?').map(|(_, query)| query)
+    }
+
+    fn authority(&self) -> &str {
+        &self.host
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        let named = |(own, _): &&(String, String)| own.eq_ignore_ascii_case(name);
+        self.headers.iter().find(named).map(|(_, value)| value.trim_ascii().as_bytes())
+    }
+
+    fn any_header(&self, name: &str, holds: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let named = |(own, _): &&(String, String)| own.eq_ignore_ascii_case(name);
+        self.headers.iter().filter(named).any(|(_, value)| holds(value.trim_ascii().as_bytes()))
+    }
+}
+
 impl Sample {
     fn with<T>(&self, look: impl FnOnce(&Request<'_>) -> T) -> T {
         look(&Request {
             method: &self.method,
-            path: self.path.split('?').next().unwrap_or_default(),
+            path: Head::path(self),
             authority: &self.host,
             headers: self,
             claims: None,
@@ -145,6 +174,18 @@ pub fn check(question: Question) -> Result<Answer, String> {
     let called = find(&full).ok_or_else(|| format!("workload {full} cannot be compiled"))?;
     let caller = caller.as_deref().and_then(find);
     Ok(answer(snapshot, caller, called, &What { from, port, request: request.as_ref() }))
+}
+
+/// What would become of a request from one workload of this node to another, as the snapshot has both.
+pub fn would(
+    snapshot: &Snapshot,
+    caller: &Workload,
+    called: &Workload,
+    from: Option<IpAddr>,
+    port: u16,
+    request: &Sample,
+) -> Answer {
+    answer(snapshot, Some(caller), called, &What { from, port, request: Some(request) })
 }
 
 /// What is asked, but for who asks whom.

@@ -19,6 +19,7 @@
 mod action;
 mod call;
 mod condition;
+mod explain;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use action::{
 };
 pub use call::CallPattern;
 pub use condition::{Condition, FieldMatch, Pattern, ValueMatch};
+pub use explain::{Considered, Why};
 
 use crate::error::ProxyError;
 use crate::head::Head;

@@ -23,6 +23,7 @@ use crate::jwt::Providers;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
 use crate::mtls::{MtlsMode, MtlsRules};
+use crate::outcome::LogRule;
 use crate::outside::{Egress, Origination, Outside};
 use crate::resilience::Resilience;
 use crate::route::RouteTable;
@@ -97,6 +98,15 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// The workload of this identity at this address. Cost: a look at every workload.
+    pub fn workload_at(&self, address: IpAddr, namespace: &str, account: &str) -> Option<WorkloadId> {
+        let is = |w: &&Arc<Workload>| {
+            w.addresses.contains(&address) && w.namespace() == namespace && *w.service_account == *account
+        };
+        self.workloads.values().find(is).map(|workload| workload.id)
+    }
+}
 /// The routes that namespaces have made for their own clients, by namespace.
 pub type Consumers = BTreeMap<Arc<str>, Arc<RouteTable>>;
 
@@ -359,6 +369,8 @@ pub struct Transport {
     pub plain: bool,
     /// What it may open to the outside of the mesh.
     pub egress: Egress,
+    /// Which of its requests are written down.
+    pub log: LogRule,
 }
 
 /// What is left alone in one direction: whatever one of these names.

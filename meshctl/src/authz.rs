@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use mesh_api::local::Elsewhere;
 use serde_json::Value;
 
 use crate::client::Client;
@@ -56,8 +57,23 @@ impl Authz {
 }
 
 impl Check {
+    /// The same of a request that another node decides about.
+    pub fn of(one: Elsewhere) -> Self {
+        let Elsewhere { source, workload, port, method, path, host, headers } = one;
+        Self {
+            source,
+            destination: workload,
+            port: Some(port),
+            method: Some(method),
+            path: Some(path),
+            host: Some(host),
+            headers,
+            output: String::new(),
+        }
+    }
+
     /// The path and query that ask.
-    fn asks(&self) -> String {
+    pub fn asks(&self) -> String {
         let (source, destination) = (query(&self.source), query(&self.destination));
         let mut asks = format!("/v1/authz/check?source={source}&destination={destination}");
         let headers = (!self.headers.is_empty()).then(|| self.headers.join("\n"));

@@ -115,6 +115,9 @@ pub struct Leave {
     namespace: String,
     /// Name of the workload.
     name: String,
+    /// Have nothing new sent to it for so many seconds first, while it serves what is under way.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=600))]
+    drain: u32,
     #[command(flatten)]
     agent: RunDir,
 }
@@ -127,9 +130,14 @@ impl Leave {
             op: "leave".into(),
             namespace: self.namespace,
             name: self.name,
+            drain_ms: self.drain * 1000,
             ..Request::default()
         };
-        self.agent.connect()?.ask(&request, &[])?;
+        let mut agent = self.agent.connect()?;
+        if self.drain > 0 {
+            agent.be_patient()?;
+        }
+        agent.ask(&request, &[])?;
         Ok(())
     }
 }

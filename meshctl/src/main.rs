@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`]
+//! [`get`], [`status`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
 //! and `status --kernel` ([`kernel`]) or `--identities` ([`identities`]) talk to the agent of this node instead:
 //! [`agent`].
 //!
@@ -15,6 +15,7 @@ mod authz;
 mod ca;
 mod client;
 mod enrol;
+mod explain;
 mod flows;
 mod get;
 mod identities;
@@ -23,6 +24,7 @@ mod manifest;
 mod run;
 mod status;
 mod table;
+mod tap;
 mod token;
 mod workload;
 
@@ -57,6 +59,10 @@ enum Command {
     Authz(authz::Authz),
     /// Shows the connections of this node's workloads.
     Flows(flows::Flows),
+    /// Shows requests of this node's workloads as they end.
+    Tap(tap::Tap),
+    /// Says what would become of a request, without sending it.
+    Explain(explain::Explain),
     /// Starts a program as a workload of this node.
     Run(run::Run),
     /// Makes a unit, or what lives in a cgroup, a workload of this node.
@@ -84,6 +90,8 @@ fn main() -> ExitCode {
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
         Command::Authz(authz) => cli.connection.open().and_then(|client| authz.run(&client)),
         Command::Flows(flows) => flows.run(),
+        Command::Tap(tap) => tap.run(),
+        Command::Explain(explain) => explain.run(&cli.connection),
         Command::Run(run) => run.run(),
         Command::Enrol(enrol) => enrol.run(),
         Command::Leave(leave) => leave.run(),

@@ -257,6 +257,14 @@ impl Pod {
         self.cgroup.kill();
     }
 
+    /// The same, after nothing new was sent to it for a while.
+    #[track_caller]
+    pub fn drain(&self, milliseconds: u32) {
+        let request =
+            json!({"namespace": self.spec.namespace, "name": self.spec.name, "drainMs": milliseconds});
+        self.spec.node.ask("leave", request, &[]).expect("drain and leave the mesh");
+    }
+
     /// After [`Self::kill`]: alive again; its programs and its enrolment are to be made anew.
     #[track_caller]
     pub fn restart(&mut self) {

@@ -9,16 +9,18 @@
 //! connection is passed on.
 
 mod dump;
+mod explain;
 mod flows;
 pub mod log;
 pub mod socket;
+mod tap;
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::local::{Answer, FlowQuery, NodeStatus, Request, VERSION};
+use mesh_api::local::{Answer, FlowQuery, NodeStatus, Request, TapQuery, VERSION};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -29,6 +31,7 @@ use crate::enrol::{Enrolled, Enrolments, Wanted};
 use crate::handover::HAND_OVER;
 use crate::identity::Identities;
 use crate::kernel::Kernel;
+use crate::path::Proxy;
 use crate::telemetry::{ended::Ended, open::Open};
 use log::LogFilter;
 use socket::{Connection, Listener, Peer};
@@ -37,6 +40,8 @@ use socket::{Connection, Listener, Peer};
 const CONNECTIONS: usize = 64;
 /// How long a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Longest time that a workload drains before it leaves.
+const DRAIN_MAX: Duration = Duration::from_mins(10);
 /// Longest counting of the programs' runs, milliseconds.
 const MEASURE_MAX: u32 = 10_000;
 
@@ -59,6 +64,8 @@ pub struct Admin {
     pub successors: mpsc::Sender<OwnedFd>,
     /// Programs and maps.
     pub kernel: Arc<Kernel>,
+    /// Requests.
+    pub proxy: Proxy,
     /// Flows that have ended.
     pub ended: Arc<Ended>,
     /// Flows that have not.
@@ -76,6 +83,7 @@ pub fn flow_readers() -> Arc<Semaphore> {
 enum Reply {
     Answer(Box<Answer>, Option<OwnedFd>),
     Flows(FlowQuery),
+    Tap(TapQuery),
 }
 
 impl From<Answer> for Reply {
@@ -128,6 +136,7 @@ impl Admin {
             match self.request(peer, &packet.0, packet.1).await {
                 Reply::Answer(answer, file) => send(&connection, &answer, file).await?,
                 Reply::Flows(query) => return flows::serve(self, &connection, query).await,
+                Reply::Tap(query) => return tap::serve(self, &connection, query).await,
             }
         }
     }
@@ -149,6 +158,7 @@ impl Admin {
             "snapshot" => in_a_file("snapshot", &dump::snapshot(&self.config.snapshot())),
             "identities" => in_a_file("identities", &self.identities.dump()),
             "flows" => Reply::Flows(request.flows),
+            "tap" => Reply::Tap(request.tap),
             _ => self.plain(peer, request, fds).await.unwrap_or_else(Answer::refused).into(),
         }
     }
@@ -174,18 +184,27 @@ impl Admin {
                 Ok(enrolled_answer(enrolled))
             }
             "leave" => {
+                let drain = Duration::from_millis(request.drain_ms.into());
+                if drain > DRAIN_MAX {
+                    return Err(format!(
+                        "drainMs: {} is not in 0..={}",
+                        request.drain_ms,
+                        DRAIN_MAX.as_millis()
+                    ));
+                }
                 let (namespace, name) = Wanted::parse(request)?.name();
-                self.enrolments.leave(&namespace, &name).await?;
+                self.enrolments.leave(&namespace, &name, drain).await?;
                 Ok(Answer::ok())
             }
             "status" => Ok(Answer { status: Some(self.status().await), ..Answer::ok() }),
             "kernel" => self.kernel(request.measure_ms).await,
+            "explain" => explain::answer(self, &request.explain),
             "log" => {
                 self.log.set(&request.level)?;
                 Ok(Answer::ok())
             }
             other => Err(format!(
-                "op: {other:?} is not enrol, run, leave, status, kernel, flows, snapshot, identities, log or handOver"
+                "op: {other:?} is not enrol, run, leave, status, kernel, flows, tap, explain, snapshot, identities, log or handOver"
             )),
         }
     }

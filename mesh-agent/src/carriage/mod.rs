@@ -214,6 +214,7 @@ impl Carriage {
             kernel.set_no_udp(workload, wanted.no_udp)?;
         }
         self.proxy.set_connections(workload, transport.and_then(|t| t.connections));
+        self.proxy.set_log(workload, transport.map(|t| t.log).unwrap_or_default());
         if !told.full {
             return Ok(());
         }

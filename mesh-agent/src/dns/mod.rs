@@ -18,7 +18,7 @@ pub mod open;
 pub mod tcp;
 pub mod udp;
 mod wire;
-mod zone;
+pub mod zone;
 
 use std::net::SocketAddr;
 

@@ -158,7 +158,7 @@ fn turned<T>(mut all: Vec<T>, turn: usize) -> Vec<T> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::path::test_service as service;
     use mesh_api::proto::v1::Protocol;

@@ -14,6 +14,7 @@
 pub mod addresses;
 pub mod cgroup;
 pub mod datapath;
+mod drain;
 mod foreign;
 mod host;
 mod listeners;
@@ -149,9 +150,12 @@ impl Enrolments {
         Ok(enrolled)
     }
 
-    /// Withdraws a workload that asks for it.
-    pub async fn leave(&self, namespace: &str, name: &str) -> Result<(), String> {
+    /// Withdraws a workload that asks for it, once it has drained for this time.
+    pub async fn leave(&self, namespace: &str, name: &str, drain: Duration) -> Result<(), String> {
         let name = (namespace.to_owned(), name.to_owned());
+        if !drain.is_zero() {
+            self.drain(&name, drain).await;
+        }
         let left = self.withdraw(&name, "it was asked for").await;
         if left { Ok(()) } else { Err(format!("{}/{} is not enrolled on this node", name.0, name.1)) }
     }

@@ -122,7 +122,7 @@ pub async fn serve(session: Session, hop: Hop) {
     let begun = Instant::now();
     let Some((found, opened)) = find_out(&session, &hop, habit.is_none()).await else {
         session.client.reset();
-        return record_tcp(&session, hop.service, "client_gone", begun);
+        return record_tcp(&session, &hop, "client_gone", begun);
     };
     session.watch.disarm();
     found.count(&worker.shared.counters);

@@ -23,6 +23,7 @@ use mesh_core::error::ProxyError;
 use mesh_core::snapshot::{Endpoint, Service, Snapshot, Workload};
 
 use super::accept::Job;
+use super::account::Account;
 use super::authorise::{Other, Whose, opaque};
 use super::clock::Watched;
 use super::hbone::client::Via;
@@ -31,7 +32,7 @@ use super::judged::Judged;
 use super::link::Link;
 use super::member::{Held, Member};
 use super::pool::is_plain;
-use super::stats::{Direction, RequestKey, Spoken, one};
+use super::stats::{Direction, Spoken, one};
 use super::transport::{self, Stream, Target};
 use super::worker::Worker;
 use super::{detect, hbone, http1, http2, inbound, tcp, tls};
@@ -292,7 +293,7 @@ pub async fn carry(session: Session, hop: Hop, opened: Result<Rc<Link>, ProxyErr
             error.reason()
         }
     };
-    record(&session, (hop.service, Arc::default()), Spoken::Tcp, reason, begun);
+    record_tcp(&session, &hop, reason, begun);
 }
 
 /// Copies until both sides have ended; how that was. Policies that change may end it.
@@ -304,29 +305,10 @@ pub async fn copy(session: &Session, hop: Hop, upstream: Rc<Link>) -> &'static s
 }
 
 /// Counts a connection of opaque bytes that has ended.
-pub fn record_tcp(session: &Session, service: u32, reason: &'static str, begun: Instant) {
-    record(session, (service, Arc::default()), Spoken::Tcp, reason, begun);
-}
-
-/// Counts a connection that has ended, by its service and route.
-pub fn record(
-    session: &Session,
-    (service, route): (u32, Arc<str>),
-    spoken: Spoken,
-    reason: &'static str,
-    begun: Instant,
-) {
-    let worker = &session.worker;
-    let key = RequestKey {
-        source: if session.direction == Direction::Out { session.member.workload } else { 0 },
-        service,
-        status: 0,
-        direction: session.direction,
-        spoken,
-        route,
-        reason,
-    };
-    worker.shared.requests.record(&key, begun.elapsed().as_micros() as u64, worker.clock.now());
+pub fn record_tcp(session: &Session, hop: &Hop, reason: &'static str, begun: Instant) {
+    let mut account = Account { begun, reason, ..Account::begun_now() };
+    account.sent_to(hop);
+    account.record(&session.parties(), Spoken::Tcp);
 }
 
 /// The record of a captured connection; `None`, counted: it has none.

@@ -40,6 +40,8 @@ pub struct Member {
     pub budget: Budget,
     /// Connections that it may have instead, as a policy says; 0: none says.
     pub ruled_connections: AtomicU32,
+    /// Which of its requests are written to the access log (a `LogRule`, packed).
+    pub log: AtomicU32,
     /// What it uses.
     pub usage: Usage,
 }
@@ -81,6 +83,7 @@ impl Member {
             addr6: None,
             budget: Budget::default(),
             ruled_connections: AtomicU32::new(0),
+            log: AtomicU32::new(0),
             usage: Usage::default(),
         })
     }

@@ -21,13 +21,14 @@
 //! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`routing`], [`authorise`],
 //! [`resilience`], [`http1`], [`http2`], [`tls`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
-//! [`sockets`] what is asked of the kernel.
+//! [`series`], [`see`] requests, counted and told one by one; [`sockets`] what is asked of the kernel.
 //!
 //! Invariants: a connection lives on one worker; a request looks at the snapshot once; every buffer, queue and
 //! pool is bounded; a refusal has one [`ProxyError`](mesh_core::error::ProxyError), whose reason is in the
 //! answer and in the counters; a panic ends one connection.
 
 pub mod accept;
+mod account;
 mod authorise;
 pub mod budget;
 pub mod buffers;
@@ -49,6 +50,8 @@ mod proxy;
 pub mod pump;
 pub mod resilience;
 pub mod routing;
+pub mod see;
+pub mod series;
 pub mod shed;
 pub mod sockets;
 pub mod stats;
@@ -87,6 +90,8 @@ pub struct Limits {
     pub head: Duration,
     /// Between two requests of a client.
     pub keep_alive: Duration,
+    /// The same, while the agent drains: the next request's answer says that the connection ends.
+    pub drain_idle: Duration,
     /// From a request to the first byte of its answer.
     pub response: Duration,
     /// Between two reads of a body.
@@ -114,6 +119,7 @@ impl Default for Limits {
             tunnel_idle: Duration::from_mins(5),
             head: Duration::from_secs(10),
             keep_alive: Duration::from_mins(5),
+            drain_idle: Duration::from_secs(1),
             response: Duration::from_mins(5),
             stream_idle: Duration::from_mins(5),
             tcp_idle: Duration::from_hours(1),

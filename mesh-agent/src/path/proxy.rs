@@ -10,6 +10,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mesh_core::outcome::LogRule;
 use mesh_core::snapshot::Snapshot;
 use mesh_identity::Keys;
 use tokio::sync::mpsc;
@@ -17,14 +18,21 @@ use tokio::sync::mpsc;
 use super::accept::Listeners;
 use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
-use super::member::{Member, Members};
+use super::member::Member;
 use super::resilience::{rate, state};
+use super::see::log::AccessLog;
+use super::see::tap::Taps;
 use super::shed::{self, Shed};
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets, hbone};
 use crate::dns::open::Ears;
 use crate::sys::monotonic_ns;
+
+/// How long connections that are cut may take to end, and so to be counted.
+const CUT: Duration = Duration::from_millis(200);
+/// How long the last lines of the access log may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A workload that the proxy is to serve, with its listeners (made in its network namespace).
 #[derive(Debug)]
@@ -84,10 +92,9 @@ pub struct Proxy {
 }
 
 struct Inner {
+    common: Arc<Common>,
     commands: Vec<mpsc::Sender<Command>>,
     shared: Vec<Arc<Shared>>,
-    members: Arc<Members>,
-    common: Arc<Common>,
 }
 
 impl Proxy {
@@ -115,17 +122,18 @@ impl Proxy {
             inboxes.push(Inbox { commands: commands_in, jobs: jobs_in });
         }
         let shared = seats.iter().map(|seat| seat.shared.clone()).collect();
-        let members = Arc::new(Members::default());
         let common = Arc::new(Common {
             seats,
             snapshot,
             sockets,
             keys,
             limits,
-            members: members.clone(),
+            members: Arc::default(),
             resilience: state::Node::default(),
             buckets: rate::Buckets::default(),
             shed: Shed::default(),
+            taps: Arc::default(),
+            log: AccessLog::default(),
         });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
@@ -133,7 +141,7 @@ impl Proxy {
         let watched = Arc::downgrade(&common);
         // Without it nothing is refused.
         drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(watched)));
-        Ok(Self { inner: Arc::new(Inner { commands, shared, members, common }) })
+        Ok(Self { inner: Arc::new(Inner { commands, shared, common }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.
@@ -155,6 +163,7 @@ impl Proxy {
             addr6: enrolment.addr6,
             budget: enrolment.budget,
             ruled_connections: AtomicU32::new(0),
+            log: AtomicU32::new(0),
             usage: Usage::default(),
         });
         let listeners = Listeners {
@@ -166,13 +175,13 @@ impl Proxy {
         self.inner.commands[home as usize]
             .try_send(Command::Add(member.clone(), listeners))
             .map_err(|_| ProxyFull { worker: home })?;
-        self.inner.members.lock().insert(workload, member);
+        self.inner.common.members.lock().insert(workload, member);
         Ok(())
     }
 
     /// Closes a workload's listeners and resets its connections.
     pub fn remove_workload(&self, workload: u32) {
-        let Some(member) = self.inner.members.lock().remove(&workload) else { return };
+        let Some(member) = self.inner.common.members.lock().remove(&workload) else { return };
         member.usage.leave();
         for (index, commands) in self.inner.commands.iter().enumerate() {
             if commands.try_send(Command::Remove(workload)).is_err() {
@@ -187,14 +196,31 @@ impl Proxy {
 
     /// A policy says how many connections a workload may have; `None`: none does. Those that it has go on.
     pub fn set_connections(&self, workload: u32, connections: Option<u32>) {
-        if let Some(member) = self.inner.members.lock().get(&workload) {
+        if let Some(member) = self.inner.common.members.lock().get(&workload) {
             member.ruled_connections.store(connections.unwrap_or(0), Relaxed);
         }
     }
 
+    /// Which requests of a workload are written to the access log.
+    pub fn set_log(&self, workload: u32, rule: LogRule) {
+        if let Some(member) = self.inner.common.members.lock().get(&workload) {
+            member.log.store(rule.packed(), Relaxed);
+        }
+    }
+
+    /// The access log.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.inner.common.log
+    }
+
+    /// Those who look at requests.
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.inner.common.taps
+    }
+
     /// The workloads that it serves, with their network namespaces.
     pub fn workloads(&self) -> Vec<(u32, Arc<OwnedFd>)> {
-        let members = self.inner.members.lock();
+        let members = self.inner.common.members.lock();
         members.iter().map(|(workload, member)| (*workload, member.netns.clone())).collect()
     }
 
@@ -203,7 +229,9 @@ impl Proxy {
         let stats = stats::merge(self.inner.shared.iter().map(|s| (&s.counters, &s.requests)));
         let mut audits = HashMap::new();
         self.inner.shared.iter().for_each(|s| s.audits.add_to(&mut audits));
-        ProxyStats { tunnels: self.tunnels(), audits, ..stats }
+        let lines = self.access_log().counts();
+        let lines = (lines.written.load(Relaxed), lines.dropped.load(Relaxed));
+        ProxyStats { tunnels: self.tunnels(), audits, lines, ..stats }
     }
 
     /// Does it ask about requests on this connection, one by one?
@@ -236,7 +264,12 @@ impl Proxy {
         }
         if self.open() > 0 {
             self.tell(|| Command::Cut).await;
+            let end = Instant::now() + CUT;
+            while self.open() > 0 && Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
+        self.inner.common.log.settle(LAST_LINES).await;
     }
 
     /// Tells every worker; one that hangs is not waited for.

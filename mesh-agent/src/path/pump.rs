@@ -38,12 +38,13 @@ pub enum Broken {
 pub struct Pump {
     body: BodyReader,
     moved: bool,
+    bytes: u64,
 }
 
 impl Pump {
     /// A body at its first byte.
     pub fn new(framing: Framing, side: Side, limits: &Limits) -> Self {
-        Self { body: BodyReader::new(framing, side, limits), moved: false }
+        Self { body: BodyReader::new(framing, side, limits), moved: false, bytes: 0 }
     }
 
     /// Opaque bytes until their sender ends its side.
@@ -56,6 +57,11 @@ impl Pump {
         self.body.is_done()
     }
 
+    /// Bytes of it that have moved, as they were framed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Have bytes moved since this was last asked?
     pub fn moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
@@ -66,6 +72,7 @@ impl Pump {
         let fits = &bytes[..bytes.len().min(out.room())];
         let used = self.body.advance(fits)?.consume;
         self.moved |= used > 0;
+        self.bytes += used as u64;
         Ok(out.append(&fits[..used]))
     }
 
@@ -141,6 +148,7 @@ impl Pump {
             Ok(advance) => advance.consume,
             Err(e) => return Poll::Ready(Err(Broken::Malformed(e))),
         };
+        self.bytes += used as u64;
         if used < n {
             // The next message has begun.
             let mut rest = worker.buffers.large();

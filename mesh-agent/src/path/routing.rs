@@ -6,20 +6,16 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use mesh_core::balance::{Loads, pick_other};
 use mesh_core::error::ProxyError;
-use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
-use mesh_core::resilience::fault::Mishap;
 use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
 use mesh_core::snapshot::{Service, Snapshot, Workload};
 
+pub use super::account::Account;
 use super::intercept::{Hop, To};
 use super::member::Member;
-use super::resilience::Ticket;
-use super::stats::{Direction, RequestKey, Spoken};
 use super::worker::Worker;
 
 /// Who asks, and for what.
@@ -77,6 +73,7 @@ impl Caller<'_> {
         head: &impl Head,
         account: &mut Account,
     ) -> Result<Way<'s>, ProxyError> {
+        account.note(self.worker, self.member, head);
         let plainly = |hop, backend| Routed { hop, backend, edits: None, action: None, matched: 0 };
         let id = match self.to {
             To::Hop(hop) => {
@@ -92,7 +89,7 @@ impl Caller<'_> {
             return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
         };
         let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
-        account.route = rule.name.clone();
+        account.route = self.worker.routes.number(&rule.name, &self.worker.shared.requests);
         let action = rule.action.as_ref();
         if let Some(redirect) = action.and_then(|action| action.redirect.as_ref()) {
             return Ok(Way::Elsewhere(redirect, matched));
@@ -164,64 +161,5 @@ pub async fn within<T, E: From<ProxyError>>(
     match deadline {
         None => work.await,
         Some((at, error)) => tokio::time::timeout_at(at, work).await.unwrap_or_else(|_| Err(error.into())),
-    }
-}
-
-/// What is counted of a request.
-pub struct Account {
-    /// When it came.
-    pub begun: Instant,
-    /// See [`RequestKey::service`].
-    pub service: u32,
-    /// See [`RequestKey::route`].
-    pub route: Arc<str>,
-    /// See [`RequestKey::status`].
-    pub status: u16,
-    /// See [`RequestKey::reason`].
-    pub reason: &'static str,
-    /// Its head, where it may end HTTP: policies may ask for it later.
-    pub asked: Option<Box<[u8]>>,
-    /// What is to go wrong with it.
-    pub mishap: Mishap,
-    /// What it holds of its service, where that follows requests.
-    pub ticket: Option<Box<Ticket>>,
-    /// What the client gets in place of a response, where somebody outside has decided that.
-    pub denial: Option<Box<Denial>>,
-}
-
-impl Account {
-    /// Of a request that has come now.
-    pub fn begun_now() -> Self {
-        Self {
-            begun: Instant::now(),
-            service: 0,
-            route: Arc::default(),
-            status: 0,
-            reason: "",
-            asked: None,
-            mishap: Mishap::default(),
-            ticket: None,
-            denial: None,
-        }
-    }
-
-    /// It was refused, or failed.
-    pub fn failed(&mut self, error: ProxyError) {
-        self.status = self.denial.as_ref().map_or_else(|| error.status(), |denial| denial.status);
-        self.reason = error.reason();
-    }
-
-    /// Counts it as ended.
-    pub fn record(&self, worker: &Worker, member: &Member, direction: Direction, spoken: Spoken) {
-        let key = RequestKey {
-            source: if direction == Direction::Out { member.workload } else { 0 },
-            service: self.service,
-            status: self.status,
-            direction,
-            spoken,
-            route: self.route.clone(),
-            reason: self.reason,
-        };
-        worker.shared.requests.record(&key, self.begun.elapsed().as_micros() as u64, worker.clock.now());
     }
 }

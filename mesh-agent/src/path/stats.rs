@@ -1,32 +1,17 @@
 //! What the proxy counts. Each worker counts alone; a scrape adds the workers up. Plain data: names and text
 //! formats are telemetry's.
 //!
-//! Requests are counted per [`RequestKey`] in a table of bounded size: what does not fit is counted in one
-//! overflow series, never dropped. A series that nobody has used for an hour makes room.
-//!
-//! Units: microseconds. Cost: one uncontended lock and one look-up a request.
+//! Not here: requests, series by series (series).
 
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasherDefault;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::hash::Quick;
 use super::hbone::stats::TunnelCounts;
-
-/// Upper bounds of the latency histogram, microseconds; the last bucket has none.
-pub const BUCKETS_US: [u64; 15] = [
-    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
-    10_000_000, 60_000_000,
-];
-
-/// Series of a worker, beyond which the overflow series counts.
-pub const SERIES: usize = 4096;
-/// Milliseconds after which an unused series may go.
-const IDLE_MS: u64 = 3_600_000;
+pub use super::series::{BUCKETS_US, RequestKey, Requests, Series};
 
 /// Which way a connection crosses the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +20,16 @@ pub enum Direction {
     Out,
     /// A local workload is called.
     In,
+}
+
+impl Direction {
+    /// Label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Out => "out",
+            Self::In => "in",
+        }
+    }
 }
 
 /// What was spoken.
@@ -46,6 +41,8 @@ pub enum Spoken {
     Http1,
     /// HTTP/2.
     Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
     /// TLS that is not opened: one "request" a connection.
     Tls,
 }
@@ -57,103 +54,9 @@ impl Spoken {
             Self::Tcp => "tcp",
             Self::Http1 => "http",
             Self::Http2 => "http2",
+            Self::Grpc => "grpc",
             Self::Tls => "tls",
         }
-    }
-}
-
-/// What a series counts.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RequestKey {
-    /// Source workload; 0: not one of this node's (inbound).
-    pub source: u32,
-    /// Destination service: the route's backend, not its parent; 0: none was found.
-    pub service: u32,
-    /// HTTP status; 0: none was sent (TCP, or the connection broke first).
-    pub status: u16,
-    /// In or out.
-    pub direction: Direction,
-    /// Protocol.
-    pub spoken: Spoken,
-    /// The route's name; empty: none.
-    pub route: Arc<str>,
-    /// Why the agent refused or cut it (`ProxyError::reason`); empty: it did not.
-    pub reason: &'static str,
-}
-
-/// A series.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Series {
-    /// Requests (TCP: connections) that ended.
-    pub count: u64,
-    /// Their durations, summed.
-    pub sum_us: u64,
-    /// How many fell in each bucket (not cumulative); the last has no upper bound.
-    pub buckets: [u64; BUCKETS_US.len() + 1],
-}
-
-impl Series {
-    fn record(&mut self, us: u64) {
-        self.count += 1;
-        self.sum_us += us;
-        let bucket = BUCKETS_US.iter().position(|&b| us <= b).unwrap_or(BUCKETS_US.len());
-        self.buckets[bucket] += 1;
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.count += other.count;
-        self.sum_us += other.sum_us;
-        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
-            *mine += theirs;
-        }
-    }
-}
-
-/// A series, and when it was last counted on.
-#[derive(Debug, Default)]
-struct Row {
-    series: Series,
-    used: u64,
-}
-
-type Table = HashMap<RequestKey, Box<Row>, BuildHasherDefault<Quick>>;
-
-/// The series of one worker.
-#[derive(Debug, Default)]
-pub struct Requests {
-    table: Mutex<(Table, Series)>,
-}
-
-impl Requests {
-    /// Counts one request that took `us` and ended at `now` (milliseconds of the worker's clock).
-    pub fn record(&self, key: &RequestKey, us: u64, now: u64) {
-        let (table, overflow) = &mut *self.table.lock();
-        if let Some(row) = table.get_mut(key) {
-            row.series.record(us);
-            row.used = now;
-            return;
-        }
-        if table.len() >= SERIES {
-            table.retain(|_, row| now.saturating_sub(row.used) < IDLE_MS);
-        }
-        if table.len() >= SERIES {
-            overflow.record(us);
-        } else {
-            let mut row = Box::new(Row { used: now, ..Row::default() });
-            row.series.record(us);
-            table.insert(key.clone(), row);
-        }
-    }
-
-    fn merge_into(&self, all: &mut HashMap<RequestKey, Series>, rest: &mut Series) {
-        let (table, overflow) = &*self.table.lock();
-        for (key, row) in table {
-            match all.get_mut(key) {
-                Some(sum) => sum.add(&row.series),
-                None => drop(all.insert(key.clone(), row.series.clone())),
-            }
-        }
-        rest.add(overflow);
     }
 }
 
@@ -340,6 +243,8 @@ pub struct ProxyStats {
     pub tunnels: TunnelCounts,
     /// What policies that audit have matched, by their names.
     pub audits: HashMap<Arc<str>, u64>,
+    /// Lines of the access log: written, dropped.
+    pub lines: (u64, u64),
 }
 
 /// Adds workers up.
@@ -357,46 +262,4 @@ pub fn merge<'a>(workers: impl Iterator<Item = (&'a Counters, &'a Requests)>) ->
 /// One more.
 pub fn one(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(n: u32) -> RequestKey {
-        RequestKey {
-            source: n,
-            service: 1,
-            status: 200,
-            direction: Direction::Out,
-            spoken: Spoken::Http1,
-            route: "default/web".into(),
-            reason: "",
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_counted_as_overflow() {
-        let requests = Requests::default();
-        for n in 0..SERIES as u32 + 5 {
-            requests.record(&key(n), 700, 1);
-        }
-        requests.record(&key(0), 70_000_000, 1);
-        let stats = merge([(&Counters::default(), &requests), (&Counters::default(), &requests)].into_iter());
-        assert_eq!(stats.requests.len(), SERIES);
-        assert_eq!(stats.overflow.count, 10);
-        let (_, first) = stats.requests.iter().find(|(k, _)| k.source == 0).unwrap();
-        assert_eq!((first.count, first.buckets[2], first.buckets[15]), (4, 2, 2));
-    }
-
-    #[test]
-    fn idle_series_make_room() {
-        let requests = Requests::default();
-        for n in 0..SERIES as u32 {
-            requests.record(&key(n), 1, 1);
-        }
-        requests.record(&key(u32::MAX), 1, IDLE_MS + 1);
-        let stats = merge([(&Counters::default(), &requests)].into_iter());
-        assert_eq!((stats.requests.len(), stats.overflow.count), (1, 0));
-    }
 }

@@ -8,13 +8,12 @@
 
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
 
 use mesh_core::error::ProxyError;
 use mesh_core::hello::{self, Asked, Hello};
 
 use super::buffers::Buf;
-use super::intercept::{Hop, Session, copy, open, record};
+use super::intercept::{Hop, Session, copy, open};
 use super::link::Link;
 use super::routing::{Account, Caller, Routed, Way};
 use super::stats::{Spoken, one};
@@ -26,7 +25,6 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Serves one connection to its end.
 pub async fn serve(session: Session) {
-    let begun = Instant::now();
     let mut account = Account::begun_now();
     let opened = match read_name(&session).await {
         Ok(name) => connect(&session, &name, &mut account).await,
@@ -43,7 +41,8 @@ pub async fn serve(session: Session) {
             error.reason()
         }
     };
-    record(&session, (account.service, account.route), Spoken::Tls, reason, begun);
+    account.reason = reason;
+    account.record(&session.parties(), Spoken::Tls);
 }
 
 /// The name that the client asks for. What was read stays in the link.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use mesh_common::addr;
 use mesh_common::policy::{Caller, UNPROVED, proves};
-use mesh_common::record::FlowKey;
+use mesh_common::record::{FlowKey, FlowSource};
 use mesh_core::snapshot::Snapshot;
 
 use super::hbone::tunnel::Tunnel;
@@ -33,12 +33,14 @@ pub struct Other {
     wanted: SocketAddr,
     /// What the kernel has said: who it is, and which workload (0: unknown). Asked once.
     known: Cell<Option<(Caller, u32)>>,
+    /// The workload that it is to whoever only looks on: nothing is allowed because of it.
+    shown: Cell<Option<u32>>,
 }
 
 impl Other {
     /// The connection from `client` to `wanted`.
     pub fn new(client: SocketAddr, wanted: SocketAddr) -> Self {
-        Self { client, wanted, known: Cell::new(None) }
+        Self { client, wanted, known: Cell::new(None), shown: Cell::new(None) }
     }
 
     /// Client and destination.
@@ -46,18 +48,32 @@ impl Other {
         (self.client, self.wanted)
     }
 
+    fn asked(&self, sockets: &dyn Sockets) -> Option<FlowSource> {
+        sockets.source_of(&FlowKey {
+            src: addr::from_ip(self.client.ip()),
+            dst: addr::from_ip(self.wanted.ip()),
+            src_port_be: self.client.port().to_be(),
+            dst_port_be: self.wanted.port().to_be(),
+        })
+    }
+
+    /// The workload that it is, to be told and for nothing else; 0: the kernel does not know.
+    pub fn source(&self, sockets: &dyn Sockets) -> u32 {
+        if let Some((_, workload)) = self.known.get() {
+            return workload;
+        }
+        let shown =
+            self.shown.get().unwrap_or_else(|| self.asked(sockets).map_or(0, |source| source.workload));
+        self.shown.set(Some(shown));
+        shown
+    }
+
     /// Who it is, as the kernel has it. `fresh`: the connection has just come, and an older proof is none.
     pub(super) fn caller(&self, sockets: &dyn Sockets, snapshot: &Snapshot, fresh: bool) -> (Caller, u32) {
         if let Some(known) = self.known.get() {
             return known;
         }
-        let flow = FlowKey {
-            src: addr::from_ip(self.client.ip()),
-            dst: addr::from_ip(self.wanted.ip()),
-            src_port_be: self.client.port().to_be(),
-            dst_port_be: self.wanted.port().to_be(),
-        };
-        let source = sockets.source_of(&flow);
+        let source = self.asked(sockets);
         let source = source.filter(|source| !fresh || proves(source.established_ns, monotonic_ns()));
         let known = source.map_or((UNPROVED, 0), |source| {
             let own = Caller { identity: source.identity, namespace: source.namespace };

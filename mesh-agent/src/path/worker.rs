@@ -40,9 +40,12 @@ use super::member::{Member, Members};
 use super::origin::Origins;
 use super::pool::Upstreams;
 use super::resilience::{rate, state};
+use super::see::log::{AccessLog, Lines};
+use super::see::tap::Taps;
+use super::series::{Requests, RouteNumbers};
 use super::shed::Shed;
 use super::sockets::Sockets;
-use super::stats::{Audits, Counters, Inbound, Requests};
+use super::stats::{Audits, Counters, Inbound};
 use super::transport::Plain;
 use super::tries::Retries;
 use super::{Limits, intercept};
@@ -53,6 +56,9 @@ use crate::sys::monotonic_ns;
 pub const COMMANDS: usize = 1024;
 /// Connections that may wait for a worker which another has given them to.
 pub const HANDED: usize = 512;
+
+/// Milliseconds between two looks for series of requests that nobody uses.
+const EXPIRE_MS: u64 = 60_000;
 
 /// What a worker is told.
 pub enum Command {
@@ -117,6 +123,10 @@ pub struct Common {
     pub buckets: rate::Buckets,
     /// Whether new work is refused.
     pub shed: Shed,
+    /// Who looks at requests.
+    pub taps: Arc<Taps>,
+    /// The access log.
+    pub log: AccessLog,
     /// The workloads of this node.
     pub members: Arc<Members>,
 }
@@ -163,6 +173,10 @@ pub struct Worker {
     pub mirrors: Cell<u32>,
     /// How TLS is spoken with the outside.
     pub origins: Origins,
+    /// Numbers of routes.
+    pub routes: RouteNumbers,
+    /// Lines for the access log.
+    pub log: Lines,
     /// Connections end after their request.
     pub draining: Cell<bool>,
     /// Everybody.
@@ -210,6 +224,8 @@ impl Worker {
             silents: Silents::default(),
             mirrors: Cell::new(0),
             origins: Origins::default(),
+            routes: RouteNumbers::default(),
+            log: Lines::default(),
             draining: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
@@ -248,6 +264,7 @@ impl Worker {
             }
             Command::Drain => {
                 self.draining.set(true);
+                self.log.flush(&self.common.log);
                 self.tunnels.retire();
                 self.clock.wake_all();
             }
@@ -320,12 +337,13 @@ async fn attend(worker: &Rc<Worker>, mut inbox: Inbox) {
 async fn beat(worker: Rc<Worker>) {
     let mut ticks = tokio::time::interval(Duration::from_nanos(HEARTBEAT_NS));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut looked, mut swept) = (0, 0);
+    let (mut looked, mut swept, mut expired) = (0, 0, 0);
     loop {
         ticks.tick().await;
         worker.sockets.beat(worker.index);
         worker.shared.beat_ns.store(monotonic_ns(), Relaxed);
         worker.clock.tick(Instant::now());
+        worker.log.flush(&worker.common.log);
         let now = worker.clock.now();
         if now >= looked + LOOK_MS {
             looked = now;
@@ -334,6 +352,10 @@ async fn beat(worker: Rc<Worker>) {
         if now >= swept + 1000 {
             swept = now;
             worker.sweep();
+        }
+        if now >= expired + EXPIRE_MS {
+            expired = now;
+            worker.shared.requests.sweep(now);
         }
     }
 }

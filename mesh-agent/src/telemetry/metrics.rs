@@ -2,7 +2,7 @@
 //!
 //! Names begin with `mesh_`. Labels of flows and requests: `source` and `destination` are
 //! `<namespace>/<name>`, a destination service with `:<port>`; `outside` is whatever is not of the mesh,
-//! `overflow` what found no room, `unknown` what had no name any more. `endpoint` is the workload that the
+//! `overflow` what found no room, `unknown` what had no name any more, `unproved` a caller of whom nothing is proved. `endpoint` is the workload that the
 //! kernel chose, where the agent was asked for it.
 
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ pub struct Metric {
 const FLOW: &[&str] = &["source", "destination", "endpoint", "protocol", "path", "verdict"];
 const ENDED: &[&str] = &["source", "destination", "endpoint", "protocol", "path"];
 const MAP: &[&str] = &["map"];
-const REQUEST: &[&str] = &["direction", "source", "destination", "route", "protocol"];
+const REQUEST: &[&str] = &["direction", "source", "destination", "route", "protocol", "outcome"];
 const ENDPOINT: &[&str] = &["destination", "workload"];
 
 macro_rules! metrics {
@@ -75,8 +75,11 @@ metrics! {
     BREAKERS_OPEN = "mesh_breakers_open", Gauge, &["destination"], "Circuit breakers that are open or probe: of the service, or of its endpoints. Only of services with breaker.";
     BREAKER_OPENED = "mesh_breaker_opened_total", Counter, &["destination"], "How often they have opened.";
     VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection, a UDP socket's choice of an endpoint, or a refused datagram.";
-    REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "status", "reason"], "Requests through the proxy that have ended (TCP: connections). status is empty where none was sent, reason where the proxy neither refused nor cut it.";
-    REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's first byte to its response's last.";
+    REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "outcome", "status", "grpc_status", "reason"], "Requests through the proxy that have ended (TCP: connections): direction out as the caller's node tells it, in as the node of who is called. outcome is ok, client_error or server_error (the endpoint's or the mesh's); status is empty where none was sent, grpc_status where it is not gRPC's, reason where the proxy neither refused nor cut it.";
+    REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's head to its response's last byte.";
+    REQUEST_BYTES = "mesh_request_bytes_total", Counter, REQUEST, "Bytes of requests' bodies, as they were framed; not of TCP.";
+    RESPONSE_BYTES = "mesh_response_bytes_total", Counter, REQUEST, "Bytes of responses' bodies, as they were framed; not of TCP.";
+    ACCESS_LOG_LINES = "mesh_access_log_lines_total", Counter, &["outcome"], "Lines of the access log: written; dropped, because the output did not take them in time, or not at all.";
     PROXY_ACCEPTED = "mesh_proxy_accepted_total", Counter, &["direction"], "Connections handed to the proxy.";
     PROXY_OPEN = "mesh_proxy_open", Gauge, &[], "Connections in the proxy now.";
     PROXY_HANDED_ON = "mesh_proxy_handed_on_total", Counter, &[], "Connections that a workload's home worker gave to another.";
@@ -130,7 +133,8 @@ pub fn markdown() -> String {
         "# Metrics of mesh-agent\n\n\
          Made by `mesh-agent metrics-doc`; `cargo xtask tidy` compares. Served on `:15090/metrics`.\n\n\
          `source` and `destination` are `<namespace>/<name>`, a destination service with `:<port>`; `outside`: not of\n\
-         the mesh; `overflow`: found no room; `unknown`: had no name any more. `endpoint` is the workload that the kernel\n\
+         the mesh; `overflow`: found no room; `unknown`: had no name any more; `unproved`: a caller of whom the receiving\n\
+         node has no proof. `endpoint` is the workload that the kernel\n\
          chose, with `--flow-endpoints`, and else empty.\n\n\
          | name | type | labels | what |\n|---|---|---|---|\n",
     );

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use mesh_core::outcome::{NO_GRPC, Outcome};
 use mesh_core::snapshot::Snapshot;
 use prometheus::proto::MetricFamily;
 
@@ -10,26 +11,21 @@ use super::metrics as m;
 use super::names::Names;
 use crate::path::ProxyStats;
 use crate::path::hbone::stats::{Role, TunnelCounts};
-use crate::path::stats::{BUCKETS_US, Counts, Direction, RequestKey, Series};
-
-fn direction(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Out => "out",
-        Direction::In => "in",
-    }
-}
+use crate::path::series::{BUCKETS_US, RequestKey, Series, UNPROVED};
+use crate::path::stats::Counts;
 
 /// Labels of a request, without status and reason.
-type Labels = [String; 5];
+type Labels = [String; 6];
 
 fn labels(key: &RequestKey, names: &Names, snapshot: &Snapshot) -> Labels {
     let destination = if key.service == 0 { "unknown".into() } else { names.service(snapshot, key.service) };
     [
-        direction(key.direction).into(),
-        names.workload(snapshot, key.source),
+        key.direction.name().into(),
+        if key.source == UNPROVED { "unproved".into() } else { names.workload(snapshot, key.source) },
         destination,
         key.route.to_string(),
         key.spoken.name().into(),
+        Outcome::of(key.status, key.grpc, key.reason).name().into(),
     ]
 }
 
@@ -37,40 +33,51 @@ fn status(status: u16) -> String {
     if status == 0 { String::new() } else { status.to_string() }
 }
 
-/// All families of the proxy.
-pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
-    let mut totals: HashMap<(Labels, u16, &'static str), u64> = HashMap::new();
-    let mut durations: HashMap<Labels, Series> = HashMap::new();
+fn grpc(code: u8) -> String {
+    if code == NO_GRPC { String::new() } else { code.to_string() }
+}
+
+/// Those of requests.
+fn requests(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let mut totals: HashMap<(Labels, u16, u8, &'static str), u64> = HashMap::new();
+    let mut sums: HashMap<Labels, Series> = HashMap::new();
     for (key, series) in &stats.requests {
         let labels = labels(key, names, snapshot);
-        *totals.entry((labels.clone(), key.status, key.reason)).or_default() += series.count;
-        let sum = durations.entry(labels).or_default();
-        sum.count += series.count;
-        sum.sum_us += series.sum_us;
-        for (mine, theirs) in sum.buckets.iter_mut().zip(series.buckets) {
-            *mine += theirs;
-        }
+        *totals.entry((labels.clone(), key.status, key.grpc, key.reason)).or_default() += series.count;
+        sums.entry(labels).or_default().add(series);
     }
     if stats.overflow.count > 0 {
         let overflow: Labels = std::array::from_fn(|_| "overflow".to_owned());
-        totals.insert((overflow.clone(), 0, "overflow"), stats.overflow.count);
-        durations.insert(overflow, stats.overflow.clone());
+        totals.insert((overflow.clone(), 0, NO_GRPC, "overflow"), stats.overflow.count);
+        sums.insert(overflow, stats.overflow.clone());
     }
     let mut requests = Family::new(&m::REQUESTS);
-    for ((labels, code, reason), count) in &totals {
-        let [direction, source, destination, route, protocol] = labels;
-        requests
-            .add(&[direction, source, destination, route, protocol, &status(*code), reason], *count as f64);
+    for ((labels, code, grpc_code, reason), count) in &totals {
+        let more = [status(*code), grpc(*grpc_code), (*reason).to_owned()];
+        let values: Vec<&str> = labels.iter().chain(&more).map(String::as_str).collect();
+        requests.add(&values, *count as f64);
     }
     let bounds = BUCKETS_US.map(|us| us as f64 / 1e6);
-    let mut duration = Family::new(&m::REQUEST_DURATION);
-    for (labels, series) in &durations {
-        let labels = labels.each_ref().map(String::as_str);
-        duration.add_histogram(&labels, &bounds, &series.buckets, series.sum_us as f64 / 1e6);
+    let [mut duration, mut received, mut sent] =
+        [&m::REQUEST_DURATION, &m::REQUEST_BYTES, &m::RESPONSE_BYTES].map(Family::new);
+    for (labels, series) in &sums {
+        let values = labels.each_ref().map(String::as_str);
+        duration.add_histogram(&values, &bounds, &series.buckets, series.sum_us as f64 / 1e6);
+        received.add(&values, series.received as f64);
+        sent.add(&values, series.sent as f64);
     }
-    let mut all = vec![requests.finish(), duration.finish()];
+    [requests, duration, received, sent].map(Family::finish).into()
+}
+
+/// All families of the proxy.
+pub fn families(stats: &ProxyStats, names: &Names, snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let mut all = requests(stats, names, snapshot);
     all.extend(counts(&stats.counts));
     all.extend(tunnels(&stats.tunnels));
+    let mut lines = Family::new(&m::ACCESS_LOG_LINES);
+    lines.add(&["written"], stats.lines.0 as f64);
+    lines.add(&["dropped"], stats.lines.1 as f64);
+    all.push(lines.finish());
     let mut audits = Family::new(&m::POLICY_AUDITED);
     for (policy, count) in &stats.audits {
         audits.add(&[policy], *count as f64);
@@ -193,32 +200,66 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::stats::Spoken;
+    use crate::path::stats::{Direction, Spoken};
 
-    #[test]
-    fn requests_are_counted_by_status_and_timed_without_it() {
-        let key = |status| RequestKey {
+    fn key(status: u16, grpc: u8) -> RequestKey {
+        let spoken = if grpc == NO_GRPC { Spoken::Http1 } else { Spoken::Grpc };
+        let route = "shop/web".into();
+        RequestKey {
             source: 0,
             service: 3,
             status,
+            grpc,
             direction: Direction::Out,
-            spoken: Spoken::Http1,
-            route: "shop/web".into(),
+            spoken,
+            route,
             reason: "",
-        };
-        let mut series = Series::default();
-        (series.count, series.sum_us) = (2, 3000);
-        series.buckets[3] = 2;
-        let stats = ProxyStats {
-            requests: vec![(key(200), series.clone()), (key(503), series)],
-            ..ProxyStats::default()
-        };
+        }
+    }
+
+    fn text(requests: Vec<(RequestKey, Series)>) -> String {
+        let stats = ProxyStats { requests, ..ProxyStats::default() };
         let names = Names::default();
         names.learn(mesh_core::ids::IdKind::Service, 3, "shop/web:80");
         let all = families(&stats, &names, &Snapshot::default());
-        let text = prometheus::TextEncoder::new().encode_to_string(&all).unwrap();
-        assert!(text.contains(r#"protocol="http",status="503",reason=""} 2"#), "{text}");
-        assert!(text.contains(r#"mesh_request_duration_seconds_count{direction="out",source="outside",destination="shop/web:80",route="shop/web",protocol="http"} 4"#), "{text}");
-        assert!(text.contains("mesh_request_duration_seconds_sum"));
+        prometheus::TextEncoder::new().encode_to_string(&all).unwrap()
+    }
+
+    #[test]
+    fn requests_are_counted_by_status_and_timed_by_outcome() {
+        let mut series = Series { count: 2, sum_us: 3000, received: 5, sent: 7, ..Series::default() };
+        series.buckets[3] = 2;
+        let all = [200, 204, 503].map(|status| (key(status, NO_GRPC), series.clone())).into();
+        let text = text(all);
+        let labels =
+            r#"direction="out",source="outside",destination="shop/web:80",route="shop/web",protocol="http""#;
+        for line in [
+            format!(
+                r#"mesh_requests_total{{{labels},outcome="server_error",status="503",grpc_status="",reason=""}} 2"#
+            ),
+            format!(r#"mesh_request_duration_seconds_count{{{labels},outcome="ok"}} 4"#),
+            format!(r#"mesh_request_bytes_total{{{labels},outcome="ok"}} 10"#),
+            format!(r#"mesh_response_bytes_total{{{labels},outcome="server_error"}} 7"#),
+        ] {
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_status_of_grpc_says_how_it_came_out() {
+        let one = Series { count: 1, ..Series::default() };
+        let text = text([0, 5, 14].map(|code| (key(200, code), one.clone())).into());
+        for (outcome, code) in [("ok", 0), ("client_error", 5), ("server_error", 14)] {
+            let line = format!(
+                r#"protocol="grpc",outcome="{outcome}",status="200",grpc_status="{code}",reason=""}} 1"#
+            );
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_taken_for_the_outside_who_is_not_proved() {
+        let unproved = RequestKey { source: UNPROVED, direction: Direction::In, ..key(200, NO_GRPC) };
+        assert!(text(vec![(unproved, Series::default())]).contains(r#"direction="in",source="unproved""#));
     }
 }

@@ -1,7 +1,7 @@
 //! What `agent.sock` carries: one JSON message a packet (`SOCK_SEQPACKET`), descriptors beside it.
 //!
 //! A request is answered by one packet; `flows` by [`FlowPage`]s up to the last one, or until the reader hangs
-//! up. `enrol` brings the descriptors of a network namespace and of a cgroup directory, `run` that of a
+//! up, `tap` by [`TapPage`]s until then. `enrol` brings the descriptors of a network namespace and of a cgroup directory, `run` that of a
 //! namespace; the answers to `snapshot` and `identities` bring a file with the JSON, because a packet is bounded.
 //!
 //! Not here: the socket itself (mesh-agent, meshctl), who may speak (root only, checked by the agent).
@@ -11,8 +11,12 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+mod explain;
+mod request;
 mod view;
 
+pub use explain::{Elsewhere, ExplainQuery, Explanation, Step};
+pub use request::{RequestLine, TAP_PAGE, TapPage, TapQuery};
 pub use view::{
     FeatureStatus, FlowLine, FlowPage, FlowQuery, KernelStatus, MapStatus, PAGE, ProgramStatus, names_match,
 };
@@ -30,7 +34,7 @@ pub const SOCKET: &str = "agent.sock";
 pub struct Request {
     /// [`VERSION`].
     pub v: u32,
-    /// `enrol`, `run`, `leave`, `status`, `kernel`, `flows`, `snapshot`, `identities` or `log`; between two agents `handOver`
+    /// `enrol`, `run`, `leave`, `status`, `kernel`, `flows`, `tap`, `explain`, `snapshot`, `identities` or `log`; between two agents `handOver`
     /// and `taken`.
     pub op: String,
     /// Mesh namespace of the workload.
@@ -63,6 +67,15 @@ pub struct Request {
     /// Which flows (`flows`).
     #[serde(default, skip_serializing_if = "FlowQuery::is_all")]
     pub flows: FlowQuery,
+    /// Which request (`explain`).
+    #[serde(default, skip_serializing_if = "ExplainQuery::is_none")]
+    pub explain: ExplainQuery,
+    /// Which requests (`tap`).
+    #[serde(default, skip_serializing_if = "TapQuery::is_all")]
+    pub tap: TapQuery,
+    /// For how many milliseconds nothing new is sent to the workload before it leaves (`leave`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub drain_ms: u32,
     /// For how many milliseconds the programs' runs are counted (`kernel`); 0: not at all.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub measure_ms: u32,
@@ -122,6 +135,9 @@ pub struct Answer {
     /// The kernel's side (`kernel`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelStatus>,
+    /// What would become of a request (`explain`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 /// An enrolled workload of the agent's node.

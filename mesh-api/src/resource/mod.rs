@@ -7,6 +7,7 @@
 //! the store by the same parser; what users send there is overwritten ([`Resource::admitted`]).
 //! Not here: whether what is referred to exists (mesh-registry says so in conditions).
 
+mod access_log;
 mod authorization_policy;
 mod egress;
 mod envelope;
@@ -29,6 +30,7 @@ mod traffic_policy;
 mod transport_policy;
 mod workload;
 
+pub use access_log::AccessLog;
 pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
     SourceTerms, TargetTerms,

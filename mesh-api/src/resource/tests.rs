@@ -411,6 +411,8 @@ fn a_transport_policy_is_refused_where_it_is_wrong() {
     refuses(&changed(14, "/spec/exclude/both", json!({})), UnknownField, "spec.exclude.both");
     refuses(&changed(14, "/spec/budget/connections", json!(0)), OutOfRange, "spec.budget.connections");
     refuses(&changed(14, "/spec/budget/pending", json!(16_385)), OutOfRange, "spec.budget.pending");
+    refuses(&changed(16, "/spec/accessLog/percent", json!(101)), OutOfRange, "spec.accessLog.percent");
+    refuses(&changed(16, "/spec/accessLog/errors", json!("yes")), WrongType, "spec.accessLog.errors");
     // The whole mesh is ruled from one namespace.
     refuses(&changed(15, "/spec/scope", json!("mesh")), OutOfRange, "spec.scope");
     let mut mesh = changed(15, "/spec/scope", json!("mesh"));
@@ -434,6 +436,10 @@ fn a_transport_policy_is_refused_where_it_is_wrong() {
         Wire::TransportPolicy(policy) => policy.splice(),
         _ => panic!("a policy"),
     };
+    let Wire::TransportPolicy(logs) = wire(&Resource::parse(&examples()[16]).unwrap(), vec![]) else {
+        panic!("one")
+    };
+    assert_eq!(logs.access_log, Some(v1::AccessLog { percent: 5, errors: true }));
     assert_eq!([splice(14), splice(15)], [v1::SpliceMode::On, v1::SpliceMode::Unset]);
 }
 

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
+use super::access_log::AccessLog;
 use super::authorization_policy::{Cidr, Selector};
 use super::egress::Egress;
 use super::mtls::Mtls;
@@ -58,6 +59,9 @@ pub struct TransportPolicySpec {
     /// What workloads may open to the outside; `None`: another policy or the mesh says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
+    /// Which requests are written down; `None`: another policy says, else none are.
+    #[serde(rename = "accessLog", skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
 }
 
 /// Whom a policy is for.
@@ -131,7 +135,8 @@ impl WorkloadBudget {
 
 impl TransportPolicySpec {
     pub(super) fn read(at: &At<'_>, namespace: &str) -> Result<Self, ApiError> {
-        let known = ["scope", "selector", "mtls", "udp", "exclude", "budget", "splice", "egress"];
+        let known =
+            ["scope", "selector", "mtls", "udp", "exclude", "budget", "splice", "egress", "accessLog"];
         let fields = at.object(&known, &["targetRefs"])?;
         let scope = fields.read("scope", |at| read_scope(&at, namespace))?.unwrap_or_default();
         let selector = fields.read("selector", |at| Selector::read(&at))?.unwrap_or_default();
@@ -151,6 +156,7 @@ impl TransportPolicySpec {
             budget: fields.read("budget", |at| WorkloadBudget::read(&at))?.unwrap_or_default(),
             splice: fields.read("splice", |at| at.boolean())?,
             egress: fields.read("egress", |at| Egress::read(&at))?,
+            access_log: fields.read("accessLog", |at| AccessLog::read(&at))?,
         })
     }
 }

@@ -17,6 +17,7 @@ use super::{Compiler, Work, port};
 use crate::authorise::Network;
 use crate::model::{Kind, Name};
 use crate::mtls::{MtlsMode, MtlsRules, PortModes};
+use crate::outcome::LogRule;
 use crate::outside::Egress;
 use crate::snapshot::{Exclusions, Transport};
 
@@ -36,6 +37,7 @@ pub(super) struct TransportHeld {
     pending: Option<u16>,
     splice: Option<bool>,
     egress: Option<Egress>,
+    log: Option<LogRule>,
     mtls: Option<MtlsMode>,
     /// By port, in order.
     mtls_ports: Vec<(u16, MtlsMode)>,
@@ -55,7 +57,7 @@ struct Field {
     said: fn(&TransportHeld) -> bool,
 }
 
-const FIELDS: [Field; 9] = [
+const FIELDS: [Field; 10] = [
     Field { name: "spec.udp", said: |p| p.no_udp.is_some() },
     Field { name: "spec.exclude.outbound", said: |p| p.outbound.is_some() },
     Field { name: "spec.exclude.inbound", said: |p| p.inbound.is_some() },
@@ -63,6 +65,7 @@ const FIELDS: [Field; 9] = [
     Field { name: "spec.budget.pending", said: |p| p.pending.is_some() },
     Field { name: "spec.splice", said: |p| p.splice.is_some() },
     Field { name: "spec.egress", said: |p| p.egress.is_some() },
+    Field { name: "spec.accessLog", said: |p| p.log.is_some() },
     Field { name: "spec.mtls.mode", said: |p| p.mtls.is_some() },
     Field { name: "spec.mtls.ports", said: |p| !p.mtls_ports.is_empty() },
 ];
@@ -170,6 +173,7 @@ impl Compiler {
             splice: policies().find_map(|p| p.splice).unwrap_or(false),
             plain: mtls == MtlsMode::Off,
             egress: policies().find_map(|p| p.egress).unwrap_or(self.egress),
+            log: policies().find_map(|p| p.log).unwrap_or_default(),
         }))
     }
 
@@ -273,6 +277,7 @@ fn read(spec: v1::TransportPolicy, problems: &mut Vec<String>) -> TransportHeld 
         pending: (spec.budget_pending > 0).then(|| u16::try_from(spec.budget_pending).unwrap_or(u16::MAX)),
         splice,
         egress: egress(spec.egress),
+        log: spec.access_log.map(|log| LogRule { percent: log.percent.min(100) as u8, errors: log.errors }),
         mtls,
         mtls_ports,
     }

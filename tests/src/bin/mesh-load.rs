@@ -201,8 +201,9 @@ fn request(options: &Options, kept: &mut Option<Kept>, begun: u64) -> Result<Don
     let close = if stays { "" } else { "Connection: close\r\n" };
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).map_err(|error| named("write", &error))?;
-    let server = Some(answer(&mut stream, stays)?);
-    if options.keep_alive {
+    let (server, ends) = answer(&mut stream, stays)?;
+    let server = Some(server);
+    if options.keep_alive && !ends {
         *kept = Some(Kept { stream, begun });
     }
     Ok(Done { server, connect_ns, total_ns: begin.elapsed().as_nanos() as u64 })
@@ -226,8 +227,8 @@ fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads one whole answer; the name of who gave it.
-fn answer(stream: &mut TcpStream, stays: bool) -> Result<String, String> {
+/// Reads one whole answer; the name of who gave it, and whether he ends the connection with it.
+fn answer(stream: &mut TcpStream, stays: bool) -> Result<(String, bool), String> {
     let mut bytes = Vec::with_capacity(512);
     let mut chunk = [0; 4096];
     loop {
@@ -248,7 +249,9 @@ fn answer(stream: &mut TcpStream, stays: bool) -> Result<String, String> {
                     .to_owned());
             }
             let mut words = text.split_whitespace();
-            return Ok(words.find_map(|word| word.strip_prefix("name=")).unwrap_or("?").to_owned());
+            let name = words.find_map(|word| word.strip_prefix("name=")).unwrap_or("?").to_owned();
+            let head = text.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+            return Ok((name, head.contains("\r\nconnection: close")));
         }
     }
 }

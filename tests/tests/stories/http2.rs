@@ -141,7 +141,7 @@ except grpc.RpcError as e:
     print('refused', e.code().name, dict(e.initial_metadata() or e.trailing_metadata() or ()).get('x-mesh-reason'))
 ";
 
-fn cart(mesh: &Mesh, node: u8, name: &str) -> (Pod, Process) {
+pub fn cart(mesh: &Mesh, node: u8, name: &str) -> (Pod, Process) {
     let mut pod = mesh.pod(node, name).label("app", "cart").serves("cart", "http", 8080).outside().up();
     let mut server = pod.start("grpc", PYTHON, &["-c", SERVER, name]);
     wait_for_ports(&pod, &mut server, &[8080]);
@@ -149,7 +149,7 @@ fn cart(mesh: &Mesh, node: u8, name: &str) -> (Pod, Process) {
     (pod, server)
 }
 
-fn called(pod: &Pod, to: SocketAddr) -> String {
+pub fn called(pod: &Pod, to: SocketAddr) -> String {
     let target = if to.is_ipv6() { format!("ipv6:{to}") } else { format!("ipv4:{to}") };
     pod.run(PYTHON, &["-c", CLIENT, &target]).unwrap().trim().to_owned()
 }

@@ -247,15 +247,15 @@ async fn answer(worker: Rc<Worker>, slot: Slot, mut incoming: Incoming) {
         watch,
     };
     match spoken {
-        Spoken::Http1 | Spoken::Http2 if http2::is_spoken(&session).await => {
+        Spoken::Http1 | Spoken::Http2 | Spoken::Grpc if http2::is_spoken(&session).await => {
             http2::serve_over(session, hop, upstream).await;
         }
-        Spoken::Http1 | Spoken::Http2 => http1::serve_over(session, upstream).await,
+        Spoken::Http1 | Spoken::Http2 | Spoken::Grpc => http1::serve_over(session, upstream).await,
         Spoken::Tcp | Spoken::Tls => {
             let begun = Instant::now();
             let end =
                 tcp::copy(&session.worker, &session.watch, &session.client, &upstream, &session.held).await;
-            intercept::record_tcp(&session, hop.service, end.reason(), begun);
+            intercept::record_tcp(&session, &hop, end.reason(), begun);
         }
     }
     drop(admitted);

@@ -65,6 +65,8 @@ pub struct Tunnel {
     left: RefCell<Vec<Left>>,
     /// Who the peer is to policies, as of an epoch.
     caller: Cell<Option<(u64, Caller)>>,
+    /// The workload at its other end, once that was found; 0: not yet. And as of which epoch.
+    source: Cell<(u64, u32)>,
     /// Connections to the workload here: to which port, and whose end it is.
     calls: RefCell<Slab<(u16, bool, Rc<Watch>)>>,
 }
@@ -154,6 +156,7 @@ impl Tunnel {
             driver: RefCell::default(),
             left: RefCell::default(),
             caller: Cell::new(None),
+            source: Cell::new((0, 0)),
             calls: RefCell::default(),
         }
     }
@@ -179,6 +182,19 @@ impl Tunnel {
                 caller
             }
         }
+    }
+
+    /// The workload at its other end, by its identity and its address; 0: the snapshot has none such. A tunnel is one
+    /// workload's, so it is looked for until it is found.
+    pub fn source(&self, snapshot: &Snapshot) -> u32 {
+        let (epoch, found) = self.source.get();
+        if found != 0 || epoch == snapshot.epoch {
+            return found;
+        }
+        let (namespace, account) = (self.peer.namespace(), self.peer.service_account());
+        let found = snapshot.workload_at(self.address.ip(), namespace, account).unwrap_or(0);
+        self.source.set((snapshot.epoch, found));
+        found
     }
 
     /// Ends the connections that policies no longer allow.

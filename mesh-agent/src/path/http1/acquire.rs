@@ -48,7 +48,7 @@ impl Connection {
         let mut tried = [0; OTHERS + 1];
         let mut failed = 0;
         loop {
-            account.service = hop.service;
+            account.sent_to(&hop);
             self.ask(&hop, &mut prepared, account).await?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);

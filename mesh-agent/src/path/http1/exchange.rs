@@ -159,6 +159,8 @@ impl<'c> Exchange<'c> {
             let fate = std::future::poll_fn(|cx| self.poll(cx)).await;
             watch.disarm();
             account.status = self.response.as_ref().map_or(0, |response| response.status);
+            account.received.set(self.request.bytes());
+            account.sent.set(self.response.as_ref().map_or(0, |response| response.body.bytes()));
             self.settle_account(&fate, account);
             return match fate {
                 Fate::Done => self.done(),

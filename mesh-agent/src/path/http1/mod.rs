@@ -132,7 +132,7 @@ impl Connection {
     async fn read_head(&self) -> Result<usize, Ended> {
         let Session { worker, client, watch, .. } = &self.session;
         let mut scan = HeadScan::new(Side::Client);
-        let mut started = false;
+        let (mut started, mut drains) = (false, false);
         worker.clock.arm(watch, worker.limits.keep_alive);
         std::future::poll_fn(|cx| {
             loop {
@@ -162,8 +162,9 @@ impl Connection {
                         (Call::Late, false) => Ended::Clean,
                     }));
                 }
-                if worker.draining.get() && !started {
-                    return Poll::Ready(Err(Ended::Clean));
+                // Ended at once, it would meet the request that is just on its way.
+                if worker.draining.get() && !started && !std::mem::replace(&mut drains, true) {
+                    worker.clock.arm(watch, worker.limits.drain_idle);
                 }
                 if flushed.is_pending() {
                     return Poll::Pending;
@@ -236,8 +237,7 @@ impl Connection {
     }
 
     fn account(&self, account: &Account) {
-        let Session { worker, member, direction, .. } = &self.session;
-        account.record(worker, member, *direction, Spoken::Http1);
+        account.record(&self.session.parties(), Spoken::Http1);
     }
 
     fn caller(&self) -> Caller<'_> {

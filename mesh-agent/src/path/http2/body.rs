@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::HeaderMap;
+use mesh_core::outcome::NO_GRPC;
 
+use super::head::code_in;
 use super::mirror::Taps;
 
 /// Why a body did not get across.
@@ -22,14 +23,13 @@ pub(super) fn reason(error: &h2::Error) -> Reason {
     error.reason().unwrap_or(Reason::CANCEL)
 }
 
-/// All of it, to `taps` as well. `moved` is told of every piece, `ended` of the trailers.
+/// All of it, to `taps` as well; gRPC's status, where trailers have one. `moved` is told of every piece.
 pub async fn copy(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
     mut taps: Taps,
     moved: impl Fn(usize),
-    ended: impl FnOnce(&HeaderMap),
-) -> Result<(), Broken> {
+) -> Result<Option<u8>, Broken> {
     loop {
         let piece = tokio::select! {
             biased;
@@ -47,21 +47,19 @@ pub async fn copy(
         send(&mut to, piece, last).await?;
         if last {
             taps.end(None);
-            return Ok(());
+            return Ok(None);
         }
         // Fails where the stream has ended, and its window with it.
         let _ = from.flow_control().release_capacity(length);
     }
     let trailers = from.trailers().await.map_err(|e| Broken::From(reason(&e)))?;
     taps.end(trailers.as_ref());
+    let code = trailers.as_ref().map(code_in).filter(|code| *code != NO_GRPC);
     let sent = match trailers {
-        Some(trailers) => {
-            ended(&trailers);
-            to.send_trailers(trailers)
-        }
+        Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
     };
-    sent.map_err(|e| Broken::To(reason(&e)))
+    sent.map(|()| code).map_err(|e| Broken::To(reason(&e)))
 }
 
 /// One piece of it, as windows take it. `last`: nothing comes behind it.

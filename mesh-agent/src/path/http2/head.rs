@@ -13,6 +13,7 @@ use mesh_core::authorise::Headers;
 use mesh_core::error::ProxyError;
 use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
+use mesh_core::outcome::NO_GRPC;
 use mesh_core::route::{DirectResponse, HeaderEdits, Redirect};
 
 use super::super::routing::Routed;
@@ -111,6 +112,17 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     kind.strip_prefix(b"application/grpc")
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// gRPC's status in headers or trailers; [`NO_GRPC`]: there is none.
+pub fn code_in(headers: &HeaderMap) -> u8 {
+    let code = headers.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+    code.unwrap_or(NO_GRPC)
+}
+
+/// The code that a client of gRPC is refused with.
+pub fn refused_as(error: ProxyError) -> u8 {
+    grpc_status(error).parse().unwrap_or(NO_GRPC)
 }
 
 /// What gRPC calls it (the codes of google.rpc.Code).

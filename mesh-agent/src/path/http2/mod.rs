@@ -28,6 +28,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::{Reason, server};
 
+use super::account::Parties;
 use super::authorise::Whose;
 use super::clock::{Call, Watched};
 use super::intercept::{Hop, Session, To};
@@ -72,6 +73,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn parties(&self) -> Parties<'_> {
+        Parties { worker: &self.worker, member: &self.member, direction: self.direction, whose: &self.whose }
+    }
+
     fn caller(&self) -> Caller<'_> {
         Caller { worker: &self.worker, member: &self.member, to: self.to, prefer_v6: self.prefer_v6 }
     }
@@ -85,7 +90,7 @@ impl Shared {
 /// nothing, or ends, is HTTP/1's business.
 pub async fn is_spoken(session: &Session) -> bool {
     let Session { worker, client, watch, .. } = session;
-    let mut started = false;
+    let (mut started, mut drains) = (false, false);
     worker.clock.arm(watch, worker.limits.keep_alive);
     let known = std::future::poll_fn(|cx| {
         loop {
@@ -103,7 +108,10 @@ pub async fn is_spoken(session: &Session) -> bool {
                     worker.clock.arm(watch, worker.limits.head);
                 }
             }
-            if watch.poll_call(cx).is_ready() || worker.draining.get() {
+            if worker.draining.get() && !started && !std::mem::replace(&mut drains, true) {
+                worker.clock.arm(watch, worker.limits.drain_idle);
+            }
+            if watch.poll_call(cx).is_ready() {
                 return Poll::Ready(false);
             }
             match client.poll_input(cx, &worker.buffers) {

@@ -28,7 +28,9 @@ use super::super::stats::{Spoken, one};
 use super::super::tries::Terms;
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, deny, direct, edit, is_grpc, outgoing, redirect, refusable, refuse};
+use super::head::{
+    Asked, code_in, deny, direct, edit, is_grpc, outgoing, redirect, refusable, refuse, refused_as,
+};
 use super::mirror::{self, Taps};
 use super::peers::Lease;
 use super::upload::Upload;
@@ -99,7 +101,7 @@ pub(super) fn begin(shared: &Rc<Shared>, request: Request<RecvStream>, respond: 
         let mut account = Account::begun_now();
         let shared = &counted.0;
         serve(shared, request, respond, &mut account).await;
-        account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+        account.record(&shared.parties(), Spoken::Http2);
     }));
 }
 
@@ -108,7 +110,7 @@ pub(super) fn refused(shared: &Rc<Shared>, mut respond: SendResponse<Bytes>) {
     let mut account = Account::begun_now();
     account.failed(ProxyError::BudgetBytes);
     refuse(&mut respond, ProxyError::BudgetBytes, false);
-    account.record(&shared.worker, &shared.member, shared.direction, Spoken::Http2);
+    account.record(&shared.parties(), Spoken::Http2);
 }
 
 async fn serve(
@@ -119,6 +121,7 @@ async fn serve(
 ) {
     let (parts, upload) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
+    account.grpc = grpc;
     let ready = shared.worker.with_snapshot(|snapshot| {
         match shared.caller().route(snapshot, &Asked(&parts), account)? {
             Way::Answered(answer) => {
@@ -153,11 +156,13 @@ async fn serve(
         Ok(Some(ready)) => ready,
         Ok(None) => return,
         Err(error) => {
-            account.failed(error);
+            failed(account, error, grpc);
             return refuse(&mut respond, error, grpc);
         }
     };
-    let done = exchange(shared, ready, Upload::new(shared, upload), &mut respond, account).await;
+    let read = Rc::new(Cell::new(0));
+    let done = exchange(shared, ready, Upload::new(shared, upload, &read), &mut respond, account).await;
+    account.received.set(read.get());
     let status = account.status;
     account.settle(|| match &done {
         Ok(()) => Answer::of_status(status),
@@ -168,7 +173,7 @@ async fn serve(
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
-            account.failed(error);
+            failed(account, error, grpc);
             match account.denial.take() {
                 Some(denial) => deny(&mut respond, &denial, grpc),
                 None => refuse(&mut respond, error, grpc),
@@ -180,6 +185,14 @@ async fn serve(
             one(&shared.worker.shared.counters.resets);
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
+    }
+}
+
+/// It was refused, in gRPC's form where it is a request of gRPC.
+fn failed(account: &mut Account, error: ProxyError, grpc: bool) {
+    account.failed(error);
+    if grpc {
+        (account.status, account.grpc_status) = (200, refused_as(error));
     }
 }
 
@@ -296,9 +309,10 @@ async fn forward(
 ) -> Result<(), Failed> {
     let (mut parts, download) = response.into_parts();
     account.status = parts.status.as_u16();
+    account.grpc_status = code_in(&parts.headers);
     if account.ticket.is_some() {
         account.answered(monotonic_ns());
-        account.heard(&parts.headers);
+        account.heard(account.grpc_status);
     }
     if let Some(edits) = &ready.edits {
         edit(&mut parts.headers, &edits.response);
@@ -312,12 +326,19 @@ async fn forward(
     if whole {
         return Ok(());
     }
-    let moved = |_| shared.moved.set(true);
-    let done = body::copy(download, down, Taps::default(), moved, |trailers| account.heard(trailers)).await;
-    done.map_err(|broken| match broken {
+    let moved = |n: usize| {
+        shared.moved.set(true);
+        account.sent.set(account.sent.get() + n as u64);
+    };
+    let code = body::copy(download, down, Taps::default(), moved).await.map_err(|broken| match broken {
         Broken::To(_) => Failed::Gone,
         Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
-    })
+    })?;
+    if let Some(code) = code {
+        account.grpc_status = code;
+        account.heard(code);
+    }
+    Ok(())
 }
 
 /// A request that has gone.
@@ -342,7 +363,7 @@ pub(super) async fn send(
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
-        account.service = hop.service;
+        account.sent_to(&hop);
         let Shared { worker, member, whose, .. } = &**shared;
         let granted = request_as(worker, member, whose, hop, head, account).await?;
         limit(worker, (member, whose), hop, backend.as_deref(), |name| {

@@ -30,15 +30,18 @@ pub struct Upload {
     pieces: Vec<Bytes>,
     /// Their bytes.
     held: usize,
+    /// Bytes that were read.
+    read: Rc<Cell<u64>>,
     /// All of it was read.
     ended: bool,
     trailers: Option<HeaderMap>,
 }
 
 impl Upload {
-    /// One that has not begun.
-    pub fn new(shared: &Rc<Shared>, from: RecvStream) -> Self {
-        Self { shared: shared.clone(), from, pieces: Vec::new(), held: 0, ended: false, trailers: None }
+    /// One that has not begun; what is read of it is counted in `read`.
+    pub fn new(shared: &Rc<Shared>, from: RecvStream, read: &Rc<Cell<u64>>) -> Self {
+        let (shared, read) = (shared.clone(), read.clone());
+        Self { shared, from, pieces: Vec::new(), held: 0, read, ended: false, trailers: None }
     }
 
     /// There is none?
@@ -79,6 +82,7 @@ impl Upload {
             let piece = piece.map_err(|e| Broken::From(reason(&e)))?;
             let length = piece.len();
             moved(length);
+            self.read.set(self.read.get() + length as u64);
             taps.data(&piece);
             self.ended = self.from.is_end_stream();
             if self.ended {

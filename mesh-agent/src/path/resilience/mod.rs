@@ -19,10 +19,10 @@ mod ticket;
 
 use std::sync::Arc;
 
-use http::HeaderMap;
 use mesh_core::balance::pick_other;
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head;
+use mesh_core::outcome::NO_GRPC;
 use mesh_core::resilience::Resilience;
 use mesh_core::resilience::answer::Answer;
 use mesh_core::snapshot::Service;
@@ -100,11 +100,10 @@ impl Account {
         }
     }
 
-    /// What gRPC says of its outcome, in a head or in trailers.
-    pub(super) fn heard(&mut self, fields: &HeaderMap) {
+    /// What gRPC says of its outcome, in a head or in trailers; [`NO_GRPC`]: nothing.
+    pub(super) fn heard(&mut self, code: u8) {
         if let Some(ticket) = &mut self.ticket {
-            let said = fields.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
-            ticket.heard(said);
+            ticket.heard(Some(code).filter(|code| *code != NO_GRPC));
         }
     }
 

@@ -17,6 +17,8 @@ use mesh_core::route::{
 use tokio::net::{TcpListener, TcpStream};
 
 use super::rig::*;
+use crate::path::series::RequestKey;
+use crate::path::stats::Spoken;
 use crate::path::{Budget, Limits};
 
 /// What a server has seen.
@@ -178,6 +180,29 @@ fn bodies_and_trailers_pass_both_ways_on_many_streams_of_one_connection() {
     });
     assert_eq!((seen.connections.load(SeqCst), seen.requests.load(SeqCst)), (1, 100));
     eventually("all were counted", || rig.counted(200, "") == 100);
+}
+
+#[test]
+fn calls_of_grpc_are_counted_by_their_status() {
+    let rig = Rig::http(&[peer(&Arc::default())]);
+    with(&rig, async |mut send| {
+        let call = Request::builder()
+            .method("POST")
+            .uri("http://shop/echo")
+            .header("content-type", "application/grpc");
+        let (response, mut up) = send.send_request(call.body(()).unwrap(), false).unwrap();
+        up.send_data("12345".into(), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "5".parse().unwrap());
+        up.send_trailers(trailers).unwrap();
+        let (_, mut down) = response.await.unwrap().into_parts();
+        assert_eq!(all(&mut down).await.unwrap(), b"12345");
+    });
+    eventually("it is counted", || {
+        let stats = rig.proxy.stats();
+        let is = |key: &RequestKey| (key.spoken, key.status, key.grpc) == (Spoken::Grpc, 200, 5);
+        stats.requests.iter().any(|(key, series)| is(key) && (series.received, series.sent) == (5, 5))
+    });
 }
 
 #[test]

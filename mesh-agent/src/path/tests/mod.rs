@@ -11,4 +11,5 @@ mod opaque;
 mod resilience;
 pub(super) mod rig;
 mod routes;
+mod see;
 mod tls;

@@ -50,7 +50,10 @@ pub(super) fn policies_and_routes_below_http() -> Vec<Value> {
             }),
         ),
         object("TransportPolicy", &json!({})),
-        object("TransportPolicy", &json!({"egress": {"mode": "allowAll"}})),
+        object(
+            "TransportPolicy",
+            &json!({"egress": {"mode": "allowAll"}, "accessLog": {"percent": 5, "errors": true}}),
+        ),
         object("Mesh", &json!({"egress": {"mode": "allowList"}})),
         object(
             "ExternalService",

@@ -7,6 +7,7 @@ use mesh_api::proto::v1::{self, Protocol, SpliceMode, UdpMode};
 use super::{Outcome, apply, compiler, of, problems, service, workload};
 use crate::model::Kind;
 use crate::mtls::{MtlsMode, MtlsRules};
+use crate::outcome::LogRule;
 use crate::snapshot::Transport;
 
 fn policy(name: &str, created_ms: u64) -> v1::TransportPolicy {
@@ -37,6 +38,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     mesh.outbound = Some(ports(&[1]));
     mesh.budget_connections = 10;
     mesh.set_splice(SpliceMode::On);
+    mesh.access_log = Some(v1::AccessLog { percent: 1, errors: true });
     let mut whole = policy("whole", 2);
     whole.outbound = Some(ports(&[2, 3]));
     whole.budget_pending = 7;
@@ -45,6 +47,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     db.outbound = Some(v1::Exclusions::default());
     db.set_udp(UdpMode::Allow);
     db.set_splice(SpliceMode::Off);
+    db.access_log = Some(v1::AccessLog::default());
     let mut other = labelled("other", "web");
     other.namespace = "e".into();
     let mut away = labelled("away", "db");
@@ -62,6 +65,7 @@ fn selector_before_namespace_before_mesh_field_by_field() {
     let web = transport(&out, "d/web-0").unwrap();
     assert_eq!((web.no_udp, &*web.outbound.ports, web.policies.len()), (true, &[2, 3][..], 2));
     assert!(web.splice && !db.splice, "what is said nearer counts");
+    assert_eq!((web.log, db.log), (LogRule { percent: 1, errors: true }, LogRule::default()));
     let other = transport(&out, "e/other").unwrap();
     assert_eq!((other.no_udp, &*other.outbound.ports, other.pending), (true, &[1][..], None));
 

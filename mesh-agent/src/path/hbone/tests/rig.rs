@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
 
 use super::super::super::member::Member;
+use super::super::super::see::log::AccessLog;
 use super::super::super::tests::rig::{CALLER, Fake, workload};
 use super::super::super::transport::{self, Stream, Target};
 use super::super::super::worker::{self, Common, Seat, Shared, Worker};
@@ -190,6 +191,8 @@ impl Caller {
             resilience: Default::default(),
             buckets: Default::default(),
             shed: Default::default(),
+            taps: Arc::default(),
+            log: AccessLog::default(),
             members: Arc::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
