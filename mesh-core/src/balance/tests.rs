@@ -263,7 +263,7 @@ fn a_spare_is_found_where_nobody_else_will_do() {
         };
         assert_eq!(picks(&Counters::default()), [1, 2], "{balancing:?}");
         // Not so many that all are used.
-        let counters = Counters { loads: [(1, out), (2, out)].into(), ejected: 1 };
+        let counters = Counters { loads: [(1, out), (2, out)].into(), ejected: 1, ..Counters::default() };
         assert_eq!(picks(&counters), [3], "{balancing:?}");
     }
     let service = Service { serving: 3, ..service(&[(1, 1), (2, 0), (3, 0)]) };
