@@ -135,7 +135,7 @@ fn phrase(status: u16) -> &'static str {
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
-        200..400 => "Done",
+        _ if status < 400 => "Done",
         _ => "Error",
     }
 }
