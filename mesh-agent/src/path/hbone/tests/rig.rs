@@ -187,9 +187,9 @@ impl Caller {
             sockets: Arc::new(Fake::default()),
             keys,
             limits,
-            resilience: Default::default(),
-            buckets: Default::default(),
-            shed: Default::default(),
+            resilience: crate::path::resilience::state::Node::default(),
+            buckets: crate::path::resilience::rate::Buckets::default(),
+            shed: crate::path::shed::Shed::default(),
             members: Arc::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();
