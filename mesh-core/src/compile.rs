@@ -6,9 +6,8 @@
 //! routes, service ports, workloads, endpoints. Each step says what the next has to look at; what comes out as it
 //! was is left as it is, shared with the snapshot before.
 //!
-//! Invariants: whatever a resource refers to that isn't there, or that does not fit, is left out and named
-//! in a [`Condition`], and nothing else suffers; the same resources give the same snapshot in whatever
-//! order they came (but for the numbers).
+//! Invariants: whatever a resource refers to that isn't there, or that does not fit, is left out and named in a
+//! [`Condition`], and nothing else suffers; the same resources give the same snapshot in any order (but for the numbers).
 //! Cost: that of what a change concerns, never of the mesh; but where virtual addresses come or go, one look at each
 //! workload. Not here: who refers to whom (model), the maps (plan).
 

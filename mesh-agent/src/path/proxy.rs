@@ -140,7 +140,7 @@ impl Proxy {
         }
         let watched = Arc::downgrade(&common);
         // Without it nothing is refused.
-        drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(watched)));
+        drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(&watched)));
         Ok(Self { inner: Arc::new(Inner { commands, shared, common }) })
     }
 

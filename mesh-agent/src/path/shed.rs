@@ -5,7 +5,7 @@
 //! Not here: the marks (mesh-core's overload), what one workload may use (budget).
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Shed {
     }
 
     /// Looks now.
-    fn look(&self, cgroup: Option<&PathBuf>) {
+    fn look(&self, cgroup: Option<&Path>) {
         let of = [descriptors(), cgroup.map_or_else(Used::default, memory)];
         let before = self.is_on();
         let now = sheds(before, &of);
@@ -47,10 +47,10 @@ impl Shed {
 }
 
 /// Looks until the workers have ended.
-pub fn watch(common: Weak<Common>) {
+pub fn watch(common: &Weak<Common>) {
     let cgroup = own_cgroup();
     while let Some(held) = common.upgrade() {
-        held.shed.look(cgroup.as_ref());
+        held.shed.look(cgroup.as_deref());
         drop(held);
         std::thread::sleep(EVERY);
     }
@@ -68,7 +68,7 @@ fn own_cgroup() -> Option<PathBuf> {
 }
 
 /// What cannot be given back, of what the cgroup may have.
-fn memory(cgroup: &PathBuf) -> Used {
+fn memory(cgroup: &Path) -> Used {
     let read = |name: &str| fs::read_to_string(cgroup.join(name)).unwrap_or_default();
     let room = read("memory.max").trim().parse().unwrap_or(0);
     if room == 0 {

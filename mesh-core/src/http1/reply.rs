@@ -119,7 +119,6 @@ fn phrase(status: u16) -> &'static str {
         204 => "No Content",
         304 => "Not Modified",
         410 => "Gone",
-        429 => "Too Many Requests",
         301 => "Moved Permanently",
         302 => "Found",
         303 => "See Other",

@@ -188,7 +188,7 @@ mod tests {
             percent: 50,
             least: 20,
             open_for: Duration::from_secs(1),
-            most: Duration::from_secs(60),
+            most: Duration::from_mins(1),
         }
     }
 

@@ -152,12 +152,11 @@ pub fn refusable(headers: &HeaderMap, status: u16) -> Option<u16> {
     }
     let said = headers.get("grpc-status").and_then(|value| value.to_str().ok());
     Some(match said {
-        None => status,
         Some("14") => 503,
         Some("4") => 504,
         Some("8") => 429,
         Some("2" | "13" | "15") => 500,
-        Some(_) => status,
+        _ => status,
     })
 }
 

@@ -138,15 +138,11 @@ impl Ticket {
             return Err(ProxyError::LimitRequests);
         }
         let mut health = state.health.lock();
-        let pass = match self.asked.breaking.as_ref().filter(|breaking| !breaking.service) {
-            None => None,
-            Some(breaking) => match health.breaker.admit(breaking, now) {
-                Ok(pass) => Some(pass),
-                Err(_) => {
-                    state.requests.fetch_sub(1, Relaxed);
-                    return Err(ProxyError::BreakerOpen);
-                }
-            },
+        let breaking = self.asked.breaking.as_ref().filter(|breaking| !breaking.service);
+        let admitted = breaking.map(|breaking| health.breaker.admit(breaking, now)).transpose();
+        let Ok(pass) = admitted else {
+            state.requests.fetch_sub(1, Relaxed);
+            return Err(ProxyError::BreakerOpen);
         };
         let epoch = health.record.epoch;
         drop(health);
@@ -249,7 +245,9 @@ impl Ticket {
             self.table.states.iter().map(|state| state.health.lock().record.interval()).collect();
         // What was counted before anybody looked is no interval.
         if due != 0 {
-            outliers(&rates, &counted).into_iter().for_each(|at| self.eject(at, now));
+            for at in outliers(&rates, &counted) {
+                self.eject(at, now);
+            }
         }
     }
 

@@ -158,8 +158,8 @@ fn breaking(service: bool) -> Resilience {
         in_a_row: 3,
         percent: 0,
         least: 1,
-        open_for: Duration::from_secs(60),
-        most: Duration::from_secs(60),
+        open_for: Duration::from_mins(1),
+        most: Duration::from_mins(1),
     };
     Resilience { breaking: Some(breaking), ..Resilience::default() }
 }
@@ -233,7 +233,7 @@ fn an_endpoint_is_left_out_for_what_it_answers() {
 
 #[test]
 fn a_workload_of_this_node_is_asked_as_often_as_it_may_be() {
-    let rate = |requests, burst, by| Rate::new(requests, Duration::from_secs(600), burst, by);
+    let rate = |requests, burst, by| Rate::new(requests, Duration::from_mins(10), burst, by);
     let header = By::Header("x-key".into());
     let rates = [rate(1000, 100, By::Source), rate(10, 2, header)].into();
     let rig = rig(Resilience { rates, ..Resilience::default() }, &[named("a")]);
@@ -289,7 +289,7 @@ fn streams_of_http2_obey_the_same_rules() {
         let (head, _) = http2::asked(&send, http2::get("/x")).await;
         assert_eq!((head.status.as_u16(), reason(&head)), (503, "limit_requests".to_owned()));
     });
-    let rates = [Rate::new(1, Duration::from_secs(60), 1, By::All)].into();
+    let rates = [Rate::new(1, Duration::from_mins(1), 1, By::All)].into();
     let few = rig(Resilience { rates, ..Resilience::default() }, &[peer]);
     http2::with(&few, async |send| {
         assert_eq!(http2::asked(&send, http2::get("/x")).await.0.status, 200);
