@@ -5,6 +5,7 @@
 //! Not here: status (it is never written).
 
 mod http;
+mod resilience;
 
 use serde_json::{Value, json};
 
@@ -201,13 +202,17 @@ fn traffic_policy() -> Value {
             "targetRefs": list(&target, 1, 16),
             "http": words(&["proxy", "kernel"]),
             "onProxyLoss": words(&["bypass", "refuse"]),
-            "balancing": words(&["roundRobin", "random", "leastConnections", "maglev"]),
+            "balancing": words(&["roundRobin", "random", "leastConnections", "leastRequests", "peakEwma", "maglev"]),
             "affinity": object(&json!(["timeout"]), &json!({ "timeout": duration() })),
             "limits": object(
                 &json!([]),
                 &json!({
                     "maxConnections": integer(1, 1_000_000),
                     "maxConnectionsPerEndpoint": integer(1, 1_000_000),
+                    "maxRequests": integer(1, 1_000_000),
+                    "maxRequestsPerEndpoint": integer(1, 1_000_000),
+                    "maxPending": integer(1, 1_000_000),
+                    "queueTimeout": duration(),
                 }),
             ),
             "outlierEjection": object(
@@ -216,8 +221,14 @@ fn traffic_policy() -> Value {
                     "consecutiveConnectFailures": integer(1, 1000),
                     "baseEjectionTime": duration(),
                     "maxEjectedPercent": integer(1, 100),
+                    "consecutive5xx": integer(1, 1000),
+                    "consecutiveGatewayFailures": integer(1, 1000),
+                    "successRate": resilience::success_rate(),
                 }),
             ),
+            "breaker": resilience::breaker(),
+            "rateLimits": list(&resilience::rate_limit(), 1, 8),
+            "fault": resilience::fault(),
             "connectTimeout": duration(),
             "slowStart": object(&json!(["window"]), &json!({ "window": duration() })),
             "locality": object(

@@ -5,6 +5,7 @@
 //! Not here: delta xDS (mesh-control), hashes (mesh-registry).
 
 mod http;
+mod resilience;
 
 use crate::proto::v1;
 use crate::resource::{
@@ -235,10 +236,11 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         Some(Balancing::RoundRobin) => v1::Balancing::RoundRobin,
         Some(Balancing::Random) => v1::Balancing::Random,
         Some(Balancing::LeastConnections) => v1::Balancing::LeastConnections,
+        Some(Balancing::LeastRequests) => v1::Balancing::LeastRequests,
+        Some(Balancing::PeakEwma) => v1::Balancing::PeakEwma,
         Some(Balancing::Maglev) => v1::Balancing::Maglev,
     };
-    // The parser keeps durations below 2³² ms.
-    let millis = |time: std::time::Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let millis = resilience::millis;
     v1::TrafficPolicy {
         namespace: resource.metadata.namespace.clone(),
         name: resource.metadata.name.clone(),
@@ -248,18 +250,14 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         balancing: balancing.into(),
         created_ms: resource.metadata.created_ms,
         affinity_timeout_ms: spec.affinity.map_or(0, |affinity| millis(affinity.timeout)),
-        limits: spec.limits.map(|limits| v1::ConnectionLimits {
-            max_connections: limits.max_connections.unwrap_or(0),
-            max_connections_per_endpoint: limits.max_connections_per_endpoint.unwrap_or(0),
-        }),
-        outlier_ejection: spec.outlier_ejection.map(|ejection| v1::OutlierEjection {
-            consecutive_connect_failures: ejection.consecutive_connect_failures,
-            base_ejection_ms: millis(ejection.base_ejection_time),
-            max_ejected_percent: ejection.max_ejected_percent.into(),
-        }),
+        limits: spec.limits.as_ref().map(resilience::limits),
+        outlier_ejection: spec.outlier_ejection.as_ref().map(resilience::ejection),
         slow_start_ms: spec.slow_start.map_or(0, |slow| millis(slow.window)),
         connect_timeout_ms: spec.connect_timeout.map_or(0, millis),
         locality: spec.locality.as_ref().map(locality_policy),
+        breaker: spec.breaker.map(resilience::breaker),
+        rate_limits: spec.rate_limits.iter().map(resilience::rate).collect(),
+        fault: spec.fault.as_ref().map(resilience::fault),
     }
 }
 

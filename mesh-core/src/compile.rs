@@ -19,6 +19,7 @@ mod jwt;
 mod l4_routes;
 mod policy;
 mod problems;
+mod resilience;
 mod route_wire;
 mod routes;
 mod services;

@@ -60,19 +60,17 @@ fn request_line(bytes: &[u8]) -> Beginning {
         [b' ', target @ ..] => target,
         _ => return Beginning::Opaque,
     };
-    let line = match target.iter().position(|b| *b == b'\n') {
-        Some(end) => &target[..end],
-        None => {
-            let likely = KNOWN.contains(&method) && is_target(method, target);
-            let plain = target.iter().all(|b| (b' '..=b'~').contains(b) || *b == b'\r');
-            return match plain && (likely || bytes.len() < LINE_MOST) {
-                // Longer than any line should be: HTTP says so to its client.
-                true if bytes.len() >= LINE_MOST => Beginning::Http1,
-                true => Beginning::More { likely },
-                false => Beginning::Opaque,
-            };
-        }
+    let Some(end) = target.iter().position(|b| *b == b'\n') else {
+        let likely = KNOWN.contains(&method) && is_target(method, target);
+        let plain = target.iter().all(|b| (b' '..=b'~').contains(b) || *b == b'\r');
+        return match plain && (likely || bytes.len() < LINE_MOST) {
+            // Longer than any line should be: HTTP says so to its client.
+            true if bytes.len() >= LINE_MOST => Beginning::Http1,
+            true => Beginning::More { likely },
+            false => Beginning::Opaque,
+        };
     };
+    let line = &target[..end];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let version = line.len().checked_sub(b" HTTP/1.1".len()).map(|at| &line[at..]);
     match version {

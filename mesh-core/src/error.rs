@@ -121,6 +121,27 @@ pub enum ProxyError {
     /// One try took longer than the route allows, and it was the last.
     #[error("the endpoint took longer than the route allows one try")]
     TryTimeout,
+    /// As many requests to the service, or to each of its endpoints, are in flight as may be.
+    #[error("as many requests to the service are in flight from this node as its policy allows")]
+    LimitRequests,
+    /// And as many wait as may.
+    #[error("as many requests to the service wait on this node as its policy allows")]
+    QueueFull,
+    /// It waited as long as it may.
+    #[error("the request waited for its turn as long as the service's policy allows")]
+    QueueTimeout,
+    /// Too many requests have failed: none is sent for a while.
+    #[error("too many requests to the service have failed: none is sent for a while")]
+    BreakerOpen,
+    /// The workload that is called takes no more requests for so many seconds.
+    #[error("the service's policy allows no more requests for now")]
+    RateLimited(u32),
+    /// A policy wants this request to fail, with this status.
+    #[error("a policy of the service wants this request to fail")]
+    FaultAbort(u16),
+    /// The agent is short of descriptors or memory.
+    #[error("the agent is short of descriptors or memory, and takes no new connections")]
+    Overloaded,
     /// The agent is stopping.
     #[error("the agent is shutting down")]
     Draining,
@@ -131,7 +152,7 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// One value of each variant, for tables that have a row a reason.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 53] = [
         Self::BadRequest(Malformed::Version),
         Self::HeadTooLarge,
         Self::NotHttp,
@@ -176,6 +197,13 @@ impl ProxyError {
         Self::UpstreamTimeout,
         Self::RequestTimeout,
         Self::TryTimeout,
+        Self::LimitRequests,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::BreakerOpen,
+        Self::RateLimited(1),
+        Self::FaultAbort(503),
+        Self::Overloaded,
         Self::Draining,
         Self::Internal,
     ];
@@ -245,6 +273,13 @@ impl ProxyError {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
+            Self::LimitRequests => "limit_requests",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::BreakerOpen => "breaker_open",
+            Self::RateLimited(_) => "rate_limited",
+            Self::FaultAbort(_) => "fault_abort",
+            Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
@@ -259,6 +294,8 @@ impl ProxyError {
             Self::NoRoute => 404,
             Self::HeaderTimeout => 408,
             Self::HeadTooLarge => 431,
+            Self::RateLimited(_) => 429,
+            Self::FaultAbort(status) => *status,
             Self::NoBackend | Self::Internal => 500,
             Self::UpstreamReset | Self::UpstreamClosed | Self::UpstreamProtocol(_) => 502,
             Self::ConnectTimeout
@@ -281,7 +318,20 @@ impl ProxyError {
             | Self::BudgetConnections
             | Self::BudgetBytes
             | Self::RecordLost
+            | Self::LimitRequests
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::BreakerOpen
+            | Self::Overloaded
             | Self::Draining => 503,
+        }
+    }
+
+    /// Seconds after which the client may ask again, where that is known.
+    pub const fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::RateLimited(seconds) => Some(*seconds),
+            _ => None,
         }
     }
 
@@ -298,6 +348,7 @@ impl ProxyError {
                 | Self::BudgetConnections
                 | Self::BudgetBytes
                 | Self::RecordLost
+                | Self::Overloaded
                 | Self::Draining
                 | Self::Internal
         )

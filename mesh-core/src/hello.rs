@@ -160,11 +160,11 @@ fn server_name(extensions: &[u8]) -> Option<Hello> {
 pub struct Asked<'n>(pub &'n str);
 
 impl Head for Asked<'_> {
-    fn method(&self) -> &str {
+    fn method(&self) -> &'static str {
         ""
     }
 
-    fn path(&self) -> &str {
+    fn path(&self) -> &'static str {
         "/"
     }
 

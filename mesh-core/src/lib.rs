@@ -27,6 +27,7 @@ pub mod mtls;
 pub mod outcome;
 pub mod outside;
 pub mod plan;
+pub mod resilience;
 pub mod retry;
 pub mod route;
 pub mod snapshot;

@@ -25,6 +25,7 @@ use crate::model::Name;
 use crate::mtls::{MtlsMode, MtlsRules};
 use crate::outcome::LogRule;
 use crate::outside::{Egress, Origination, Outside};
+use crate::resilience::Resilience;
 use crate::route::RouteTable;
 
 /// Node-local id of one port of one service. Never 0, not reused while a counter on it is above zero.
@@ -132,6 +133,8 @@ pub struct Service {
     pub on_proxy_loss: OnProxyLoss,
     /// How its endpoints are chosen, limited and left out.
     pub traffic: Traffic,
+    /// What is asked for of requests; `None`: nothing.
+    pub resilience: Option<Arc<Resilience>>,
     /// Inbound connections to its endpoints go through their node's agent.
     pub inbound_proxy: bool,
     /// Those that take new connections (weight above 0, healthy, not draining) first, then the rest.
@@ -202,8 +205,19 @@ pub enum Balancing {
     Random,
     /// Of two drawn by weight the one with fewer connections for its weight.
     LeastConnections,
+    /// The same with fewer requests in flight; in the kernel as [`Balancing::LeastConnections`].
+    LeastRequests,
+    /// The one that is expected to answer sooner; in the kernel as [`Balancing::LeastConnections`].
+    PeakEwma,
     /// By the client.
     Maglev,
+}
+
+impl Balancing {
+    /// Does the kernel choose the one with fewer connections?
+    pub const fn is_least(self) -> bool {
+        matches!(self, Self::LeastConnections | Self::LeastRequests | Self::PeakEwma)
+    }
 }
 
 /// When an endpoint is left out, and for how long.
@@ -226,6 +240,8 @@ pub enum Why {
     Http,
     /// The agent speaks TLS with the endpoints.
     Tls,
+    /// A policy asks for something of its requests.
+    Policy,
     /// What clients begin with says what is spoken (`protocol: auto`).
     Detect,
 }
@@ -237,6 +253,7 @@ impl Why {
             Self::Route => "route",
             Self::Http => "http",
             Self::Tls => "tls",
+            Self::Policy => "policy",
             Self::Detect => "detect",
         }
     }

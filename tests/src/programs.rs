@@ -44,6 +44,7 @@ pub fn nginx(pod: &Pod, ports: &[u16]) -> Nginx {
                return 200 \"name={name}\\n\";\n\
              }}\n\
              location /files/ {{ alias {work}/files/; }}\n\
+             location /drip/ {{ limit_rate 2000; alias {work}/files/; }}\n\
            }}\n\
          }}\n",
         work = work.display(),

@@ -18,12 +18,13 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
     ("python3", "python3"),
     ("ps", "procps"),
     ("strace", "strace"),

@@ -299,6 +299,7 @@ async fn what_an_ejected_endpoint_cannot_carry_goes_to_the_next_level_and_comes_
             consecutive_connect_failures: 3,
             base_ejection_ms: 1000,
             max_ejected_percent: 50,
+            ..v1::OutlierEjection::default()
         }),
         ..v1::TrafficPolicy::default()
     };

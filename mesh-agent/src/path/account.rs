@@ -15,10 +15,12 @@ use mesh_core::error::ProxyError;
 use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
 use mesh_core::outcome::{LogRule, NO_GRPC};
+use mesh_core::resilience::fault::Mishap;
 
 use super::authorise::Whose;
 use super::intercept::{Hop, Session};
 use super::member::Member;
+use super::resilience::Ticket;
 use super::see::{self, Noted};
 use super::series::{Key, Measured, UNPROVED};
 use super::stats::{Direction, Spoken};
@@ -85,6 +87,10 @@ pub struct Account {
     pub sent: Cell<u64>,
     /// Its head, where it may end HTTP: policies may ask for it later.
     pub asked: Option<Box<[u8]>>,
+    /// What is to go wrong with it.
+    pub mishap: Mishap,
+    /// What it holds of its service, where that follows requests.
+    pub ticket: Option<Box<Ticket>>,
     /// What the client gets in place of a response, where somebody outside has decided that.
     pub denial: Option<Box<Denial>>,
     /// It is one of the access log's sample; `None`: nobody has drawn yet.
@@ -110,6 +116,8 @@ impl Account {
             received: Cell::new(0),
             sent: Cell::new(0),
             asked: None,
+            mishap: Mishap::default(),
+            ticket: None,
             denial: None,
             sampled: None,
             noted: None,

@@ -212,6 +212,14 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         client,
         watch,
     };
+    if session.worker.common.shed.is_on() {
+        one(&session.worker.shared.counters.overloaded);
+        match way.spoken {
+            Spoken::Tcp => session.client.reset(),
+            _ => http1::refuse(session, ProxyError::Overloaded).await,
+        }
+        return drop(admitted);
+    }
     match (way.spoken, way.to, way.unknown) {
         (.., Some(hop)) => detect::serve(session, hop).await,
         (Spoken::Tls, To::Service(_), _) => tls::serve(session).await,

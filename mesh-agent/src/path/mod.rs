@@ -9,8 +9,9 @@
 //!                            HTTP: the request ─▶ backend service, by weight        mesh-core::route
 //!                authorise   may it be called? asked of workloads of this node         mesh-core::authorise
 //!                balance     HTTP: an endpoint a request; TCP: the kernel's choice  mesh-core::balance
-//!                resilience  a failed connect is tried elsewhere; a stale connection is replaced; what a route
-//!                            asks to be tried again is (breakers, limits: not built)  mesh-core::retry
+//!                resilience  limits and their queue, breakers, faults, ejection for answers, rate limits where
+//!                            it is called; a failed connect is tried elsewhere; a stale connection is replaced;
+//!                            what a route asks to be tried again is     mesh-core::{resilience, retry}
 //!                pool        an idle connection of this workload to that endpoint, else
 //!                transport   a new one, from the workload's own namespace, plain or in a tunnel (hbone)
 //!                pump        bodies, both ways, one buffer each                     mesh-core::http1
@@ -18,7 +19,7 @@
 //! ```
 //!
 //! Files: [`worker`] threads and what their connections share; [`accept`], [`intercept`], [`routing`], [`authorise`],
-//! [`http1`], [`http2`], [`tls`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
+//! [`resilience`], [`http1`], [`http2`], [`tls`], [`tcp`] the steps; [`hbone`] tunnels; [`link`], [`pump`], [`buffers`] how bytes move; [`transport`], [`pool`] upstream; [`clock`]
 //! deadlines without timers; [`member`], [`budget`] what a workload may use; [`stats`] what is counted;
 //! [`series`], [`see`] requests, counted and told one by one; [`sockets`] what is asked of the kernel.
 //!
@@ -47,15 +48,18 @@ pub mod origin;
 pub mod pool;
 mod proxy;
 pub mod pump;
+pub mod resilience;
 pub mod routing;
 pub mod see;
 pub mod series;
+pub mod shed;
 pub mod sockets;
 pub mod stats;
 pub mod tcp;
 mod tls;
 mod told;
 pub mod transport;
+pub mod tries;
 mod whose;
 pub mod worker;
 

@@ -19,8 +19,10 @@ use super::accept::Listeners;
 use super::budget::{Budget, Usage};
 use super::hbone::stats::TunnelCounts;
 use super::member::{Member, Members};
+use super::resilience::{rate, state};
 use super::see::log::AccessLog;
 use super::see::tap::Taps;
+use super::shed::{self, Shed};
 use super::stats::{self, ProxyStats};
 use super::worker::{self, COMMANDS, Command, Common, HANDED, Inbox, Seat, Shared};
 use super::{Limits, Sockets, hbone};
@@ -90,10 +92,10 @@ pub struct Proxy {
 }
 
 struct Inner {
-    common: Arc<Common>,
     commands: Vec<mpsc::Sender<Command>>,
     shared: Vec<Arc<Shared>>,
     members: Arc<Members>,
+    common: Arc<Common>,
 }
 
 impl Proxy {
@@ -131,11 +133,17 @@ impl Proxy {
             taps: Arc::default(),
             log: AccessLog::default(),
             members: members.clone(),
+            resilience: state::Node::default(),
+            buckets: rate::Buckets::default(),
+            shed: Shed::default(),
         });
         for (index, inbox) in inboxes.into_iter().enumerate() {
             spawn(index, common.clone(), inbox).map_err(|source| StartError::Worker { index, source })?;
         }
-        Ok(Self { inner: Arc::new(Inner { common, commands, shared, members }) })
+        let watched = Arc::downgrade(&common);
+        // Without it nothing is refused.
+        drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(watched)));
+        Ok(Self { inner: Arc::new(Inner { commands, shared, members, common }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.
@@ -231,6 +239,11 @@ impl Proxy {
     /// Does it ask about requests on this connection, one by one?
     pub fn asks_requests_of(&self, client: SocketAddr, wanted: SocketAddr) -> bool {
         self.inner.shared.iter().any(|s| s.inbound.has(client, wanted))
+    }
+
+    /// What is known of services whose policies follow requests.
+    pub fn resilience(&self) -> Vec<(u32, state::Seen)> {
+        self.inner.common.resilience.seen()
     }
 
     /// What was counted of tunnels, over all workers.

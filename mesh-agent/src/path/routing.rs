@@ -7,9 +7,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mesh_core::balance::pick_other;
+use mesh_core::balance::{Loads, pick_other};
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head;
+use mesh_core::resilience::fault::Mishap;
 use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
 use mesh_core::snapshot::{Service, Snapshot, Workload};
 
@@ -85,6 +86,7 @@ impl Caller<'_> {
         account.service = id;
         let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
         let Some(routes) = asked.routes_of(|| self.namespace(snapshot)) else {
+            account.strike(asked, head);
             return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
         };
         let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
@@ -99,6 +101,7 @@ impl Caller<'_> {
         let (chosen, backend) = rule.pick(fastrand::u64(..))?;
         account.service = chosen;
         let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
+        account.strike(service, head);
         let hop = self.balance(service)?;
         let edits = backend.edits.as_ref();
         Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
@@ -111,11 +114,18 @@ impl Caller<'_> {
 
     /// The endpoint whose turn it is.
     pub fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
+        let hop = match &service.resilience {
+            Some(asked) if asked.follows() => self.balance_followed(service, asked),
+            _ => self.pick(service, &*self.worker.sockets),
+        };
+        hop.ok_or(ProxyError::NoEndpoints)
+    }
+
+    /// The same by these loads; `None`: nobody takes requests.
+    pub fn pick(&self, service: &Service, loads: &(impl Loads + ?Sized)) -> Option<Hop> {
         let mut balancer = self.worker.balance.borrow_mut();
-        let endpoint = balancer
-            .pick(service, self.member.number(), fastrand::u64(..), &*self.worker.sockets)
-            .ok_or(ProxyError::NoEndpoints)?;
-        Hop::to(service.id, endpoint, self.prefer_v6).ok_or(ProxyError::NoEndpoints)
+        let endpoint = balancer.pick(service, self.member.number(), fastrand::u64(..), loads)?;
+        Hop::to(service.id, endpoint, self.prefer_v6)
     }
 
     /// One that was not tried. As many turns are taken as it may take to meet one; a client's own endpoint comes up

@@ -36,6 +36,13 @@ pub trait Sockets: Send + Sync + 'static {
     /// Endpoints of a service that are ejected.
     fn ejected(&self, service: u32) -> u64;
 
+    /// Leaves an endpoint out because of what it answers; `before`: ejections that make this one longer. Until when;
+    /// `None`: it is left out already, or may not be.
+    fn eject(&self, service: u32, endpoint: u32, before: u32) -> Option<u64>;
+
+    /// The ejection of an endpoint that lasted until `until` is over.
+    fn let_back(&self, service: u32, endpoint: u32, until: u64);
+
     /// The resolver that a workload's UDP socket asked by what came to the agent at `at`; `None`: it asked none.
     fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr>;
 
@@ -77,6 +84,14 @@ impl Sockets for Kernel {
         self.service_load_of(service).ejected
     }
 
+    fn eject(&self, service: u32, endpoint: u32, before: u32) -> Option<u64> {
+        self.eject(service, endpoint, before)
+    }
+
+    fn let_back(&self, service: u32, endpoint: u32, until: u64) {
+        self.let_back(service, endpoint, until);
+    }
+
     fn asked(&self, client: &Asker, at: SocketAddr) -> Option<SocketAddr> {
         self.asked(client, at)
     }
@@ -112,6 +127,10 @@ impl Loads for dyn Sockets {
 
     fn now(&self) -> u64 {
         monotonic_ns()
+    }
+
+    fn let_back(&self, service: u32, endpoint: u32, until: u64) {
+        Sockets::let_back(self, service, endpoint, until);
     }
 }
 

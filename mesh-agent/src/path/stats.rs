@@ -149,6 +149,8 @@ counters! {
     budget_bytes,
     /// Closed on arrival: no service and no endpoint known for its record.
     no_destination,
+    /// Refused on arrival: the agent is short of descriptors or memory.
+    overloaded,
     /// `accept` failed for lack of descriptors or memory.
     accept_failed,
     /// Upstream connections opened.

@@ -33,19 +33,21 @@ use super::detect::Silents;
 use super::hbone::Identities;
 use super::hbone::pool::Tunnels;
 use super::hbone::stats::TunnelCounters;
-use super::http1::Retries;
 use super::http2::peers::Peers;
 use super::judged::Judged;
 use super::link::FlushQueue;
 use super::member::{Member, Members};
 use super::origin::Origins;
 use super::pool::Upstreams;
+use super::resilience::{rate, state};
 use super::see::log::{AccessLog, Lines};
 use super::see::tap::Taps;
 use super::series::{Requests, RouteNumbers};
+use super::shed::Shed;
 use super::sockets::Sockets;
 use super::stats::{Audits, Counters, Inbound};
 use super::transport::Plain;
+use super::tries::Retries;
 use super::{Limits, intercept};
 use crate::jwt::Tokens;
 use crate::sys::monotonic_ns;
@@ -119,6 +121,12 @@ pub struct Common {
     pub taps: Arc<Taps>,
     /// The access log.
     pub log: AccessLog,
+    /// What is known of services whose policies follow requests.
+    pub resilience: state::Node,
+    /// How often workloads of this node were asked.
+    pub buckets: rate::Buckets,
+    /// Whether new work is refused.
+    pub shed: Shed,
     /// The workloads of this node.
     pub members: Arc<Members>,
 }
@@ -157,6 +165,8 @@ pub struct Worker {
     pub peers: Peers,
     /// Requests that may be tried again.
     pub retries: Retries,
+    /// Its way to what is known of services.
+    pub tables: state::Tables,
     /// Who is known to wait for its server to speak first.
     pub silents: Silents,
     /// Copies of requests that are under way.
@@ -210,6 +220,7 @@ impl Worker {
             tokens: Tokens::default(),
             peers: Peers::default(),
             retries: Retries::default(),
+            tables: state::Tables::default(),
             silents: Silents::default(),
             mirrors: Cell::new(0),
             origins: Origins::default(),
@@ -273,6 +284,7 @@ impl Worker {
             self.peers.sweep(now, idle, changes);
             if changed {
                 self.balance.borrow_mut().retain(snapshot);
+                self.tables.retain(&self.common.resilience, snapshot);
                 self.tunnels.judge(snapshot);
                 self.origins.retain(snapshot);
             }

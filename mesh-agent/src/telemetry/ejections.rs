@@ -85,7 +85,7 @@ pub async fn watch(kernel: Arc<Kernel>, config: Config) {
                 lines.insert(
                     format!("service {}", names::service_name(service)),
                     format!(
-                        "connections to {} of {} endpoints failed, they are left out for a while: {}",
+                        "connections or requests to {} of {} endpoints failed, they are left out for a while: {}",
                         workloads.len(),
                         service.serving,
                         names.join(", ")

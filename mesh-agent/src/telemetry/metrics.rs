@@ -67,9 +67,13 @@ metrics! {
     FLOW_DURATION = "mesh_flow_duration_seconds", Histogram, ENDED, "From connect() to the end of a connection. From records that may be lost: see mesh_flow_events_lost_total.";
     FLOW_RTT = "mesh_flow_rtt_seconds", Histogram, ENDED, "Smoothed round-trip time of established connections when they end, to the agent where the path is proxy. From the same records.";
     FLOW_EVENTS_LOST = "mesh_flow_events_lost_total", Counter, &[], "Records of ended connections that found no room in the ring; the totals are exact all the same.";
-    EJECTIONS = "mesh_ejections_total", Counter, &["destination"], "Endpoints left out because connections to them failed, each time.";
+    EJECTIONS = "mesh_ejections_total", Counter, &["destination"], "Endpoints left out because connections to them failed, or for what they answered, each time.";
     EJECTED = "mesh_ejected_endpoints", Gauge, &["destination"], "Endpoints that are left out now. Only of services with outlierEjection.";
     LB_PANIC = "mesh_lb_panic", Gauge, &["destination"], "1: so many are left out that all are used. Only of services with outlierEjection.";
+    IN_FLIGHT = "mesh_requests_in_flight", Gauge, &["destination"], "Requests from this node that are under way. Only of services whose policy limits or weighs requests, ejects for answers or has a breaker.";
+    WAITING = "mesh_requests_waiting", Gauge, &["destination"], "Requests from this node that wait for their turn (limits.maxPending).";
+    BREAKERS_OPEN = "mesh_breakers_open", Gauge, &["destination"], "Circuit breakers that are open or probe: of the service, or of its endpoints. Only of services with breaker.";
+    BREAKER_OPENED = "mesh_breaker_opened_total", Counter, &["destination"], "How often they have opened.";
     VERDICTS = "mesh_verdicts_total", Counter, &["verdict"], "What the kernel decided: one verdict a connection, a UDP socket's choice of an endpoint, or a refused datagram.";
     REQUESTS = "mesh_requests_total", Counter, &["direction", "source", "destination", "route", "protocol", "outcome", "status", "grpc_status", "reason"], "Requests through the proxy that have ended (TCP: connections): direction out as the caller's node tells it, in as the node of who is called. outcome is ok, client_error or server_error (the endpoint's or the mesh's); status is empty where none was sent, grpc_status where it is not gRPC's, reason where the proxy neither refused nor cut it.";
     REQUEST_DURATION = "mesh_request_duration_seconds", Histogram, REQUEST, "From a request's head to its response's last byte.";

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod names;
 pub mod open;
 mod requests;
+mod resilience;
 mod table;
 
 use std::sync::Arc;
@@ -188,6 +189,7 @@ impl Collector for Mesh {
         drop(shown);
         families.extend(ended.families(names, &snapshot));
         families.extend(ejections::families(kernel, &snapshot));
+        families.extend(resilience::families(&proxy.resilience(), &snapshot));
         families.extend(self.fill());
         families.extend(requests::families(&proxy.stats(), names, &snapshot));
         families.extend(self.state());

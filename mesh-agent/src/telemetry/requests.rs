@@ -124,6 +124,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         ("budget_bytes", c.budget_bytes),
         ("no_destination", c.no_destination),
         ("accept_failed", c.accept_failed),
+        ("overloaded", c.overloaded),
         ("cut", c.cut),
     ];
     let dropped = by(&m::PROXY_DROPPED, &reasons);

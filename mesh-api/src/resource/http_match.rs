@@ -131,7 +131,7 @@ impl FieldMatch {
         Ok(matches)
     }
 
-    fn header(at: &At<'_>) -> Result<Self, ApiError> {
+    pub(super) fn header(at: &At<'_>) -> Result<Self, ApiError> {
         Self::read(at, field_name)
     }
 

@@ -23,6 +23,7 @@ mod l4_route;
 mod locality;
 mod mesh;
 mod mtls;
+mod resilience;
 mod service;
 mod tls_route;
 mod traffic_policy;
@@ -48,6 +49,10 @@ pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
+pub use resilience::{
+    BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
+    RequestLimits, SuccessRate,
+};
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use tls_route::TlsRouteSpec;
 pub use traffic_policy::{

@@ -4,6 +4,7 @@ mod egress;
 mod examples;
 mod jwt;
 mod locality;
+mod resilience;
 mod routes;
 mod schemas;
 
@@ -123,6 +124,7 @@ fn examples() -> Vec<Value> {
     all.extend(examples::policies_and_routes_below_http());
     all.extend(jwt::examples());
     all.extend(routes::examples());
+    all.extend(resilience::examples());
     all
 }
 
@@ -261,8 +263,8 @@ fn udp_ports_and_routes_below_http_are_refused_where_they_are_wrong() {
 #[test]
 fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     use Reason::*;
-    refuses(&changed(5, "/spec/breaker", json!({})), NotBuiltYet, "spec.breaker");
-    refuses(&changed(5, "/spec/balancing", json!("leastRequest")), NotBuiltYet, "spec.balancing");
+    refuses(&changed(5, "/spec/connectionPool", json!({})), NotBuiltYet, "spec.connectionPool");
+    refuses(&changed(5, "/spec/balancing", json!("ringHash")), NotBuiltYet, "spec.balancing");
     refuses(&changed(5, "/spec/balancing", json!("magic")), BadFormat, "spec.balancing");
     refuses(&changed(5, "/spec/onProxyLoss", json!("panic")), BadFormat, "spec.onProxyLoss");
     refuses(&changed(13, "/spec/affinity", json!({})), MissingField, "spec.affinity.timeout");
@@ -270,7 +272,7 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     refuses(&changed(13, "/spec/affinity/timeout", json!(30)), WrongType, "spec.affinity.timeout");
     refuses(&changed(13, "/spec/affinity/cookie", json!("id")), NotBuiltYet, "spec.affinity.cookie");
     refuses(&changed(13, "/spec/limits/maxConnections", json!(0)), OutOfRange, "spec.limits.maxConnections");
-    refuses(&changed(13, "/spec/limits/maxRequests", json!(1)), NotBuiltYet, "spec.limits.maxRequests");
+    refuses(&changed(13, "/spec/limits/maxRetries", json!(1)), NotBuiltYet, "spec.limits.maxRetries");
     let ejection =
         |field: &str| (format!("/spec/outlierEjection/{field}"), format!("spec.outlierEjection.{field}"));
     let (at, path) = ejection("maxEjectedPercent");
@@ -278,7 +280,7 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     let (at, path) = ejection("baseEjectionTime");
     refuses(&changed(13, &at, json!("1d")), BadFormat, &path);
     let (at, path) = ejection("consecutive5xx");
-    refuses(&changed(13, &at, json!(5)), NotBuiltYet, &path);
+    refuses(&changed(13, &at, json!(0)), OutOfRange, &path);
     refuses(&changed(13, "/spec/connectTimeout", json!("100ms")), OutOfRange, "spec.connectTimeout");
     refuses(&changed(13, "/spec/slowStart", json!({})), MissingField, "spec.slowStart.window");
     refuses(&changed(5, "/spec/targetRefs/0/kind", json!("Pod")), BadFormat, "spec.targetRefs[0].kind");

@@ -1,6 +1,6 @@
 //! `TrafficPolicy`: how traffic to services is treated, attached by `targetRefs`.
 //!
-//! The other planned fields are refused by name.
+//! The other planned fields are refused by name. What is asked for of requests: resilience.
 //! Not here: which policy wins where two target the same (the older; mesh-core's compile).
 
 use std::ops::RangeInclusive;
@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::locality::LocalityPolicy;
 use super::mesh::HttpMode;
+use super::resilience::{BreakerPolicy, Fault, OutlierAnswers, RateLimit, RequestLimits};
 use crate::duration;
 use crate::error::ApiError;
 use crate::name::LABEL;
@@ -48,6 +49,15 @@ pub struct TrafficPolicySpec {
     /// Which endpoints come first; `None`: all are alike.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<LocalityPolicy>,
+    /// When nothing is sent any more for a while; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerPolicy>,
+    /// How often each workload behind it may be asked; all of them hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimit>,
+    /// What goes wrong on purpose; `None`: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
 }
 
 /// A service, or one port of it.
@@ -85,6 +95,10 @@ pub enum Balancing {
     Random,
     /// Of two drawn by weight, the one with fewer connections from this node for its weight.
     LeastConnections,
+    /// The same with fewer requests in flight; on the kernel path with fewer connections.
+    LeastRequests,
+    /// The one that is expected to answer sooner; on the kernel path the one with fewer connections.
+    PeakEwma,
     /// By the client's address, so that few clients move when endpoints come and go.
     Maglev,
 }
@@ -97,7 +111,7 @@ pub struct Affinity {
     pub timeout: Duration,
 }
 
-/// How many connections there may be from one node.
+/// How many connections and requests there may be from one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionLimits {
@@ -107,6 +121,9 @@ pub struct ConnectionLimits {
     /// To each of its endpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections_per_endpoint: Option<u32>,
+    /// And requests.
+    #[serde(flatten)]
+    pub requests: RequestLimits,
 }
 
 /// When an endpoint is left out for a while.
@@ -120,6 +137,9 @@ pub struct OutlierEjection {
     pub base_ejection_time: Duration,
     /// Of a service's endpoints, percent; one may always be ejected where there are two.
     pub max_ejected_percent: u8,
+    /// And after what answers.
+    #[serde(flatten)]
+    pub answers: OutlierAnswers,
 }
 
 /// How an endpoint begins.
@@ -136,6 +156,7 @@ impl Default for OutlierEjection {
             consecutive_connect_failures: 5,
             base_ejection_time: Duration::from_secs(30),
             max_ejected_percent: 50,
+            answers: OutlierAnswers::default(),
         }
     }
 }
@@ -148,22 +169,31 @@ const SLOW_START: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::
 /// The kernel waits in steps that begin at 200 ms.
 const CONNECT: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_mins(1);
 
-fn text<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn text<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&duration::format(*time))
 }
 
 #[expect(clippy::ref_option, reason = "what serde calls")]
-fn some_text<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn some_text<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => text(time, to),
         None => to.serialize_none(),
     }
 }
 
-const UNBUILT: &[&str] = &["breaker", "outlier", "retry", "timeouts", "fault", "connectionPool"];
-const UNBUILT_BALANCING: &[&str] = &["leastRequest", "p2c", "ewma", "ringHash", "consistentHash"];
+const UNBUILT: &[&str] = &["outlier", "retry", "timeouts", "connectionPool", "hedging"];
+const UNBUILT_BALANCING: &[&str] = &["ringHash", "consistentHash"];
 
 impl TrafficPolicySpec {
+    /// Is anything asked for that holds for requests of HTTP alone?
+    pub fn asks_requests(&self) -> bool {
+        self.breaker.is_some()
+            || self.fault.is_some()
+            || !self.rate_limits.is_empty()
+            || self.limits.is_some_and(|limits| limits.requests != RequestLimits::default())
+            || self.outlier_ejection.is_some_and(|ejection| ejection.answers != OutlierAnswers::default())
+    }
+
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let known = [
             "targetRefs",
@@ -176,6 +206,9 @@ impl TrafficPolicySpec {
             "connectTimeout",
             "slowStart",
             "locality",
+            "breaker",
+            "rateLimits",
+            "fault",
         ];
         let fields = at.object(&known, UNBUILT)?;
         let targets = fields.need("targetRefs", "a list of 1..=16 Services")?.list(1..=16)?;
@@ -192,6 +225,9 @@ impl TrafficPolicySpec {
             slow_start: fields.read("slowStart", |at| SlowStart::read(&at))?,
             connect_timeout: fields.read("connectTimeout", |at| at.duration(CONNECT))?,
             locality: fields.read("locality", |at| LocalityPolicy::read(&at))?,
+            breaker: fields.read("breaker", |at| BreakerPolicy::read(&at))?,
+            rate_limits: fields.each("rateLimits", 1..=8, |at| RateLimit::read(&at))?,
+            fault: fields.read("fault", |at| Fault::read(&at))?,
         })
     }
 }
@@ -202,6 +238,8 @@ impl Balancing {
             ("roundRobin", Self::RoundRobin),
             ("random", Self::Random),
             ("leastConnections", Self::LeastConnections),
+            ("leastRequests", Self::LeastRequests),
+            ("peakEwma", Self::PeakEwma),
             ("maglev", Self::Maglev),
         ];
         at.one_of(&words, UNBUILT_BALANCING)
@@ -224,21 +262,22 @@ impl SlowStart {
 
 impl ConnectionLimits {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let unbuilt = ["maxPending", "maxRequests", "maxRetries"];
-        let fields = at.object(&["maxConnections", "maxConnectionsPerEndpoint"], &unbuilt)?;
+        let known = [&["maxConnections", "maxConnectionsPerEndpoint"][..], &RequestLimits::FIELDS].concat();
+        let fields = at.object(&known, &["maxRetries"])?;
         let limit =
             |field| fields.read(field, |at| at.integer(1..=MAX_CONNECTIONS)).map(|n| n.map(|n| n as u32));
         Ok(Self {
             max_connections: limit("maxConnections")?,
             max_connections_per_endpoint: limit("maxConnectionsPerEndpoint")?,
+            requests: RequestLimits::read(&fields)?,
         })
     }
 }
 
 impl OutlierEjection {
     fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let known = ["consecutiveConnectFailures", "baseEjectionTime", "maxEjectedPercent"];
-        let fields = at.object(&known, &["consecutive5xx", "consecutiveGatewayFailures", "successRate"])?;
+        let own = ["consecutiveConnectFailures", "baseEjectionTime", "maxEjectedPercent"];
+        let fields = at.object(&[&own[..], &OutlierAnswers::FIELDS].concat(), &[])?;
         let default = Self::default();
         let failures = fields.read("consecutiveConnectFailures", |at| at.integer(1..=1000))?;
         let percent = fields.read("maxEjectedPercent", |at| at.integer(1..=100))?;
@@ -247,6 +286,7 @@ impl OutlierEjection {
             consecutive_connect_failures: failures.map_or(default.consecutive_connect_failures, |n| n as u32),
             base_ejection_time: base.unwrap_or(default.base_ejection_time),
             max_ejected_percent: percent.map_or(default.max_ejected_percent, |n| n as u8),
+            answers: OutlierAnswers::read(&fields)?,
         })
     }
 }

@@ -12,7 +12,7 @@ pub(super) fn hostname() -> Value {
     text(253)
 }
 
-fn field() -> Value {
+pub(super) fn field() -> Value {
     object(
         &json!(["name", "value"]),
         &json!({ "type": words(&["Exact", "RegularExpression"]), "name": text(256), "value": text(4096) }),

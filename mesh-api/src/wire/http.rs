@@ -98,7 +98,7 @@ fn http_match(m: &HttpMatch) -> v1::HttpMatch {
     }
 }
 
-fn field_match(m: &FieldMatch) -> v1::FieldMatch {
+pub(super) fn field_match(m: &FieldMatch) -> v1::FieldMatch {
     v1::FieldMatch {
         name: m.name.clone(),
         value: Some(match m.kind {

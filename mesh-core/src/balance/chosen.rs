@@ -14,7 +14,7 @@ use super::{RoundRobin, mix};
 use crate::maglev::{self, Item};
 use crate::snapshot::{Balancing, Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
-/// What is known of endpoints at this moment: the kernel's counters.
+/// What is known of endpoints at this moment: the kernel's counters, and what is known of requests.
 pub trait Loads {
     /// Of an endpoint.
     fn load(&self, endpoint: EndpointId) -> Load;
@@ -22,6 +22,20 @@ pub trait Loads {
     fn ejected(&self, service: ServiceId) -> u64;
     /// The clock that ejections are measured by, nanoseconds.
     fn now(&self) -> u64;
+    /// The ejection of an endpoint that lasted until `until` is over.
+    fn let_back(&self, _service: ServiceId, _endpoint: EndpointId, _until: u64) {}
+    /// May a request be sent to the endpoint at this place among those that serve?
+    fn fits(&self, _place: usize) -> bool {
+        true
+    }
+    /// Requests that it has in flight.
+    fn requests(&self, _place: usize) -> u64 {
+        0
+    }
+    /// What one more would cost there ([`crate::resilience::latency`]).
+    fn cost(&self, _place: usize) -> u64 {
+        0
+    }
 }
 
 /// Chooses, for one worker.
@@ -41,8 +55,8 @@ struct Maglev {
 }
 
 impl Balancer {
-    /// The endpoint for a request; `None`: the service has none that takes connections. `client` is the same
-    /// for all requests of one client; `random` is any number.
+    /// The endpoint for a request; `None`: the service has none that takes connections, or requests for now. `client` is the
+    /// same for all requests of one client; `random` is any number.
     pub fn pick<'s, L: Loads + ?Sized>(
         &mut self,
         service: &'s Service,
@@ -51,16 +65,33 @@ impl Balancer {
         loads: &L,
     ) -> Option<&'s Endpoint> {
         let serving = service.serving();
+        let chooses = service.resilience.as_ref().is_some_and(|asked| asked.chooses());
         if serving.len() <= 1 {
-            return serving.first();
+            return serving.first().filter(|_| !chooses || loads.fits(0));
         }
-        if service.traffic.ejection.is_none() {
+        let ejects = service.traffic.ejection.is_some();
+        if !ejects && !chooses {
             return serving.get(self.draw(service, client, random, loads));
         }
-        let panic = pick::panic(loads.ejected(service.id), serving.len() as u32);
+        let panic = ejects && pick::panic(loads.ejected(service.id), serving.len() as u32);
+        let ejected = |slot: u32| {
+            let endpoint = serving[slot as usize].id;
+            match loads.load(endpoint).ejected_until {
+                0 => false,
+                until if until > loads.now() => !panic,
+                until => {
+                    // No program would: it does not meet who is sent to through the proxy.
+                    loads.let_back(service.id, endpoint, until);
+                    false
+                }
+            }
+        };
         let standing = |slot: u32| {
-            let ejected = loads.load(serving[slot as usize].id).ejected_until > loads.now();
-            Some(if ejected && !panic { Standing::Ejected } else { Standing::Fit })
+            Some(match slot {
+                slot if ejects && ejected(slot) => Standing::Ejected,
+                slot if chooses && !loads.fits(slot as usize) => Standing::Full,
+                _ => Standing::Fit,
+            })
         };
         let draw = |attempt: u32| {
             let random = if attempt == 0 { random } else { mix(random ^ u64::from(attempt)) };
@@ -90,6 +121,16 @@ impl Balancer {
                 };
                 let ((live, weight), (other_live, other_weight)) = (of(one), of(other));
                 if pick::less_loaded(other_live, other_weight, live, weight) { other } else { one }
+            }
+            Balancing::LeastRequests => {
+                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                let of = |at: usize| (loads.requests(at), service.serving()[at].weight);
+                let ((held, weight), (other_held, other_weight)) = (of(one), of(other));
+                if pick::less_loaded(other_held, other_weight, held, weight) { other } else { one }
+            }
+            Balancing::PeakEwma => {
+                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                if loads.cost(other) < loads.cost(one) { other } else { one }
             }
             Balancing::Maglev => self.maglev(service, client),
         }

@@ -33,6 +33,7 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         why: None,
         on_proxy_loss: OnProxyLoss::Bypass,
         traffic: Traffic::default(),
+        resilience: None,
         inbound_proxy: false,
         endpoints: endpoints.iter().map(endpoint).collect(),
         serving: endpoints.iter().take_while(|(_, weight)| *weight > 0).count(),
@@ -49,6 +50,10 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
 struct Counters {
     loads: HashMap<u32, Load>,
     ejected: u64,
+    /// By place: requests in flight; `None`: it has no room.
+    requests: Vec<Option<u64>>,
+    /// Who was let back.
+    back: std::cell::RefCell<Vec<u32>>,
 }
 
 impl Loads for Counters {
@@ -62,6 +67,22 @@ impl Loads for Counters {
 
     fn now(&self) -> u64 {
         1000
+    }
+
+    fn let_back(&self, _: ServiceId, endpoint: EndpointId, _: u64) {
+        self.back.borrow_mut().push(endpoint);
+    }
+
+    fn fits(&self, place: usize) -> bool {
+        self.requests[place].is_some()
+    }
+
+    fn requests(&self, place: usize) -> u64 {
+        self.requests[place].unwrap_or(0)
+    }
+
+    fn cost(&self, place: usize) -> u64 {
+        self.requests(place) * 10
     }
 }
 
@@ -77,7 +98,7 @@ fn the_ejected_are_passed_over_whatever_the_policy_until_too_few_are_left() {
     for balancing in all {
         let service = ejecting(&[(1, 1), (2, 1), (3, 1), (4, 1)], balancing);
         let out = Load { ejected_until: 1001, ..Load::default() };
-        let mut counters = Counters { loads: [(1, out), (3, out)].into(), ejected: 2 };
+        let mut counters = Counters { loads: [(1, out), (3, out)].into(), ejected: 2, ..Counters::default() };
         let mut balancer = Balancer::default();
         let mut pick = |counters: &Counters, i: u32| {
             let client = pick::client(&[0, 0, 0, i]);
@@ -96,6 +117,29 @@ fn the_ejected_are_passed_over_whatever_the_policy_until_too_few_are_left() {
         counters.ejected = 1;
         let seen: Vec<u32> = (0..400).map(|i| pick(&counters, i)).collect();
         assert!((1..=4).all(|id| times(&seen, id) > 0), "{balancing:?}");
+        assert!([1, 2, 3].iter().all(|id| counters.back.borrow().contains(id)), "they are let back");
+    }
+}
+
+#[test]
+fn requests_choose_between_two_and_who_has_no_room_is_passed_over() {
+    let limits = crate::resilience::admission::Limits { per_endpoint: 9, ..Default::default() };
+    let asked = crate::resilience::Resilience { limits, ..Default::default() };
+    for balancing in [Balancing::LeastRequests, Balancing::PeakEwma] {
+        let traffic = Traffic { balancing, ..Traffic::default() };
+        let service =
+            Service { traffic, resilience: Some(Arc::new(asked.clone())), ..service(&[(1, 1), (2, 1)]) };
+        let mut balancer = Balancer::default();
+        let mut times_of_2 = |requests: [Option<u64>; 2]| {
+            let counters = Counters { requests: requests.into(), ..Counters::default() };
+            let picked = (0..400).filter_map(|i| Some(balancer.pick(&service, 0, mix(i), &counters)?.id));
+            let picked: Vec<u32> = picked.collect();
+            (times(&picked, 2), picked.len())
+        };
+        let (less, all) = times_of_2([Some(5), Some(1)]);
+        assert!((240..360).contains(&less) && all == 400, "{balancing:?}: three quarters: {less}");
+        assert_eq!(times_of_2([None, Some(8)]), (400, 400), "{balancing:?}");
+        assert_eq!(times_of_2([None, None]), (0, 0), "{balancing:?}");
     }
 }
 
@@ -103,7 +147,7 @@ fn the_ejected_are_passed_over_whatever_the_policy_until_too_few_are_left() {
 fn the_less_loaded_of_two_is_chosen_and_a_client_keeps_its_endpoint() {
     let least = ejecting(&[(1, 1), (2, 1)], Balancing::LeastConnections);
     let busy = Load { live: 10, ..Load::default() };
-    let counters = Counters { loads: [(1, busy)].into(), ejected: 0 };
+    let counters = Counters { loads: [(1, busy)].into(), ..Counters::default() };
     let mut balancer = Balancer::default();
     let seen: Vec<u32> = (0..400).map(|i| balancer.pick(&least, 0, mix(i), &counters).unwrap().id).collect();
     assert!((240..360).contains(&times(&seen, 2)), "three quarters: {}", times(&seen, 2));

@@ -1,30 +1,36 @@
 //! What policies say of a service port, and whether its connections need the proxy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::proto::v1::{self, HttpMode, Protocol};
 
 use super::Compiler;
+use super::resilience::resilience;
 use super::spread::preference;
 use crate::model::{Kind, Name, join};
+use crate::resilience::Resilience;
 use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic, Why};
 
-/// Why a connection to a service port needs the proxy; `None`: the kernel path.
-pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode) -> Option<Why> {
+/// Why a connection to a service port needs the proxy; `None`: the kernel path. `asks`: a policy asks for something of
+/// its requests.
+pub fn needs_proxy(routed: bool, protocol: Protocol, http: HttpMode, asks: bool) -> Option<Why> {
     match protocol {
         _ if routed => Some(Why::Route),
         Protocol::Http if http == HttpMode::Proxy => Some(Why::Http),
-        Protocol::Auto if http == HttpMode::Proxy => Some(Why::Detect),
+        Protocol::Http if asks => Some(Why::Policy),
+        Protocol::Auto if http == HttpMode::Proxy || asks => Some(Why::Detect),
         _ => None,
     }
 }
 
 /// What holds for one port after all policies and defaults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub http: HttpMode,
     pub on_proxy_loss: OnProxyLoss,
     pub traffic: Traffic,
+    pub resilience: Option<Arc<Resilience>>,
 }
 
 /// A policy on the port's own section comes before one on the whole service, field by field; of two on the
@@ -48,6 +54,7 @@ pub(super) fn resolve(
         http: http.into_iter().find(|mode| *mode != HttpMode::Unset).unwrap_or(HttpMode::Proxy),
         on_proxy_loss: on_proxy_loss.unwrap_or_default(),
         traffic: traffic(&levels()),
+        resilience: resilience(&levels()),
     }
 }
 
@@ -59,6 +66,8 @@ fn traffic<'a>(levels: &(impl Iterator<Item = &'a v1::TrafficPolicy> + Clone)) -
         v1::Balancing::RoundRobin => Some(Balancing::RoundRobin),
         v1::Balancing::Random => Some(Balancing::Random),
         v1::Balancing::LeastConnections => Some(Balancing::LeastConnections),
+        v1::Balancing::LeastRequests => Some(Balancing::LeastRequests),
+        v1::Balancing::PeakEwma => Some(Balancing::PeakEwma),
         v1::Balancing::Maglev => Some(Balancing::Maglev),
     });
     let limits = levels.clone().find_map(|p| p.limits).unwrap_or_default();
@@ -137,11 +146,12 @@ mod tests {
     #[test]
     fn what_needs_the_proxy() {
         use HttpMode::{Kernel, Proxy};
-        assert_eq!(needs_proxy(true, Protocol::Http, Kernel), Some(Why::Route));
-        assert_eq!(needs_proxy(false, Protocol::Http, Proxy), Some(Why::Http));
-        assert_eq!(needs_proxy(false, Protocol::Http, Kernel), None);
-        assert_eq!(needs_proxy(false, Protocol::Tcp, Proxy), None);
-        assert_eq!(needs_proxy(false, Protocol::Tls, Proxy), None);
+        assert_eq!(needs_proxy(true, Protocol::Http, Kernel, false), Some(Why::Route));
+        assert_eq!(needs_proxy(false, Protocol::Http, Proxy, true), Some(Why::Http));
+        assert_eq!(needs_proxy(false, Protocol::Http, Kernel, false), None);
+        assert_eq!(needs_proxy(false, Protocol::Http, Kernel, true), Some(Why::Policy));
+        assert_eq!(needs_proxy(false, Protocol::Tcp, Proxy, true), None);
+        assert_eq!(needs_proxy(false, Protocol::Tls, Proxy, true), None);
     }
 
     fn policy(name: &str, created_ms: u64, section: &str) -> v1::TrafficPolicy {
@@ -180,13 +190,14 @@ mod tests {
         let mut whole = policy("whole", 1, "");
         whole.set_balancing(v1::Balancing::Maglev);
         whole.affinity_timeout_ms = 5000;
-        whole.limits = Some(v1::ConnectionLimits { max_connections: 7, max_connections_per_endpoint: 0 });
+        whole.limits = Some(v1::ConnectionLimits { max_connections: 7, ..Default::default() });
         let mut section = policy("section", 2, "web");
         section.set_balancing(v1::Balancing::LeastConnections);
         section.outlier_ejection = Some(v1::OutlierEjection {
             consecutive_connect_failures: 3,
             base_ejection_ms: 1000,
             max_ejected_percent: 50,
+            ..Default::default()
         });
         let traffic = resolve(&[whole, section], "s", "web", &v1::Mesh::default()).traffic;
         let ejection = Ejection { failures: 3, base: Duration::from_secs(1), max_percent: 50 };

@@ -40,7 +40,7 @@ fn called(m: &v1::GrpcMethod) -> Option<PathMatch> {
     })
 }
 
-fn field(m: &v1::FieldMatch) -> Option<FieldMatch> {
+pub(super) fn field(m: &v1::FieldMatch) -> Option<FieldMatch> {
     let value = match &m.value {
         Some(field_match::Value::Exact(value)) => ValueMatch::Exact(value.as_str().into()),
         Some(field_match::Value::Regex(text)) => ValueMatch::Regex(Pattern::new(text)?),

@@ -193,7 +193,14 @@ impl Compiler {
         let Routed { table, consumers, fallback, split, backends } = self.routed(name, port.id, spec);
         let routed = table.is_some() || consumers.is_some();
         let by_name = table.is_some() && spec.protocol() == Protocol::Tls;
-        let settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
+        let mut settings = resolve(&self.policies(name), &service.name, &spec.name, &self.model.mesh());
+        let http = match spec.protocol() {
+            Protocol::Http | Protocol::Auto => true,
+            protocol => routed && protocol != Protocol::Tls,
+        };
+        let resilience = settings.resilience.take().filter(|_| http);
+        let asks = resilience.as_ref().is_some_and(|asked| asked.follows() || asked.fault.is_some());
+        let limited = resilience.as_ref().is_some_and(|asked| !asked.rates.is_empty());
         let (endpoints, serving) = match self.next.services.get(&port.id) {
             Some(old) => (Arc::clone(&old.endpoints), old.serving),
             None => (Arc::from([]), 0),
@@ -206,11 +213,13 @@ impl Compiler {
             port_name: self.interned.get(&spec.name),
             vips,
             protocol: spec.protocol(),
-            why: needs_proxy(routed, spec.protocol(), settings.http),
+            why: needs_proxy(routed, spec.protocol(), settings.http, asks),
             // Nobody else reads the names by which a TLSRoute tells connections apart.
             on_proxy_loss: if by_name { OnProxyLoss::Refuse } else { settings.on_proxy_loss },
             traffic: settings.traffic,
-            inbound_proxy: spec.inbound_proxy && !port.udp,
+            resilience,
+            // Who is called counts.
+            inbound_proxy: (spec.inbound_proxy || limited) && !port.udp,
             endpoints,
             serving,
             routes: table,

@@ -26,12 +26,15 @@ pub fn write_error(error: &ProxyError, keep_alive: bool, head_request: bool, out
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
-        "HTTP/1.1 {status} {}\r\nx-mesh-reason: {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\
-         {challenge}connection: {connection}\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nx-mesh-reason: {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{challenge}",
         phrase(status),
         error.reason(),
         body.len(),
     );
+    if let Some(seconds) = error.retry_after() {
+        let _ = write!(out, "retry-after: {seconds}\r\n");
+    }
+    let _ = write!(out, "connection: {connection}\r\n\r\n");
     if !head_request {
         out.extend_from_slice(body);
     }
@@ -127,12 +130,13 @@ fn phrase(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
-        200..400 => "Done",
+        _ if status < 400 => "Done",
         _ => "Error",
     }
 }

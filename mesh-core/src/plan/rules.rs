@@ -16,7 +16,7 @@ use crate::snapshot::{Balancing, Service, ServiceId, Snapshot, Traffic};
 pub(super) fn flags(traffic: &Traffic, slots: usize) -> u32 {
     let maglev = traffic.balancing == Balancing::Maglev && slots <= MAGLEV_SLOTS as usize;
     let when = |asked: bool, flag: u32| if asked { flag } else { 0 };
-    when(traffic.balancing == Balancing::LeastConnections, flags::LEAST)
+    when(traffic.balancing.is_least(), flags::LEAST)
         | when(maglev, flags::MAGLEV)
         | when(traffic.affinity.is_some(), flags::AFFINE)
         | when(traffic.max_connections > 0 || traffic.max_per_endpoint > 0, flags::LIMITED)

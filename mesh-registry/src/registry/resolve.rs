@@ -231,9 +231,15 @@ impl Registry {
             let Some(service) = self.called(namespace, &target.name) else {
                 return Some(format!("target Service {name} does not exist"));
             };
-            let section = target.section_name.as_ref()?;
-            let found = service.ports.iter().any(|port| port.name == *section);
-            (!found).then(|| format!("target Service {name} has no port named {section}"))
+            let section = target.section_name.as_ref();
+            let ports = || service.ports.iter().filter(|port| section.is_none_or(|name| port.name == *name));
+            if let Some(section) = section.filter(|_| ports().next().is_none()) {
+                return Some(format!("target Service {name} has no port named {section}"));
+            }
+            let http = ports().any(|port| port.protocol == Protocol::Http);
+            (spec.asks_requests() && !http).then(|| {
+                format!("target Service {name} has no such port of protocol http: what is said of requests holds for none")
+            })
         };
         spec.target_refs.iter().filter_map(problem).collect()
     }

@@ -160,6 +160,7 @@ fn a_port_with_a_route_of_grpc_has_none_of_http() {
     eventually("until it goes", || one() == "v1-a - by=None");
     assert!(!mesh.meshctl(&["get", "httproutes"], "").contains("has GRPCRoute"));
     // A backend that is not there is no answer.
-    mesh.apply(&route("GRPCRoute", "backendRefs: [{name: gone, port: 80}]"));
+    let gone = "{matches: [{method: {service: shop.Cart}}], backendRefs: [{name: gone, port: 80}]}";
+    mesh.apply(&route("GRPCRoute", &format!("{gone}\n  - backendRefs: [{{name: v1, port: 80}}]")));
     eventually("it is unavailable", || one() == "UNAVAILABLE no_backend");
 }

@@ -13,7 +13,7 @@ const PYTHON: &str = "/usr/bin/python3";
 const KNOWN: &str = "--http2-prior-knowledge";
 
 /// A pod whose nginx speaks HTTP/2, and nothing else, on 8080.
-fn web(mesh: &Mesh, node: u8, name: &str, service: &str) -> (Pod, Process) {
+pub(crate) fn web(mesh: &Mesh, node: u8, name: &str, service: &str) -> (Pod, Process) {
     let mut pod = mesh.pod(node, name).serves(service, "http", 8080).outside().up();
     let work = pod.work().to_path_buf();
     let config = format!(

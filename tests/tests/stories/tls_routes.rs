@@ -138,11 +138,11 @@ print(step(lambda: tls.read(65536)).decode() + step(lambda: tls.read(65536)).dec
 #[test]
 fn a_hello_in_fragments_is_put_together_and_a_route_of_tcp_gives_way() {
     let shop = shop();
-    shop.mesh.apply(&format!(
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {{name: all}}\nspec:\n\
-         \x20 parentRefs: [{{kind: Service, name: front, port: 443}}]\n\
-         \x20 rules: [{{backendRefs: [{{name: old, port: 443}}]}}]\n"
-    ));
+    shop.mesh.apply(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: TCPRoute\nmetadata: {name: all}\nspec:\n\
+         \x20 parentRefs: [{kind: Service, name: front, port: 443}]\n\
+         \x20 rules: [{backendRefs: [{name: old, port: 443}]}]\n",
+    );
     let front = at(vip4(1), 443);
     eventually("TCP's route takes them all", || shop.get("a.example", front).name() == "old-1");
     shop.mesh.apply(&route("a", "[a.example]", "[{name: a, port: 443}]"));

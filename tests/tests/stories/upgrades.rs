@@ -31,8 +31,8 @@ asyncio.run(main())
 const CLIENT: &str = r"
 import asyncio, os, sys, websockets
 async def main():
-    async with websockets.connect(sys.argv[1], max_size=1 << 24, subprotocols=['chat'],
-                                  extra_headers={'Host': 'chat.example'}) as ws:
+    async with websockets.connect(sys.argv[1], host=sys.argv[2], port=80, max_size=1 << 24,
+                                  subprotocols=['chat']) as ws:
         assert ws.subprotocol == 'chat', ws.subprotocol
         hello = await ws.recv()
         for size in (0, 1, 125, 126, 65535, 65536, 3000017):
@@ -85,8 +85,12 @@ fn websockets_are_routed_edited_and_then_left_alone() {
     let (_b, _s2) = chat(&mesh, 2, "chat-b");
     let client = mesh.pod(1, "client").up();
     let talk = |to: std::net::SocketAddr, path: &str| {
-        let url = format!("ws://{to}{path}");
-        client.run(PYTHON, &["-W", "ignore", "-c", CLIENT, &url]).unwrap_or_default().trim().to_owned()
+        let url = format!("ws://chat.example{path}");
+        client
+            .run(PYTHON, &["-W", "ignore", "-c", CLIENT, &url, &to.ip().to_string()])
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     };
     for ip in [at(vip4(1), 80), at(vip6(1), 80)] {
         let mut seen = std::collections::BTreeSet::new();

@@ -7,12 +7,16 @@
 use std::rc::Rc;
 
 use mesh_core::error::ProxyError;
+use mesh_core::head::Head as _;
+use mesh_core::http1::{Limits, parse_request};
+use mesh_core::resilience::answer::Answer;
 
 use super::super::authorise::request;
 use super::super::buffers::Buf;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pool::{PoolKey, is_plain, number};
+use super::super::resilience::rate::limit;
 use super::super::routing::Account;
 use super::super::stats::{Direction, one};
 use super::super::transport;
@@ -39,6 +43,8 @@ impl Connection {
         account: &mut Account,
     ) -> Result<(Acquired, Prepared), ProxyError> {
         let mut hop = prepared.hop;
+        let watch = Some(&*self.session.watch);
+        account.admit(&self.caller(), watch, prepared.backend.as_ref(), &mut hop).await?;
         let mut tried = [0; OTHERS + 1];
         let mut failed = 0;
         loop {
@@ -52,6 +58,7 @@ impl Connection {
                 Ok(upstream) => return Ok((Acquired { upstream, hop, reused: false }, prepared)),
                 Err(error) => error,
             };
+            account.settle(|| Answer::of_error(&error));
             tried[failed] = hop.endpoint;
             failed += 1;
             let other = prepared
@@ -63,6 +70,7 @@ impl Connection {
                 Some(other) if !self.session.watch.is_cut() => hop = other,
                 _ => return Err(error),
             }
+            account.goes(&hop)?;
             one(&self.session.worker.shared.counters.retried);
         }
     }
@@ -85,7 +93,12 @@ impl Connection {
             (prepared.out, prepared.head) = (out, head.len());
             prepared.asked = Some(came);
         }
-        Ok(())
+        let backend = prepared.backend.as_deref();
+        limit(worker, (member, whose), hop, backend, |name| {
+            let head = prepared.out.data().get(..prepared.head).unwrap_or_default();
+            let head = parse_request(head, &Limits::default()).ok()?;
+            head.header(name).map(<[u8]>::to_vec)
+        })
     }
 
     /// A new connection.

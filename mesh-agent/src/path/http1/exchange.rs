@@ -22,6 +22,7 @@ use mesh_core::http1::{
     write_response,
 };
 
+use mesh_core::resilience::answer::Answer;
 use mesh_core::route::{Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
 use tokio::time::{Sleep, sleep_until};
@@ -33,10 +34,11 @@ use super::super::link::Link;
 use super::super::pump::{Broken, Pump};
 use super::super::routing::Account;
 use super::super::stats::one;
+use super::super::tries::Terms;
 use super::Connection;
 use super::acquire::Acquired;
 use super::request::{GROWTH, Prepared};
-use super::tries::Terms;
+use crate::sys::monotonic_ns;
 
 /// Reason label where the client ended its connection before its response was complete.
 const CLIENT_GONE: &str = "client_gone";
@@ -106,6 +108,8 @@ pub(super) struct Exchange<'c> {
     edits: Option<Arc<Edits>>,
     granted: Option<Box<HeaderEdits>>,
     terms: Option<Box<Terms>>,
+    /// Is the time of its head to be known, and which is it?
+    answered: (bool, Option<u64>),
     /// The route's deadline of this try.
     deadline: Option<(Pin<Box<Sleep>>, ProxyError)>,
 }
@@ -128,6 +132,7 @@ impl<'c> Exchange<'c> {
             response: None,
             backend: prepared.backend,
             edits: prepared.edits,
+            answered: (false, None),
             granted: prepared.granted,
             deadline: prepared
                 .terms
@@ -141,6 +146,7 @@ impl<'c> Exchange<'c> {
     /// Carries it out.
     pub async fn run(mut self, account: &mut Account) -> Outcome {
         let Session { worker, watch, .. } = &self.connection.session;
+        self.answered.0 = account.ticket.is_some();
         loop {
             if let Some(out) = self.out.take() {
                 self.upstream.set_out(out);
@@ -155,6 +161,7 @@ impl<'c> Exchange<'c> {
             account.status = self.response.as_ref().map_or(0, |response| response.status);
             account.received.set(self.request.bytes());
             account.sent.set(self.response.as_ref().map_or(0, |response| response.body.bytes()));
+            self.settle_account(&fate, account);
             return match fate {
                 Fate::Done => self.done(),
                 Fate::Tunnel => {
@@ -182,6 +189,23 @@ impl<'c> Exchange<'c> {
         }
     }
 
+    /// Tells how the try ended, unless it goes on.
+    fn settle_account(&self, fate: &Fate, account: &mut Account) {
+        if let Fate::Stale = fate {
+            return;
+        }
+        if let Some(at) = self.answered.1 {
+            account.answered(at);
+        }
+        let status = account.status;
+        account.settle(|| match fate {
+            Fate::Done | Fate::Tunnel => Answer::of_status(status),
+            Fate::Again => Answer::of_status(self.terms.as_ref().map_or(0, |terms| terms.refused())),
+            Fate::Failed(error) => Answer::of_error(error),
+            Fate::Stale | Fate::Gone(_) => Answer::Nothing,
+        });
+    }
+
     /// The request, to be sent to somebody else.
     async fn once_more(mut self, account: &mut Account) -> Outcome {
         let Session { worker, .. } = &self.connection.session;
@@ -191,7 +215,9 @@ impl<'c> Exchange<'c> {
         let (Some(out), Some(terms)) = (out, self.terms.take()) else {
             return self.failed(ProxyError::Internal, account);
         };
-        let next = self.connection.next_try(&terms, self.backend.as_ref(), self.hop).await;
+        let cut = std::future::poll_fn(|cx| self.connection.session.watch.poll_call(cx).map(drop));
+        let caller = self.connection.caller();
+        let next = terms.next(&caller, self.backend.as_ref(), self.hop, cut).await;
         match next {
             Ok(hop) => Outcome::Again(Box::new(Prepared {
                 facts: self.facts,
@@ -428,6 +454,7 @@ impl<'c> Exchange<'c> {
                 let edits = ResponseEdits { keep_alive: keep, client: self.facts.version, headers };
                 write_response(&head, &edits, out.bytes());
                 if !interim {
+                    self.answered.1 = self.answered.0.then(monotonic_ns);
                     let mut body = Pump::new(head.framing, Side::Upstream, limits);
                     let tunnel = head.framing == Framing::Tunnel;
                     if !tunnel {

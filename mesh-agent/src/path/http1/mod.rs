@@ -17,9 +17,6 @@ mod acquire;
 mod exchange;
 mod mirror;
 mod request;
-mod tries;
-
-pub use tries::Retries;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -72,6 +69,13 @@ pub async fn serve(session: Session) {
 pub async fn serve_over(session: Session, own: Rc<Link>) {
     let connection = Connection { session, own: RefCell::new(Some(own)) };
     connection.run().await;
+}
+
+/// Answers whatever comes with this, and closes.
+pub async fn refuse(session: Session, error: ProxyError) {
+    let connection = Connection { session, own: RefCell::default() };
+    connection.refuse(error);
+    connection.finish().await;
 }
 
 impl Connection {

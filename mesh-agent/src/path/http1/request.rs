@@ -18,9 +18,9 @@ use super::super::buffers::Buf;
 use super::super::intercept::{Hop, Session};
 use super::super::pump::Pump;
 use super::super::routing::{Account, Routed, Way, within};
+use super::super::tries::Terms;
 use super::Connection;
 use super::exchange::{Exchange, Outcome};
-use super::tries::Terms;
 
 /// Bytes by which the head may grow on its way: the fields of the connection, said anew.
 pub(super) const GROWTH: usize = 256;

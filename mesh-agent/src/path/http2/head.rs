@@ -144,11 +144,31 @@ fn grpc_code(status: u16) -> &'static str {
     }
 }
 
+/// Status that another try may follow; `None`: the client has to be told, for it knows how long it can wait. What gRPC
+/// refuses without having begun has a status of its own, which counts as HTTP's would.
+pub fn refusable(headers: &HeaderMap, status: u16) -> Option<u16> {
+    if headers.contains_key(http::header::RETRY_AFTER) {
+        return None;
+    }
+    let said = headers.get("grpc-status").and_then(|value| value.to_str().ok());
+    Some(match said {
+        None => status,
+        Some("14") => 503,
+        Some("4") => 504,
+        Some("8") => 429,
+        Some("2" | "13" | "15") => 500,
+        Some(_) => status,
+    })
+}
+
 /// Answers in the endpoint's place.
 pub fn refuse(respond: &mut SendResponse<Bytes>, error: ProxyError, grpc: bool) {
     let mut response = Response::new(());
     let headers = response.headers_mut();
     headers.insert("x-mesh-reason", HeaderValue::from_static(error.reason()));
+    if let Some(seconds) = error.retry_after() {
+        headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     let text = error.to_string();
     if grpc {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -18,6 +18,7 @@ mod mirror;
 pub mod peers;
 mod request;
 pub mod unary;
+mod upload;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -63,6 +64,8 @@ struct Shared {
     prefer_v6: bool,
     /// Streams that are under way.
     streams: Cell<usize>,
+    /// Bytes of their bodies that are kept, to be sent again.
+    kept: Cell<usize>,
     /// Bytes or heads have come since the connection was looked at last.
     moved: Cell<bool>,
     /// Inbound: connections to the application show one client, so they are this client's alone.
@@ -153,6 +156,7 @@ async fn serve_with(session: Session, own: Option<(Hop, Rc<Link>)>) {
         whose,
         prefer_v6,
         streams: Cell::new(0),
+        kept: Cell::new(0),
         moved: Cell::new(false),
         own: Peers::default(),
     });

@@ -1,34 +1,40 @@
 //! One stream: from its head to the end of both bodies.
 //!
 //! A connect that fails is tried at other endpoints, and so is a connection that takes no stream any more. What was sent
-//! is not sent again. A client that gives up ends the endpoint's stream as well.
+//! is sent again only where the route asks for that, and while nothing of an answer has gone to the client (upload). A
+//! client that gives up ends the endpoint's stream as well.
 
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use mesh_core::error::ProxyError;
 use mesh_core::http1::Malformed;
-use mesh_core::route::{Action, Edits, HeaderEdits};
+use mesh_core::resilience::answer::Answer;
+use mesh_core::route::{Edits, HeaderEdits};
 use mesh_core::snapshot::Service;
-use tokio::time::Instant;
 
 use super::super::authorise::request_as;
 use super::super::intercept::Hop;
-use super::super::routing::{Account, Deadline, Way, nearest, within};
+use super::super::resilience::rate::limit;
+use super::super::routing::{Account, Way, within};
 use super::super::stats::{Spoken, one};
+use super::super::tries::Terms;
 use super::Shared;
 use super::body::{self, Broken};
-use super::head::{Asked, code_in, deny, direct, edit, is_grpc, outgoing, redirect, refuse, refused_as};
+use super::head::{
+    Asked, code_in, deny, direct, edit, is_grpc, outgoing, redirect, refusable, refuse, refused_as,
+};
 use super::mirror::{self, Taps};
 use super::peers::Lease;
+use super::upload::Upload;
+use crate::sys::monotonic_ns;
 
 /// Other endpoints that are tried after a connect has failed.
 const OTHERS: usize = 2;
@@ -58,9 +64,18 @@ pub(super) struct Ready {
     pub hop: Hop,
     pub backend: Option<Arc<Service>>,
     pub edits: Option<Arc<Edits>>,
-    pub deadline: Option<Deadline>,
+    /// What the route says of tries and times; `None`: nothing.
+    pub terms: Option<Box<Terms>>,
     /// Where its body goes besides.
     pub taps: Taps,
+}
+
+impl Ready {
+    /// Is an answer, or a failure, of this status thrown away, and the request tried again? Counted as such if so.
+    fn again(&mut self, keep: &Cell<bool>, status: u16) -> bool {
+        let endpoint = self.hop.endpoint;
+        keep.get() && self.terms.as_mut().is_some_and(|terms| terms.again(status, endpoint))
+    }
 }
 
 /// Why there is no response.
@@ -122,7 +137,9 @@ async fn serve(
             Way::To(routed) => {
                 let (hop, backend) = (routed.hop, routed.backend.clone());
                 let edits = routed.edits.cloned();
-                let deadline = routed.action.and_then(|action| deadline(action));
+                // Its body is kept as it comes.
+                let terms =
+                    routed.action.and_then(|action| Terms::new(&shared.worker, action, hop.service, true));
                 let head = outgoing(parts, &routed)?;
                 let taps = match routed.action.filter(|action| !action.mirrors.is_empty()) {
                     Some(action) => {
@@ -131,7 +148,7 @@ async fn serve(
                     }
                     None => Taps::default(),
                 };
-                Ok(Some(Ready { head, hop, backend, edits, deadline, taps }))
+                Ok(Some(Ready { head, hop, backend, edits, terms, taps }))
             }
         }
     });
@@ -143,9 +160,14 @@ async fn serve(
             return refuse(&mut respond, error, grpc);
         }
     };
-    let (deadline, edits) = (ready.deadline, ready.edits.clone());
-    let all = exchange(shared, ready, upload, &mut respond, edits, account);
-    match within(deadline, all).await {
+    let done = exchange(shared, ready, Upload::new(shared, upload), &mut respond, account).await;
+    let status = account.status;
+    account.settle(|| match &done {
+        Ok(()) => Answer::of_status(status),
+        Err(Failed::Gone) => Answer::Nothing,
+        Err(Failed::Error(error)) => Answer::of_error(error),
+    });
+    match done {
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
         Err(Failed::Error(error)) if account.status == 0 => {
@@ -172,37 +194,75 @@ fn failed(account: &mut Account, error: ProxyError, grpc: bool) {
     }
 }
 
-/// The nearer of a route's limits.
-fn deadline(action: &Action) -> Option<Deadline> {
-    let at = |after: Option<Duration>| after.map(|after| Instant::now() + after);
-    nearest(at(action.try_timeout), at(action.timeout))
+/// What became of a try.
+enum Tried {
+    /// The response has been sent on.
+    Done,
+    /// It was thrown away: the route asks for another.
+    Again,
 }
 
-/// The whole of it.
+/// The whole of it, as often as the route says.
 async fn exchange(
     shared: &Rc<Shared>,
     mut ready: Ready,
-    upload: RecvStream,
+    mut upload: Upload,
     respond: &mut SendResponse<Bytes>,
-    edits: Option<Arc<Edits>>,
     account: &mut Account,
 ) -> Result<(), Failed> {
+    let keep = Cell::new(ready.terms.as_ref().is_some_and(|terms| terms.keeps()));
+    loop {
+        let deadline = ready.terms.as_mut().and_then(|terms| {
+            terms.begin();
+            terms.deadline()
+        });
+        let tried = attempt(shared, &mut ready, (&mut upload, &keep), respond, account);
+        match within(deadline, tried).await {
+            Ok(Tried::Done) => return Ok(()),
+            Ok(Tried::Again) => {}
+            Err(Failed::Error(error))
+                if account.status == 0
+                    && error != ProxyError::RequestTimeout
+                    && Answer::of_error(&error) != Answer::Nothing
+                    && ready.again(&keep, error.status()) => {}
+            Err(failed) => return Err(failed),
+        }
+        one(&shared.worker.shared.counters.retried);
+        let Some(terms) = &ready.terms else { return Err(ProxyError::Internal.into()) };
+        account.settle(|| Answer::of_status(terms.refused()));
+        let caller = shared.caller();
+        let next = terms.next(&caller, ready.backend.as_ref(), ready.hop, std::future::pending());
+        ready.hop = tokio::select! {
+            next = next => next?,
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
+        };
+    }
+}
+
+/// One try.
+async fn attempt(
+    shared: &Rc<Shared>,
+    ready: &mut Ready,
+    (upload, keep): (&mut Upload, &Cell<bool>),
+    respond: &mut SendResponse<Bytes>,
+    account: &mut Account,
+) -> Result<Tried, Failed> {
+    let got = Cell::new(0);
+    let moved = |n: usize| {
+        shared.moved.set(true);
+        got.set(got.get() + n as u64);
+    };
     let taps = std::mem::take(&mut ready.taps);
     let Sent { lease, response, up, granted } = {
-        let sending = send(shared, ready, upload.is_end_stream(), account);
+        let sending = send(shared, ready, upload.is_empty(), account);
         tokio::select! {
             sent = sending => sent?,
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
         }
     };
-    let moved = |bytes: &Cell<u64>, n: usize| {
-        shared.moved.set(true);
-        bytes.set(bytes.get() + n as u64);
-    };
-    let (received, downloaded_bytes) = (&account.received, &account.sent);
     let mut uploaded = pin!(async {
         match up {
-            Some(up) => body::copy(upload, up, taps, |n| moved(received, n)).await.map(drop),
+            Some(up) => upload.copy(up, taps, keep, moved).await,
             None => Ok(()),
         }
     });
@@ -221,10 +281,43 @@ async fn exchange(
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
         }
     };
+    if let Some(status) = refusable(response.headers(), response.status().as_u16())
+        && ready.again(keep, status)
+    {
+        return Ok(Tried::Again);
+    }
+    keep.set(false);
+    let mut downloaded = pin!(forward(shared, (ready, granted), response, respond, account));
+    loop {
+        tokio::select! {
+            done = &mut downloaded => {
+                done?;
+                break;
+            }
+            _ = &mut uploaded, if uploading => uploading = false,
+        }
+    }
+    account.received.set(got.get());
+    drop(lease);
+    Ok(Tried::Done)
+}
+
+/// Sends the response on.
+async fn forward(
+    shared: &Rc<Shared>,
+    (ready, granted): (&Ready, Option<Box<HeaderEdits>>),
+    response: Response<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+    account: &mut Account,
+) -> Result<(), Failed> {
     let (mut parts, download) = response.into_parts();
     account.status = parts.status.as_u16();
     account.grpc_status = code_in(&parts.headers);
-    if let Some(edits) = &edits {
+    if account.ticket.is_some() {
+        account.answered(monotonic_ns());
+        account.heard(&parts.headers);
+    }
+    if let Some(edits) = &ready.edits {
         edit(&mut parts.headers, &edits.response);
     }
     if let Some(granted) = &granted {
@@ -233,25 +326,24 @@ async fn exchange(
     let whole = download.is_end_stream();
     let sent = respond.send_response(Response::from_parts(parts, ()), whole);
     let down = sent.map_err(|_| Failed::Gone)?;
-    if !whole {
-        let mut downloaded =
-            pin!(body::copy(download, down, Taps::default(), |n| moved(downloaded_bytes, n)));
-        let done = loop {
-            tokio::select! {
-                done = &mut downloaded => break done,
-                _ = &mut uploaded, if uploading => uploading = false,
-            }
-        };
-        let trailers = done.map_err(|broken| match broken {
-            Broken::To(_) => Failed::Gone,
-            Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
-        })?;
-        if let Some(code) = trailers {
-            account.grpc_status = code;
-        }
+    if whole {
+        return Ok(());
     }
-    drop(lease);
-    Ok(())
+    let told = Cell::new(0);
+    let moved = |n: usize| {
+        shared.moved.set(true);
+        told.set(told.get() + n as u64);
+    };
+    let ended = |trailers: &HeaderMap| {
+        account.heard(trailers);
+        account.grpc_status = code_in(trailers);
+    };
+    let done = body::copy(download, down, Taps::default(), moved, ended).await;
+    account.sent.set(told.get());
+    done.map_err(|broken| match broken {
+        Broken::To(_) => Failed::Gone,
+        Broken::From(_) => Failed::Error(ProxyError::UpstreamReset),
+    })
 }
 
 /// A request that has gone.
@@ -267,22 +359,26 @@ pub(super) struct Sent {
 /// Sends the head to an endpoint. `whole`: there is no body.
 pub(super) async fn send(
     shared: &Rc<Shared>,
-    ready: Ready,
+    ready: &mut Ready,
     whole: bool,
     account: &mut Account,
 ) -> Result<Sent, ProxyError> {
-    let Ready { head, mut hop, backend, .. } = ready;
+    let Ready { head, hop, backend, .. } = ready;
+    account.admit(&shared.caller(), None, backend.as_ref(), hop).await?;
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
-        account.sent_to(&hop);
+        account.sent_to(hop);
         let Shared { worker, member, whose, .. } = &**shared;
-        let granted = request_as(worker, member, whose, &hop, &head, account).await?;
+        let granted = request_as(worker, member, whose, hop, head, account).await?;
+        limit(worker, (member, whose), hop, backend.as_deref(), |name| {
+            head.headers().get(name).map(|value| value.as_bytes().to_vec())
+        })?;
         let mut sent = head.clone();
         if let Some(told) = &granted.told {
             told.edit(sent.headers_mut());
         }
-        let error = match shared.peers().lease(worker, member, &hop).await {
+        let error = match shared.peers().lease(worker, member, hop).await {
             Ok(lease) => match lease.sender().ready().await {
                 Ok(mut sender) => match sender.send_request(sent, whole) {
                     Ok((response, up)) => {
@@ -295,13 +391,15 @@ pub(super) async fn send(
             },
             Err(error) => error,
         };
+        account.settle(|| Answer::of_error(&error));
         tried[failed] = hop.endpoint;
         failed += 1;
         let other = backend.as_ref().filter(|_| failed <= OTHERS);
         let Some(other) = other.and_then(|service| shared.caller().other(service, &tried[..failed])) else {
             return Err(error);
         };
-        hop = other;
+        *hop = other;
+        account.goes(hop)?;
         one(&worker.shared.counters.retried);
     }
 }

@@ -63,6 +63,7 @@ pub async fn call(
         whose: Whose::Member,
         prefer_v6: false,
         streams: Cell::new(0),
+        kept: Cell::new(0),
         moved: Cell::new(false),
         own: Peers::default(),
     });
@@ -70,15 +71,15 @@ pub async fn call(
     let backend = found.ok_or(ProxyError::NoEndpoints)?;
     let authority = format!("{}.{}:{}", backend.name, backend.namespace, backend.port);
     let hop = shared.caller().balance(&backend)?;
-    let ready = Ready {
+    let mut ready = Ready {
         head: head(&authority, path)?,
         hop,
         backend: Some(backend),
         edits: None,
-        deadline: None,
+        terms: None,
         taps: Taps::default(),
     };
-    let sent = send(&shared, ready, false, &mut Account::begun_now()).await?;
+    let sent = send(&shared, &mut ready, false, &mut Account::begun_now()).await?;
     let mut framed = BytesMut::with_capacity(PREFIX + message.len());
     framed.put_u8(0);
     framed.put_u32(u32::try_from(message.len()).map_err(|_| CallError::Malformed("a question of 4 GiB"))?);

@@ -23,9 +23,9 @@ use crate::path::{Budget, Limits};
 
 /// What a server has seen.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     connections: AtomicU32,
-    requests: AtomicU32,
+    pub(super) requests: AtomicU32,
     /// Streams that were reset under it.
     resets: AtomicU32,
     /// Bytes that it could send.
@@ -37,7 +37,7 @@ static CUT: AtomicBool = AtomicBool::new(false);
 
 /// A server on a thread of its own. By the path: `/echo` sends back body and trailers, `/flood` sends without end,
 /// `/cut` breaks off behind the head, `/wait` never answers.
-fn peer(seen: &Arc<Seen>) -> SocketAddr {
+pub(super) fn peer(seen: &Arc<Seen>) -> SocketAddr {
     let (told, hear) = std::sync::mpsc::channel();
     let seen = seen.clone();
     std::thread::spawn(move || {
@@ -122,7 +122,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Does it with a connection to the rig, within a time.
-fn with<T>(rig: &Rig, work: impl AsyncFnOnce(SendRequest<Bytes>) -> T) -> T {
+pub(super) fn with<T>(rig: &Rig, work: impl AsyncFnOnce(SendRequest<Bytes>) -> T) -> T {
     runtime().block_on(async {
         let socket = TcpStream::connect(rig.out).await.unwrap();
         let (send, connection) = h2::client::handshake(socket).await.unwrap();
@@ -132,12 +132,15 @@ fn with<T>(rig: &Rig, work: impl AsyncFnOnce(SendRequest<Bytes>) -> T) -> T {
     })
 }
 
-fn get(path: &str) -> Request<()> {
+pub(super) fn get(path: &str) -> Request<()> {
     Request::builder().uri(format!("http://shop{path}")).body(()).unwrap()
 }
 
 /// Head and body of a request without a body.
-async fn asked(send: &SendRequest<Bytes>, request: Request<()>) -> (http::response::Parts, Vec<u8>) {
+pub(super) async fn asked(
+    send: &SendRequest<Bytes>,
+    request: Request<()>,
+) -> (http::response::Parts, Vec<u8>) {
     let mut send = send.clone().ready().await.unwrap();
     let (response, _) = send.send_request(request, true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();

@@ -38,6 +38,8 @@ pub struct Fake {
     pub refuses_handover: AtomicBool,
     pub panics: AtomicBool,
     pub beats: AtomicU64,
+    /// Endpoints that are ejected, and how often that came before.
+    pub ejected: Mutex<std::collections::BTreeMap<u32, u32>>,
 }
 
 impl Sockets for Fake {
@@ -64,12 +66,21 @@ impl Sockets for Fake {
         self.beats.fetch_add(1, SeqCst);
     }
 
-    fn load(&self, _: u32) -> Load {
-        Load::default()
+    fn load(&self, endpoint: u32) -> Load {
+        let out = self.ejected.lock().contains_key(&endpoint);
+        Load { ejected_until: if out { u64::MAX } else { 0 }, ..Load::default() }
     }
 
     fn ejected(&self, _: u32) -> u64 {
-        0
+        self.ejected.lock().len() as u64
+    }
+
+    fn eject(&self, _: u32, endpoint: u32, before: u32) -> Option<u64> {
+        self.ejected.lock().insert(endpoint, before).is_none().then_some(u64::MAX)
+    }
+
+    fn let_back(&self, _: u32, endpoint: u32, _: u64) {
+        self.ejected.lock().remove(&endpoint);
     }
 
     fn asked(&self, _: &Asker, _: SocketAddr) -> Option<SocketAddr> {
@@ -252,6 +263,7 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
         why: Some(Why::Http),
         on_proxy_loss: OnProxyLoss::Bypass,
         traffic: Traffic::default(),
+        resilience: None,
         inbound_proxy: false,
         serving: endpoints.len(),
         endpoints: endpoints.into(),

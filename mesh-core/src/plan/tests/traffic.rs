@@ -28,11 +28,16 @@ fn breaker(policy: &mut v1::TrafficPolicy) {
     policy.set_balancing(Balancing::LeastConnections);
     policy.affinity_timeout_ms = 2000;
     policy.connect_timeout_ms = 600;
-    policy.limits = Some(v1::ConnectionLimits { max_connections: 10, max_connections_per_endpoint: 4 });
+    policy.limits = Some(v1::ConnectionLimits {
+        max_connections: 10,
+        max_connections_per_endpoint: 4,
+        ..Default::default()
+    });
     policy.outlier_ejection = Some(v1::OutlierEjection {
         consecutive_connect_failures: 3,
         base_ejection_ms: 1000,
         max_ejected_percent: 40,
+        ..Default::default()
     });
 }
 

@@ -316,7 +316,7 @@ fn start_lines(t: &mut Table) {
 
 fn connections(t: &mut Table) {
     for option in ["host", "Content-Length", "close, transfer-encoding", "a b", "a;b", "\"close\""] {
-        t.get(&format!("connection: {option}"), Refused(400)).milder = "";
+        t.get(&format!("connection: {option}"), Refused(400));
     }
     t.raw(
         "CONNECT with a body",
@@ -336,18 +336,19 @@ fn connections(t: &mut Table) {
 
 fn sizes(t: &mut Table) {
     let long = "a".repeat(40_000);
-    t.get(&format!("x: {long}"), Refused(431)).name = "a long value".to_owned();
-    t.get(&format!("{long}: x"), Refused(431)).name = "a long name".to_owned();
-    t.start(&format!("GET /{long} HTTP/1.1"), Refused(431)).name = "a long path".to_owned();
+    t.get(&format!("x: {long}"), Refused(431)).name = "a long value".into();
+    t.get(&format!("{long}: x"), Refused(431)).name = "a long name".into();
+    t.start(&format!("GET /{long} HTTP/1.1"), Refused(431)).name = "a long path".into();
     let many: Vec<String> = (0..300).map(|n| format!("x{n}: y")).collect();
-    t.get(&many.join("\r\n"), Refused(431)).name = "300 headers".to_owned();
+    t.get(&many.join("\r\n"), Refused(431)).name = "300 headers".into();
     t.chunks(&format!("5;{}\r\nhello\r\n0\r\n\r\n", "a".repeat(20_000)), Refused(400)).name =
-        "a long extension of a chunk".to_owned();
+        "a long extension of a chunk".into();
 }
 
 fn fine(t: &mut Table) {
     t.raw("an empty line first", b"\r\nGET /case HTTP/1.1\r\nhost: a\r\n\r\n", Served(1));
-    t.raw("absolute", b"GET http://b/case HTTP/1.1\r\nhost: a\r\n\r\n", Served(1));
+    t.raw("absolute", b"GET http://b/case HTTP/1.1\r\nhost: a\r\n\r\n", Served(1)).milder =
+        "the target replaces the header, so its endpoint sees one host (RFC 9112 section 3.2.2)";
     t.raw(
         "two in a row",
         b"GET /case HTTP/1.1\r\nhost: a\r\n\r\nGET /case HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -361,8 +362,11 @@ fn fine(t: &mut Table) {
     t.post("content-length: 005", "hello", Served(1));
     t.post("content-length:5", "hello", Served(1));
     t.post("transfer-encoding: Chunked", "5\r\nhello\r\n0\r\n\r\n", Served(1));
-    t.post("transfer-encoding:\tchunked \t", "5\r\nhello\r\n0\r\n\r\n", Served(1));
-    t.chunks("5;a=b\r\nhello\r\n0;c\r\n\r\n", Served(1));
+    t.post("transfer-encoding:\tchunked \t", "5\r\nhello\r\n0\r\n\r\n", Served(1)).milder =
+        "white space around a value is none of it (RFC 9112 section 5)";
+    // Both others take them; nobody needs them, and servers have disagreed about where they end.
+    t.chunks("5;a=b\r\nhello\r\n0\r\n\r\n", Refused(400));
+    t.chunks("5\r\nhello\r\n0;c\r\n\r\n", Refused(400));
     t.chunks("05\r\nhello\r\n00\r\n\r\n", Served(1));
     t.chunks("A\r\nhellohello\r\n0\r\nx: y\r\n\r\n", Served(1));
     t.chunks(&format!("{:x}\r\n{NEXT}\r\n0\r\n\r\n", NEXT.len()), Served(1));

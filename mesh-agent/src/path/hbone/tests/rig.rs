@@ -190,6 +190,9 @@ impl Caller {
             limits,
             taps: Arc::default(),
             log: AccessLog::default(),
+            resilience: Default::default(),
+            buckets: Default::default(),
+            shed: Default::default(),
             members: Arc::default(),
         });
         let mut builder = tokio::runtime::Builder::new_current_thread();

@@ -1,7 +1,7 @@
 //! How often and for how long a request is tried, where its route says so: deadlines, retries, waits.
 //!
-//! A request that may be tried again is kept as it was sent; so only those are whose whole body had come with their
-//! head. A second try goes to another endpoint where there is one.
+//! A request that may be tried again is kept as it was sent: of HTTP/1 those whose whole body had come with their head, of
+//! HTTP/2 those whose body is not too long ([`super::http2`]). A second try goes to another endpoint where there is one.
 //!
 //! Not here: which answers are tried again and how many may be (mesh-core's retry).
 
@@ -17,10 +17,9 @@ use mesh_core::route::Action;
 use mesh_core::snapshot::Service;
 use tokio::time::{Instant, sleep};
 
-use super::super::intercept::Hop;
-use super::super::routing::{Deadline, nearest, within};
-use super::super::worker::Worker;
-use super::Connection;
+use super::intercept::Hop;
+use super::routing::{Caller, Deadline, nearest, within};
+use super::worker::Worker;
 
 /// Endpoints that are remembered as tried.
 const TRIED: usize = 10;
@@ -67,7 +66,7 @@ impl Drop for Counted {
 }
 
 /// What a route says of one request.
-pub(super) struct Terms {
+pub struct Terms {
     action: Arc<Action>,
     /// Of all tries together.
     whole: Option<Instant>,
@@ -79,10 +78,12 @@ pub(super) struct Terms {
     tries: u8,
     /// The try that was made last is followed by another.
     again: bool,
+    /// After this status.
+    refused: u16,
 }
 
 impl Terms {
-    /// `None`: the route says nothing of it. `whole`: all of the request is there.
+    /// `None`: the route says nothing of it. `whole`: all of the request is there, or is kept as it comes.
     pub fn new(worker: &Rc<Worker>, action: &Arc<Action>, service: u32, whole: bool) -> Option<Box<Self>> {
         if action.timeout.is_none() && action.try_timeout.is_none() && action.retry.is_none() {
             return None;
@@ -96,6 +97,7 @@ impl Terms {
             tried: [0; TRIED],
             tries: 0,
             again: false,
+            refused: 0,
         }))
     }
 
@@ -126,6 +128,7 @@ impl Terms {
         self.tried[usize::from(self.tries) % TRIED] = endpoint;
         self.tries += 1;
         self.again = true;
+        self.refused = status;
         true
     }
 
@@ -134,33 +137,36 @@ impl Terms {
         self.again
     }
 
+    /// After which status?
+    pub fn refused(&self) -> u16 {
+        self.refused
+    }
+
     fn wait(&self) -> Duration {
         let retry = self.action.retry.as_ref();
         retry.map_or(Duration::ZERO, |retry| retry::wait(retry, self.tries, fastrand::u64(..)))
     }
 }
 
-impl Connection {
-    /// Waits before the next try, and says where that goes; `Err`: it must not be made any more.
-    pub(super) async fn next_try(
+impl Terms {
+    /// Waits before the next try, and says where that goes; `Err`: it must not be made any more. `cut` ends the wait.
+    pub async fn next(
         &self,
-        terms: &Terms,
+        caller: &Caller<'_>,
         backend: Option<&Arc<Service>>,
         last: Hop,
+        cut: impl Future<Output = ()>,
     ) -> Result<Hop, ProxyError> {
-        within(terms.whole.map(|at| (at, ProxyError::RequestTimeout)), async {
-            let wait = sleep(terms.wait());
-            tokio::pin!(wait);
-            let cut = std::future::poll_fn(|cx| self.session.watch.poll_call(cx));
+        within(self.whole.map(|at| (at, ProxyError::RequestTimeout)), async {
             tokio::select! {
-                () = &mut wait => Ok(()),
-                _ = cut => Err(ProxyError::Draining),
+                () = sleep(self.wait()) => Ok(()),
+                () = cut => Err(ProxyError::Draining),
             }
         })
         .await?;
         let Some(service) = backend else { return Ok(last) };
-        let tried = &terms.tried[..usize::from(terms.tries).min(TRIED)];
+        let tried = &self.tried[..usize::from(self.tries).min(TRIED)];
         // Where all were tried, whoever's turn it is.
-        self.caller().other(service, tried).map_or_else(|| self.caller().balance(service), Ok)
+        caller.other(service, tried).map_or_else(|| caller.balance(service), Ok)
     }
 }

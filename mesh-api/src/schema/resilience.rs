@@ -1,0 +1,56 @@
+//! The schemas of what a `TrafficPolicy` asks for of requests.
+
+use serde_json::{Value, json};
+
+use super::{duration, integer, list, object, words};
+
+pub(super) fn success_rate() -> Value {
+    object(
+        &json!([]),
+        &json!({
+            "interval": duration(),
+            "minimumHosts": integer(1, 1000),
+            "requestVolume": integer(1, 1_000_000),
+            "stdevFactor": integer(1, 10_000),
+        }),
+    )
+}
+
+pub(super) fn breaker() -> Value {
+    object(
+        &json!([]),
+        &json!({
+            "scope": words(&["endpoint", "service"]),
+            "consecutiveFailures": integer(1, 1000),
+            "failurePercent": integer(1, 100),
+            "minimumRequests": integer(1, 1_000_000),
+            "openFor": duration(),
+            "maxOpenFor": duration(),
+        }),
+    )
+}
+
+pub(super) fn rate_limit() -> Value {
+    object(
+        &json!(["requests"]),
+        &json!({
+            "requests": integer(1, 1_000_000),
+            "per": duration(),
+            "burst": integer(1, 1_000_000),
+            "by": words(&["source", "header"]),
+            "header": { "type": "string", "minLength": 1, "maxLength": 256 },
+        }),
+    )
+}
+
+pub(super) fn fault() -> Value {
+    let percent = integer(0, 100);
+    object(
+        &json!([]),
+        &json!({
+            "headers": list(&super::http::field(), 0, 16),
+            "delay": object(&json!(["duration"]), &json!({ "percent": percent, "duration": duration() })),
+            "abort": object(&json!(["status"]), &json!({ "percent": percent, "status": integer(400, 599) })),
+        }),
+    )
+}
