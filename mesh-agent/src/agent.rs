@@ -209,8 +209,12 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
             return Ok(Some(Leaving { successor, metrics: passed_on, proxy, drain }));
         }
     }
-    tracing::info!("ending: connections may go on for {} s; the kernel path stays", args.drain_seconds);
+    tracing::info!(
+        "ending: new connections go on without the agent, those that are open for up to {} s",
+        args.drain_seconds
+    );
     ready.end();
+    proxy.retire().await;
     proxy.drain(drain).await;
     config.save().await;
     Ok(None)

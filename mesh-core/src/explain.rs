@@ -356,7 +356,6 @@ fn why_text(why: crate::snapshot::Why) -> &'static str {
         crate::snapshot::Why::Route => "a route is attached that the proxy carries out",
         crate::snapshot::Why::Http => "the port speaks HTTP, and HTTP goes through it (http: proxy)",
         crate::snapshot::Why::Detect => "what is spoken is found out there",
-        crate::snapshot::Why::Policy => "its policy looks at requests",
         crate::snapshot::Why::Tls => "the agent speaks TLS with its endpoints",
         crate::snapshot::Why::Policy => "a TrafficPolicy asks for something of its requests",
     }

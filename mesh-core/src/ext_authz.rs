@@ -82,7 +82,9 @@ pub fn question(
         joined.push_str(&value);
     };
     request.headers.each(&mut add);
-    told.iter().for_each(|(name, value)| add(name.as_bytes(), value.as_bytes()));
+    for (name, value) in told {
+        add(name.as_bytes(), value.as_bytes());
+    }
     let (mark, query) = query.map_or(("", ""), |query| ("?", query));
     let http = wire::HttpRequest {
         id: headers.get("x-request-id").cloned().unwrap_or_default(),

@@ -141,7 +141,7 @@ impl Proxy {
         let watched = Arc::downgrade(&common);
         // Without it nothing is refused.
         drop(std::thread::Builder::new().name("shed".to_owned()).spawn(move || shed::watch(&watched)));
-        Ok(Self { inner: Arc::new(Inner { commands, shared, common }) })
+        Ok(Self { inner: Arc::new(Inner { common, commands, shared }) })
     }
 
     /// Index of the worker that accepts a workload's connections, and of its heartbeat word.
@@ -254,13 +254,21 @@ impl Proxy {
         self.inner.shared.iter().map(|s| s.counters.open.load(Relaxed)).sum()
     }
 
+    /// Sends new connections elsewhere, as when the agent has gone: it is about to.
+    pub async fn retire(&self) {
+        self.tell(|| Command::Retire).await;
+    }
+
     /// Lets connections end (idle ones at once, HTTP after the request that they are at), waits for them up to
     /// `deadline`, then cuts what is left. Listeners stay until the process ends.
     pub async fn drain(&self, deadline: Duration) {
         self.tell(|| Command::Drain).await;
         let end = Instant::now() + deadline;
-        while self.open() > 0 && Instant::now() < end {
+        // What was on its way to a listener is there a moment later.
+        let mut rests = 0;
+        while rests < 3 && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
+            rests = if self.open() == 0 { rests + 1 } else { 0 };
         }
         if self.open() > 0 {
             self.tell(|| Command::Cut).await;

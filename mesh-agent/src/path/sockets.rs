@@ -30,6 +30,9 @@ pub trait Sockets: Send + Sync + 'static {
     /// Writes a worker's heartbeat.
     fn beat(&self, worker: u32);
 
+    /// This worker takes no new connections any more: they need not wait until it is missed.
+    fn stop_beating(&self, worker: u32);
+
     /// Counters of an endpoint.
     fn load(&self, endpoint: u32) -> Load;
 
@@ -74,6 +77,10 @@ impl Sockets for Kernel {
 
     fn beat(&self, worker: u32) {
         self.beat(worker);
+    }
+
+    fn stop_beating(&self, worker: u32) {
+        self.stop_beating(worker);
     }
 
     fn load(&self, endpoint: u32) -> Load {

@@ -66,6 +66,8 @@ pub enum Command {
     Add(Arc<Member>, Listeners),
     /// It has left: end its connections.
     Remove(u32),
+    /// New connections go elsewhere, as when the agent has gone.
+    Retire,
     /// Let connections end: no more requests on them than the one they are at.
     Drain,
     /// End all connections.
@@ -179,6 +181,8 @@ pub struct Worker {
     pub log: Lines,
     /// Connections end after their request.
     pub draining: Cell<bool>,
+    /// New connections go elsewhere.
+    retired: Cell<bool>,
     /// Everybody.
     pub common: Arc<Common>,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
@@ -227,6 +231,7 @@ impl Worker {
             routes: RouteNumbers::default(),
             log: Lines::default(),
             draining: Cell::new(false),
+            retired: Cell::new(false),
             snapshot: RefCell::new(Cache::new(common.snapshot.clone())),
             listeners: RefCell::default(),
             epoch: Cell::new(0),
@@ -261,6 +266,10 @@ impl Worker {
                 self.peers.forget(workload);
                 self.tunnels.sweep(&self.identities, self.clock.now(), self.limits.tunnel_idle);
                 self.clock.cut_gone();
+            }
+            Command::Retire => {
+                self.retired.set(true);
+                self.sockets.stop_beating(self.index);
             }
             Command::Drain => {
                 self.draining.set(true);
@@ -340,7 +349,9 @@ async fn beat(worker: Rc<Worker>) {
     let (mut looked, mut swept, mut expired) = (0, 0, 0);
     loop {
         ticks.tick().await;
-        worker.sockets.beat(worker.index);
+        if !worker.retired.get() {
+            worker.sockets.beat(worker.index);
+        }
         worker.shared.beat_ns.store(monotonic_ns(), Relaxed);
         worker.clock.tick(Instant::now());
         worker.log.flush(&worker.common.log);

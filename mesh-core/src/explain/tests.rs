@@ -86,7 +86,7 @@ fn a_request_is_followed_from_its_address_to_whoever_lets_it_in() {
     };
     let said = told(&snapshot(vec![of(policy)]), "240.0.0.1", 80, "/api/x?q=1");
     says(&said, "service", "240.0.0.1 is a virtual address of d/front:80");
-    says(&said, "path", "proxy: an HTTPRoute is attached");
+    says(&said, "path", "proxy: a route is attached that the proxy carries out");
     says(&said, "route", "rule d/front/0");
     says(&said, "route", "d/front/1 (any host, path /beta): no: the path is \"/api/x\"");
     says(&said, "filters", "path becomes /v2/x");

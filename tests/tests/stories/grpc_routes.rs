@@ -125,8 +125,8 @@ fn calls_go_by_service_method_and_headers() {
     seen.retain(|line| line.starts_with("v2-a"));
     assert!((6..=40).contains(&seen.len()), "a tenth of 200: {}", seen.len());
     let counted = |labels: &[(&str, &str)]| mesh.node(1).metrics().count("mesh_requests_total", labels);
-    assert!(counted(&[("protocol", "http2"), ("route", "default/front/0"), ("status", "200")]) >= 200);
-    assert!(counted(&[("protocol", "http2"), ("reason", "no_route")]) >= 4);
+    assert!(counted(&[("protocol", "grpc"), ("route", "default/front/0"), ("status", "200")]) >= 200);
+    assert!(counted(&[("protocol", "grpc"), ("reason", "no_route")]) >= 4);
 }
 
 #[test]

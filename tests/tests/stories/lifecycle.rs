@@ -11,7 +11,7 @@ use mesh_tests::{
 };
 use rustix::process::Signal;
 
-use crate::{http2::cart, words::settled, words::web};
+use crate::{http2::called, http2::cart, words::settled, words::web};
 
 /// Calls over one channel until a file is there. Prints who has answered how often, and each failure.
 const CALLS: &str = r"
@@ -143,6 +143,13 @@ fn configuration_that_changes_under_load_loses_no_request() {
     let client = mesh.pod(1, "client").account("shop").up();
     settled(&client, at(vip4(1), 80), &["a"]);
     settled(&client, at(vip4(3), 80), &["o"]);
+    // From the beginning: what was let in as bytes of any kind ends when requests begin to decide.
+    mesh.apply(&authorization("calls", "cart", "allow", "[{to: [{paths: ['/*']}]}]"));
+    let asked = || mesh.node(2).metrics().count("mesh_requests_total", &[("direction", "in")]);
+    within(Duration::from_secs(15), "requests decide", || {
+        called(&client, at(vip4(2), 80));
+        asked() > 0
+    });
     let (loads, calls) = (loads(&client, 1), Calls::start(&client, 2));
     let balancing = ["roundRobin", "random", "leastConnections"];
     for turn in 0..20u32 {

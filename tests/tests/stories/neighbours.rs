@@ -181,7 +181,7 @@ fn cost(mesh: &Mesh, client: &Pod, script: &str, count: u64) -> (u64, Process) {
         &["-c", script, &vip4(1).to_string(), &count.to_string()],
     );
     until(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         "they stand",
         || held.log(),
         |log| log.contains("up") || log.contains("Error"),

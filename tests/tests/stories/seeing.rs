@@ -75,7 +75,7 @@ fn has(line: &Value, fields: &[(&str, &str)]) -> bool {
     fields.iter().all(|(name, value)| match &line[*name] {
         Value::String(text) => text == value,
         Value::Null => value.is_empty(),
-        other => other.to_string() == *value,
+        other => format!("{other}") == *value,
     })
 }
 
@@ -232,7 +232,7 @@ fn a_request_is_explained_as_it_would_go() {
     until(std::time::Duration::from_secs(15), "the route is there", told, |text| {
         [
             "240.240.0.2 is a virtual address of default/front:80",
-            "proxy: an HTTPRoute is attached",
+            "proxy: a route is attached that the proxy carries out",
             "rule default/front/0",
             "default/front/1 (any host, paths below /none/): no: the path is \"/api/users\"",
             "default/site:80 weight 9 (90.0 %)",

@@ -70,6 +70,13 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Its connection takes no more streams: it is given to nobody else, and ends with those that it has.
+    pub fn retire(&self) {
+        self.peer.dead.set(true);
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.peer.streams.set(self.peer.streams.get() - 1);

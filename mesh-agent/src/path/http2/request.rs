@@ -1,8 +1,8 @@
 //! One stream: from its head to the end of both bodies.
 //!
-//! A connect that fails is tried at other endpoints, and so is a connection that takes no stream any more. What was sent
-//! is sent again only where the route asks for that, and while nothing of an answer has gone to the client (upload). A
-//! client that gives up ends the endpoint's stream as well.
+//! A connect that fails is tried at other endpoints, a connection that takes no stream any more is replaced. What was sent
+//! is sent again where its endpoint says that it has not looked at it, and where the route asks for that, while nothing of
+//! an answer has gone to the client (upload). A client that gives up ends the endpoint's stream as well.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -38,6 +38,11 @@ use crate::sys::monotonic_ns;
 
 /// Other endpoints that are tried after a connect has failed.
 const OTHERS: usize = 2;
+
+/// Connections that take no stream any more, that are passed over.
+const SPENT: usize = 2;
+/// How often a request is sent again that its endpoint has not looked at.
+const UNPROCESSED: usize = 2;
 
 /// Reason label where the client ended its stream before its response was complete.
 const CLIENT_GONE: &str = "client_gone";
@@ -82,6 +87,8 @@ impl Ready {
 enum Failed {
     /// This.
     Error(ProxyError),
+    /// The same, and its endpoint has said that it has not looked at the request.
+    Unprocessed(ProxyError),
     /// Its client has gone.
     Gone,
 }
@@ -167,19 +174,19 @@ async fn serve(
     account.settle(|| match &done {
         Ok(()) => Answer::of_status(status),
         Err(Failed::Gone) => Answer::Nothing,
-        Err(Failed::Error(error)) => Answer::of_error(error),
+        Err(Failed::Error(error) | Failed::Unprocessed(error)) => Answer::of_error(error),
     });
     match done {
         Ok(()) => {}
         Err(Failed::Gone) => account.reason = CLIENT_GONE,
-        Err(Failed::Error(error)) if account.status == 0 => {
+        Err(Failed::Error(error) | Failed::Unprocessed(error)) if account.status == 0 => {
             failed(account, error, grpc);
             match account.denial.take() {
                 Some(denial) => deny(&mut respond, &denial, grpc),
                 None => refuse(&mut respond, error, grpc),
             }
         }
-        Err(Failed::Error(error)) => {
+        Err(Failed::Error(error) | Failed::Unprocessed(error)) => {
             // The client has seen the beginning of a response: its end must not look like one.
             account.reason = error.reason();
             one(&shared.worker.shared.counters.resets);
@@ -213,6 +220,7 @@ async fn exchange(
     account: &mut Account,
 ) -> Result<(), Failed> {
     let keep = Cell::new(ready.terms.as_ref().is_some_and(|terms| terms.keeps()));
+    let mut unprocessed = 0;
     loop {
         let deadline = ready.terms.as_mut().and_then(|terms| {
             terms.begin();
@@ -222,7 +230,13 @@ async fn exchange(
         match within(deadline, tried).await {
             Ok(Tried::Done) => return Ok(()),
             Ok(Tried::Again) => {}
-            Err(Failed::Error(error))
+            Err(Failed::Unprocessed(_)) if unprocessed < UNPROCESSED && upload.is_whole(&keep) => {
+                unprocessed += 1;
+                one(&shared.worker.shared.counters.retried);
+                account.settle(|| Answer::Nothing);
+                continue;
+            }
+            Err(Failed::Error(error) | Failed::Unprocessed(error))
                 if account.status == 0
                     && error != ProxyError::RequestTimeout
                     && Answer::of_error(&error) != Answer::Nothing
@@ -268,7 +282,7 @@ async fn attempt(
     let mut response = pin!(response);
     let response = loop {
         tokio::select! {
-            response = &mut response => break response.map_err(|e| Failed::Error(failure(&e)))?,
+            response = &mut response => break response.map_err(|e| failed_as(&e))?,
             sent = &mut uploaded, if uploading => {
                 uploading = false;
                 if let Err(Broken::From(_)) = sent {
@@ -363,7 +377,7 @@ pub(super) async fn send(
     let mut tried = [0; OTHERS + 1];
     let mut failed = 0;
     loop {
-        account.sent_to(&hop);
+        account.sent_to(hop);
         let Shared { worker, member, whose, .. } = &**shared;
         let granted = request_as(worker, member, whose, hop, head, account).await?;
         limit(worker, (member, whose), hop, backend.as_deref(), |name| {
@@ -373,17 +387,10 @@ pub(super) async fn send(
         if let Some(told) = &granted.told {
             told.edit(sent.headers_mut());
         }
-        let error = match shared.peers().lease(worker, member, hop).await {
-            Ok(lease) => match lease.sender().ready().await {
-                Ok(mut sender) => match sender.send_request(sent, whole) {
-                    Ok((response, up)) => {
-                        let up = (!whole).then_some(up);
-                        return Ok(Sent { lease, response, up, granted: granted.response });
-                    }
-                    Err(error) => failure(&error),
-                },
-                Err(error) => failure(&error),
-            },
+        let error = match start(shared, hop, sent, whole).await {
+            Ok((lease, response, up)) => {
+                return Ok(Sent { lease, response, up, granted: granted.response });
+            }
             Err(error) => error,
         };
         account.settle(|| Answer::of_error(&error));
@@ -397,6 +404,40 @@ pub(super) async fn send(
         account.goes(hop)?;
         one(&worker.shared.counters.retried);
     }
+}
+
+/// Begins a stream at this endpoint. A connection that takes none any more, as its peer has said (GOAWAY) or because it
+/// is broken, is left alone, and another one is tried: nothing was sent.
+async fn start(
+    shared: &Rc<Shared>,
+    hop: &Hop,
+    head: Request<()>,
+    whole: bool,
+) -> Result<(Lease, ResponseFuture, Option<SendStream<Bytes>>), ProxyError> {
+    let mut spent = 0;
+    loop {
+        let lease = shared.peers().lease(&shared.worker, &shared.member, hop).await?;
+        let begun = match lease.sender().ready().await {
+            Ok(mut sender) => sender.send_request(head.clone(), whole),
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok((response, up)) => return Ok((lease, response, (!whole).then_some(up))),
+            Err(error) if spent == SPENT => return Err(failure(&error)),
+            Err(_) => spent += 1,
+        }
+        lease.retire();
+    }
+}
+
+/// What a stream ended with that was to have a response.
+fn failed_as(error: &h2::Error) -> Failed {
+    // RFC 9113 section 8.7: streams beyond a GOAWAY's last, and those that are refused.
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    if error.is_remote() && (refused || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR)) {
+        return Failed::Unprocessed(failure(error));
+    }
+    Failed::Error(failure(error))
 }
 
 /// What an endpoint's stream or connection ended with.

@@ -128,7 +128,7 @@ async fn read(mut body: RecvStream) -> Result<Bytes, CallError> {
         Some(code) => return Err(CallError::Status(code)),
         None => return Err(CallError::Malformed("it has no grpc-status")),
     }
-    message(all.freeze())
+    message(&all.freeze())
 }
 
 fn status(headers: &HeaderMap) -> Option<i32> {
@@ -136,7 +136,7 @@ fn status(headers: &HeaderMap) -> Option<i32> {
 }
 
 /// The one message of an answer.
-fn message(all: Bytes) -> Result<Bytes, CallError> {
+fn message(all: &Bytes) -> Result<Bytes, CallError> {
     match all.first_chunk::<PREFIX>() {
         Some([0, length @ ..]) if u32::from_be_bytes(*length) as usize == all.len() - PREFIX => {
             Ok(all.slice(PREFIX..))
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_whole_message() {
-        let of = |bytes: &'static [u8]| message(Bytes::from_static(bytes)).ok();
+        let of = |bytes: &'static [u8]| message(&Bytes::from_static(bytes)).ok();
         assert_eq!(of(b"\0\0\0\0\x02ab").as_deref(), Some(&b"ab"[..]));
         assert_eq!(of(b"\0\0\0\0\0").as_deref(), Some(&b""[..]));
         for bad in [&b""[..], b"\0\0\0\0", b"\0\0\0\0\x03ab", b"\0\0\0\0\x01ab", b"\x01\0\0\0\x02ab"] {

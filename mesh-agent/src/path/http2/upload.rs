@@ -49,6 +49,11 @@ impl Upload {
         self.pieces.is_empty() && (self.ended || self.from.is_end_stream()) && self.trailers.is_none()
     }
 
+    /// Can all of it be sent still? `keep`: as in [`Upload::copy`].
+    pub fn is_whole(&self, keep: &Cell<bool>) -> bool {
+        self.read.get() == 0 || keep.get()
+    }
+
     /// Sends it, from its beginning where it was sent before. `keep`: still to be kept; cleared once it cannot be.
     /// `moved` is told of every piece, and so are `taps`.
     pub async fn copy(

@@ -62,6 +62,8 @@ impl Sockets for Fake {
         Ok(!self.refuses_handover.load(SeqCst))
     }
 
+    fn stop_beating(&self, _: u32) {}
+
     fn beat(&self, _: u32) {
         self.beats.fetch_add(1, SeqCst);
     }

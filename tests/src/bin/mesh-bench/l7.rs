@@ -160,27 +160,13 @@ impl Ground {
         &found.expect("both are there").1
     }
 
-    /// Where a leg goes.
-    fn url(&self, ours: bool, kind: &Kind) -> String {
-        let to = match (ours, kind.spoken) {
-            (true, Spoken::Http1) => at(vip4(1), 80),
-            (true, Spoken::Http2) => at(vip4(2), 80),
-            (true, Spoken::Grpc) => at(vip4(3), 80),
-            (false, Spoken::Http1) => at([127, 0, 0, 1], kind.peer.ports()[0]),
-            (false, Spoken::Http2) => at([127, 0, 0, 1], kind.peer.ports()[1]),
-            (false, Spoken::Grpc) => at([127, 0, 0, 1], kind.peer.ports()[2]),
-        };
-        let file = if kind.spoken == Spoken::Grpc { "Echo".to_owned() } else { format!("b{}", kind.size) };
-        format!("http://{to}{ASKED}/{file}")
-    }
-
     fn pid(&self, ours: bool, kind: &Kind) -> u32 {
         if ours { self.mesh.node(1).agent_pid() } else { self.peer(kind.peer).pid() }
     }
 
     fn leg(&self, ours: bool, kind: &Kind, rate: f64) -> Result<f64> {
         let pod = if ours { &self.client } else { &self.bare };
-        let (url, connections) = (self.url(ours, kind), kind.connections.to_string());
+        let (url, connections) = (url(ours, kind), kind.connections.to_string());
         if let Measure::Tail = kind.measure {
             return p99_at(pod, &url, kind.connections, rate, Duration::from_secs(2));
         }
@@ -210,7 +196,7 @@ impl Ground {
     /// Half of what the peer answers a second when it is asked as often as it can.
     fn half(&self, kind: &Kind) -> Result<f64> {
         let connections = kind.connections.to_string();
-        let url = self.url(false, kind);
+        let url = url(false, kind);
         Ok(wrk(&self.bare, &["-t1", "-c", &connections, "-d", &format!("{LEG}s"), &url])?.rate / 2.0)
     }
 
@@ -223,6 +209,20 @@ impl Ground {
             ("connections_of_the_server".to_owned(), open.lines().count() as u64),
         ])
     }
+}
+
+/// Where a leg goes.
+fn url(ours: bool, kind: &Kind) -> String {
+    let to = match (ours, kind.spoken) {
+        (true, Spoken::Http1) => at(vip4(1), 80),
+        (true, Spoken::Http2) => at(vip4(2), 80),
+        (true, Spoken::Grpc) => at(vip4(3), 80),
+        (false, Spoken::Http1) => at([127, 0, 0, 1], kind.peer.ports()[0]),
+        (false, Spoken::Http2) => at([127, 0, 0, 1], kind.peer.ports()[1]),
+        (false, Spoken::Grpc) => at([127, 0, 0, 1], kind.peer.ports()[2]),
+    };
+    let file = if kind.spoken == Spoken::Grpc { "Echo".to_owned() } else { format!("b{}", kind.size) };
+    format!("http://{to}{ASKED}/{file}")
 }
 
 /// Files of four sizes, over HTTP/1 and HTTP/2.

@@ -7,7 +7,7 @@ use std::{
 
 use mesh_core::{
     head::Head,
-    route::{Backend, PathMatch, RouteSpec, RouteTable, RuleSpec},
+    route::{Backend, Edits, PathMatch, RouteSpec, RouteTable, RuleSpec},
 };
 
 use crate::{
@@ -25,7 +25,7 @@ const SAMPLES: usize = 50;
 struct Asked(String);
 
 impl Head for Asked {
-    fn method(&self) -> &str {
+    fn method(&self) -> &'static str {
         "GET"
     }
 
@@ -37,7 +37,7 @@ impl Head for Asked {
         None
     }
 
-    fn authority(&self) -> &str {
+    fn authority(&self) -> &'static str {
         "shop.example"
     }
 
@@ -58,7 +58,7 @@ fn table() -> RouteTable {
         RuleSpec {
             matches: vec![path.into()],
             backends: vec![Backend { service: Some(1), weight: 1, edits: None }],
-            edits: Default::default(),
+            edits: Edits::default(),
             action: None,
         }
     };
