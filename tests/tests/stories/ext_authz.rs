@@ -10,28 +10,12 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
+use crate::jwt::{ECHO, RAW};
+
 const PYTHON: &str = "/usr/bin/python3";
 const SERVER: &str = include_str!("ext_authz/server.py");
 /// Its protocol buffers, as PyPI has them.
 const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/xds-protos");
-
-/// Answers with the head that it got.
-const ECHO: &str = r"
-import http.server, socket, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    def do_GET(self):
-        lines = ''.join(f'got {name.lower()}={value}\n' for name, value in self.headers.items())
-        body = (f'name={sys.argv[2]}\n' + lines).encode()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-class Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-print('ready', flush=True)
-Server(('::', int(sys.argv[1])), Handler).serve_forever()
-";
 
 /// A pod that decides, behind the service `decider` (number 9).
 fn decider(mesh: &Mesh, node: u8) -> (Pod, Process) {
@@ -156,18 +140,6 @@ fn a_service_of_the_mesh_decides_about_requests() {
         .meshctl(&["authz", "check", "far", "web-0", "-p", "8080", "-X", "GET", "--path", "/asked/x"], "");
     assert!(said.contains("has extAuthz decider decide"), "{said}");
 }
-
-/// What comes back for bytes that are no HTTP.
-const RAW: &str = r"
-import socket, sys
-try:
-    with socket.create_connection((sys.argv[1], 8080), 5) as s:
-        s.sendall(b'\x00\x01raw bytes\r\n\r\n')
-        answer = s.recv(1000)
-except OSError:
-    answer = b''
-print('answered' if answer and b'x-mesh-reason' not in answer else 'refused')
-";
 
 #[test]
 fn without_an_answer_requests_are_refused_unless_the_mesh_says_otherwise() {

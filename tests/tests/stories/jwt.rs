@@ -21,7 +21,7 @@ const PORT: &str = "8443";
 const ROTATED: Duration = Duration::from_secs(20);
 
 /// Answers with the head that it got.
-const ECHO: &str = r"
+pub const ECHO: &str = r"
 import http.server, socket, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
@@ -208,7 +208,7 @@ fn requests_need_a_good_token_and_the_application_is_told_of_it() {
 }
 
 /// What comes back for bytes that are no HTTP.
-const RAW: &str = r"
+pub const RAW: &str = r"
 import socket, sys
 try:
     with socket.create_connection((sys.argv[1], 8080), 5) as s:
