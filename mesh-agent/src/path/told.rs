@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::authorise::request::is_alike;
 use mesh_core::authorise::{Claims, Headers};
 use mesh_core::ext_authz::Grant;
 use mesh_core::http1::{RequestEdits, RequestHead, write_request};
@@ -47,7 +48,7 @@ impl Told {
         let Grant { set, add, remove, .. } = grant;
         self.claimed.extend(set.iter().map(|(name, _)| name.clone()));
         let gone = |name: &str| {
-            let same = |one: &str| is_alike(name.as_bytes(), one);
+            let same = |one: &str| is_alike(name.as_bytes(), one.as_bytes());
             set.iter().any(|(one, _)| same(one)) || remove.iter().any(|one| same(one))
         };
         self.fields.retain(|(name, _)| !gone(name));
@@ -85,7 +86,7 @@ impl Told {
     pub fn edit(&self, fields: &mut HeaderMap) {
         let taken: Vec<HeaderName> = fields
             .keys()
-            .filter(|own| self.removed().any(|name| is_alike(own.as_str().as_bytes(), name)))
+            .filter(|own| self.removed().any(|name| is_alike(own.as_str().as_bytes(), name.as_bytes())))
             .cloned()
             .collect();
         for name in taken {
@@ -112,17 +113,11 @@ pub struct Without<'a> {
 impl Headers for Without<'_> {
     fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
         self.all.each(&mut |name, value| {
-            if !self.names.iter().any(|one| is_alike(name, one)) {
+            if !self.names.iter().any(|one| is_alike(name, one.as_bytes())) {
                 show(name, value);
             }
         });
     }
-}
-
-/// Are these one name to a server that passes headers on as variables? `name`: in lower case.
-fn is_alike(own: &[u8], name: &str) -> bool {
-    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    own.len() == name.len() && own.iter().zip(name.as_bytes()).all(|(a, b)| plain(*a) == plain(*b))
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ impl HeaderValue {
 }
 
 /// Are these one name to a server that passes headers on as variables (`X-A` and `X_A` are both `HTTP_X_A`)?
-fn is_alike(a: &[u8], b: &[u8]) -> bool {
+pub fn is_alike(a: &[u8], b: &[u8]) -> bool {
     let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| plain(*a) == plain(*b))
 }
