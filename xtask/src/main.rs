@@ -30,6 +30,7 @@ usage: cargo xtask <command>
   bench l4 [--json FILE] kernel path against no mesh
   bench mtls [...]       tunnels between agents against a pair of Envoys
   bench l7 [...]         the proxy against HAProxy and Envoy
+  bench core [NAME]      single decisions: route, balance, authorise, heads of HTTP/1
   fuzz [NAME] [--seconds N]  bytes of strangers: connect_head, certificate, http1_head
   tidy                   checks on the source that the compiler does not make";
 
@@ -53,6 +54,11 @@ fn dispatch(args: &[String]) -> Result<()> {
         "test" => test::test(rest),
         "demo" => test::program("mesh-demo", Profile::Dev, rest),
         "bench" => {
+            if let Some((name, args)) = rest.split_first()
+                && name == "core"
+            {
+                return test::bench_core(args);
+            }
             if rest.first().is_some_and(|name| name == "mtls" || name == "l7") {
                 tools::envoy()?;
             }

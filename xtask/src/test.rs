@@ -86,12 +86,14 @@ pub fn test(args: &[String]) -> Result<()> {
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {
-        let mut unit = cargo(&["test", "--workspace", "--exclude", "mesh-tests", "--no-fail-fast"]);
+        let mut unit = cargo(&["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
         parts.push(part("unit tests", &mut unit)?);
-        let mut harness = cargo(&["test", "-p", "mesh-tests", "--lib", "--bins"]);
-        parts.push(part("tests of the harness", &mut harness)?);
+        let others = ["test", "--workspace", "--exclude", "mesh-tests", "--test", "*", "--no-fail-fast"];
+        parts.push(part("tests of crates", &mut cargo(&others))?);
     }
-    let mut stories = cargo(&["test", "-p", "mesh-tests", "--test", "stories", "--"]);
+    // The whole workspace each time: with fewer packages cargo gives what they share other features, and builds
+    // it again.
+    let mut stories = cargo(&["test", "--workspace", "--test", "stories", "--"]);
     stories.args(&filter);
     if !all {
         stories.args(["--skip", "long::"]);
@@ -149,6 +151,13 @@ fn part(name: &'static str, command: &mut Command) -> Result<Part> {
     }
     let ok = child.wait()?.success();
     Ok(Part { name, failed, results, ok, seconds: begin.elapsed().as_secs() })
+}
+
+/// Times single decisions; `args` are criterion's.
+pub fn bench_core(args: &[String]) -> Result<()> {
+    let mut command = cargo(&["bench", "--workspace", "--bench", "core", "--"]);
+    run("bench core", command.args(args))?;
+    Ok(())
 }
 
 /// Builds everything and becomes the program `name` of the `tests` crate: Ctrl-C goes straight to it.
