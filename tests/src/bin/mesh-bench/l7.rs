@@ -2,7 +2,8 @@
 //!
 //! One node; wrk or h2load in the client's network namespace, nginx (or a gRPC server) in another pod. Ours: an enrolled
 //! client dials a virtual address and the agent's one worker takes it; the peers are dialled on loopback. All have 100
-//! routes, of which the 58th is asked for, retries, breakers, least connections, no access log.
+//! routes, of which the 58th is asked for, retries, limits of requests, ejection for answers, a rate limit that is never
+//! reached, least connections, no access log.
 //!
 //! What counts is what the proxy burns a request: user and system time of its process. Proof: requests that the
 //! agent's worker has counted, and that the peer's server has answered.
@@ -130,7 +131,12 @@ impl Ground {
             mesh.apply(&routes(name));
             mesh.apply(&traffic(
                 name,
-                &["balancing: leastConnections", "limits: {maxConnections: 100000}", "outlierEjection: {}"],
+                &[
+                    "balancing: leastConnections",
+                    "limits: {maxConnections: 100000, maxRequests: 100000}",
+                    "outlierEjection: {consecutive5xx: 5}",
+                    "rateLimits: [{requests: 1000000}]",
+                ],
             ));
         }
         let [one, two, grpc] = SERVERS;

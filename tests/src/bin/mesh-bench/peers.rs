@@ -1,5 +1,5 @@
 //! HAProxy and Envoy beside the client, as the agent's proxy is: one thread each, 100 routes to one backend, retries,
-//! breakers, no access log.
+//! ejection for answers, a rate limit that is never reached, no access log.
 //!
 //! Each has three ways in on the client's loopback: HTTP/1.1 to a server of HTTP/1.1, HTTP/2 to one of HTTP/2, and to
 //! one of gRPC.
@@ -82,7 +82,11 @@ fn haproxy(client: &Pod, server: Ipv4Addr, to: [u16; 3], at: [u16; 3]) -> Result
     let frontend = |name: &str, port: u16, proto: &str| {
         let map = work.join(format!("{name}.map"));
         format!(
-            "frontend {name}-in\n  bind 127.0.0.1:{port} {proto}\n  use_backend %[path,map_beg({},{name})]\n",
+            "frontend {name}-in\n  bind 127.0.0.1:{port} {proto}\n\
+             \x20 stick-table type integer size 1k expire 10s store http_req_rate(1s)\n\
+             \x20 http-request track-sc0 int(1)\n\
+             \x20 http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt 1000000 }}\n\
+             \x20 use_backend %[path,map_beg({},{name})]\n",
             map.display()
         )
     };
@@ -132,9 +136,15 @@ fn manager(name: &str) -> String {
         )
     };
     let rules: Vec<String> = (0..ROUTES).map(rule).collect();
+    let all = r#"{"default_value": {"numerator": 100, "denominator": "HUNDRED"}, "runtime_key": "all"}"#;
+    let limit = format!(
+        r#"{{"name": "limit", "typed_config": {{"@type": "{TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit",
+          "stat_prefix": "limit", "filter_enabled": {all}, "filter_enforced": {all},
+          "token_bucket": {{"max_tokens": 1000000, "tokens_per_fill": 1000000, "fill_interval": "1s"}}}}}}"#
+    );
     format!(
         r#"{{"name": "http", "typed_config": {{"@type": "{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-          "stat_prefix": "{name}", "http_filters": [{{"name": "router", "typed_config": {{"@type": "{TYPE}.filters.http.router.v3.Router"}}}}],
+          "stat_prefix": "{name}", "http_filters": [{limit}, {{"name": "router", "typed_config": {{"@type": "{TYPE}.filters.http.router.v3.Router"}}}}],
           "route_config": {{"virtual_hosts": [{{"name": "all", "domains": ["*"], "routes": [{}]}}]}}}}}}"#,
         rules.join(",")
     )
