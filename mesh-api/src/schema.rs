@@ -203,7 +203,7 @@ fn traffic_policy() -> Value {
             "http": words(&["proxy", "kernel"]),
             "onProxyLoss": words(&["bypass", "refuse"]),
             "balancing": words(&["roundRobin", "random", "leastConnections", "leastRequests", "peakEwma", "maglev"]),
-            "affinity": object(&json!(["timeout"]), &json!({ "timeout": duration() })),
+            "affinity": resilience::affinity(),
             "limits": object(
                 &json!([]),
                 &json!({
@@ -229,6 +229,7 @@ fn traffic_policy() -> Value {
             "breaker": resilience::breaker(),
             "rateLimits": list(&resilience::rate_limit(), 1, 8),
             "fault": resilience::fault(),
+            "hedge": resilience::hedge(),
             "connectTimeout": duration(),
             "slowStart": object(&json!(["window"]), &json!({ "window": duration() })),
             "locality": object(

@@ -9,7 +9,7 @@ mod resilience;
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
+    Action, Affinity, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
     ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort, ExternalServiceSpec, HeaderIs,
     HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec, LocalityMode, LocalityPolicy,
     MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
@@ -249,7 +249,11 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         on_proxy_loss: on_proxy_loss.into(),
         balancing: balancing.into(),
         created_ms: resource.metadata.created_ms,
-        affinity_timeout_ms: spec.affinity.map_or(0, |affinity| millis(affinity.timeout)),
+        affinity_timeout_ms: match &spec.affinity {
+            Some(Affinity::Timeout(time)) => millis(*time),
+            _ => 0,
+        },
+        sticky: spec.affinity.as_ref().and_then(resilience::sticky),
         limits: spec.limits.as_ref().map(resilience::limits),
         outlier_ejection: spec.outlier_ejection.as_ref().map(resilience::ejection),
         slow_start_ms: spec.slow_start.map_or(0, |slow| millis(slow.window)),
@@ -258,6 +262,7 @@ fn traffic_policy(resource: &Resource, spec: &TrafficPolicySpec) -> v1::TrafficP
         breaker: spec.breaker.map(resilience::breaker),
         rate_limits: spec.rate_limits.iter().map(resilience::rate).collect(),
         fault: spec.fault.as_ref().map(resilience::fault),
+        hedge: spec.hedge.map(resilience::hedge),
     }
 }
 

@@ -187,4 +187,4 @@ impl PartialEq for Turn {
 impl Eq for Turn {}
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

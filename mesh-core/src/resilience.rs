@@ -1,7 +1,7 @@
 //! What a service's policy asks for of requests, and the decisions that follow from it.
 //!
 //! ```text
-//! route ─▶ fault ─▶ admission (limits, queue) ─▶ breaker ─▶ endpoint ─▶ answer ─▶ { breaker, outlier, latency }
+//! route ─▶ fault ─▶ admission (limits, queue) ─▶ breaker ─▶ endpoint (hedge) ─▶ answer ─▶ { breaker, outlier, latency }
 //!                                                            at the other end: rate
 //! ```
 //!
@@ -13,16 +13,20 @@ pub mod admission;
 pub mod answer;
 pub mod breaker;
 pub mod fault;
+pub mod hedge;
 pub mod latency;
 pub mod outlier;
 pub mod overload;
 pub mod rate;
+pub mod sticky;
 
 use admission::Limits;
 use breaker::Breaking;
 use fault::Fault;
+use hedge::Hedge;
 use outlier::Outliers;
 use rate::Rate;
+use sticky::Sticky;
 
 /// All of it, of one service port.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,12 +43,20 @@ pub struct Resilience {
     pub fault: Option<Fault>,
     /// Endpoints are chosen by the requests that they have, or how soon they answer.
     pub weighs: bool,
+    /// When a slow request is sent a second time; `None`: never.
+    pub hedge: Option<Hedge>,
+    /// What keeps a client at one endpoint; `None`: nothing.
+    pub sticky: Option<Sticky>,
 }
 
 impl Resilience {
     /// Is each request followed to its end by who sends it?
     pub fn follows(&self) -> bool {
-        self.limits != Limits::default() || self.outliers.is_some() || self.breaking.is_some() || self.weighs
+        self.limits != Limits::default()
+            || self.outliers.is_some()
+            || self.breaking.is_some()
+            || self.weighs
+            || self.hedge.is_some()
     }
 
     /// Are there endpoints that may not be sent to for now, though nobody has ejected them?

@@ -16,6 +16,7 @@ use mesh_core::ext_authz::Denial;
 use mesh_core::head::Head;
 use mesh_core::outcome::{LogRule, NO_GRPC};
 use mesh_core::resilience::fault::Mishap;
+use mesh_core::resilience::sticky::Wanted;
 
 use super::authorise::Whose;
 use super::intercept::{Hop, Session};
@@ -87,6 +88,8 @@ pub struct Account {
     pub sent: Cell<u64>,
     /// Its head, where it may end HTTP: policies may ask for it later.
     pub asked: Option<Box<[u8]>>,
+    /// Whom it asks for.
+    pub wanted: Wanted,
     /// What is to go wrong with it.
     pub mishap: Mishap,
     /// What it holds of its service, where that follows requests.
@@ -116,6 +119,7 @@ impl Account {
             received: Cell::new(0),
             sent: Cell::new(0),
             asked: None,
+            wanted: Wanted::Any,
             mishap: Mishap::default(),
             ticket: None,
             denial: None,

@@ -10,6 +10,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use super::hbone::client::Via;
 use super::inbound::Noted;
 use super::judged::Judged;
 use super::link::Link;
-use super::member::{Held, Member};
+use super::member::{Admitted, Held, Member};
 use super::pool::is_plain;
 use super::stats::{Direction, Spoken, one};
 use super::transport::{self, Stream, Target};
@@ -170,19 +171,37 @@ pub struct Session {
     pub held: Held,
 }
 
-/// Serves one accepted connection to its end.
+/// A connection of which everything is known, as what is spoken serves it; with its place in the budget, given back last.
+struct Begun {
+    serving: Pin<Box<dyn Future<Output = ()>>>,
+    _noted: Option<Noted>,
+    _admitted: Admitted,
+}
+
+/// Serves one accepted connection to its end. What it takes to begin is given back before: most connections wait most of
+/// their time, and cost what their protocol's task is large.
 pub async fn serve(worker: Rc<Worker>, job: Job) {
+    if let Some(mut begun) = Box::pin(begin(worker, job)).await {
+        begun.serving.as_mut().await;
+    }
+}
+
+/// Finds out all about it; `None`: it has ended.
+async fn begin(worker: Rc<Worker>, job: Job) -> Option<Begun> {
     let Job { socket, admitted, direction } = job;
     let member = admitted.member().clone();
-    let Ok(stream) = socket.into_stream() else { return };
+    let stream = socket.into_stream().ok()?;
     if direction == Direction::In && hbone::server::is_asked(&member, &stream) {
-        hbone::server::serve(worker, member, stream).await;
-        return drop(admitted);
+        let serving = Box::pin(hbone::server::serve(worker, member, stream));
+        return Some(Begun { serving, _noted: None, _admitted: admitted });
     }
     let record = match direction {
         Direction::Out => match client_of(&worker, &stream) {
             Some(record) => Some(record),
-            None => return stream.reset(),
+            None => {
+                stream.reset();
+                return None;
+            }
         },
         Direction::In => None,
     };
@@ -192,12 +211,15 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         if let Err(stream) = dns::tcp::serve(&worker, &member, stream, resolver).await {
             stream.reset();
         }
-        return drop(admitted);
+        return None;
     }
     let ends = if record.is_none() { inbound::ends(&stream) } else { None };
     let whose = ends.map_or(Whose::Member, |(client, wanted)| Whose::Other(Other::new(client, wanted)));
-    let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else { return stream.reset() };
-    let _noted = ends.filter(|_| way.spoken != Spoken::Tcp).map(|ends| Noted::new(&worker, ends));
+    let Some(way) = way(&worker, &member, record.as_ref(), &whose).await else {
+        stream.reset();
+        return None;
+    };
+    let noted = ends.filter(|_| way.spoken != Spoken::Tcp).map(|ends| Noted::new(&worker, ends));
     let client = Rc::new(Link::new(stream));
     let watch = worker.clock.watch(&member);
     client.own(Some(watch.rc().clone()));
@@ -212,23 +234,27 @@ pub async fn serve(worker: Rc<Worker>, job: Job) {
         client,
         watch,
     };
+    let serving = speak(session, &way).await?;
+    Some(Begun { serving, _noted: noted, _admitted: admitted })
+}
+
+/// What serves it; `None`: it has ended.
+async fn speak(session: Session, way: &Way) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
     if session.worker.common.shed.is_on() {
         one(&session.worker.shared.counters.overloaded);
-        match way.spoken {
-            Spoken::Tcp => session.client.reset(),
-            _ => http1::refuse(session, ProxyError::Overloaded).await,
+        if way.spoken == Spoken::Tcp {
+            session.client.reset();
+            return None;
         }
-        return drop(admitted);
+        return Some(Box::pin(http1::refuse(session, ProxyError::Overloaded)));
     }
-    match (way.spoken, way.to, way.unknown) {
-        (.., Some(hop)) => detect::serve(session, hop).await,
-        (Spoken::Tls, To::Service(_), _) => tls::serve(session).await,
-        (Spoken::Tcp, To::Hop(hop), _) => serve_tcp(session, hop).await,
-        _ if http2::is_spoken(&session).await => http2::serve(session).await,
-        _ => http1::serve(session).await,
-    }
-    // The budget is given back last.
-    drop(admitted);
+    Some(match (way.spoken, way.to, way.unknown) {
+        (.., Some(hop)) => Box::pin(detect::serve(session, hop)),
+        (Spoken::Tls, To::Service(_), _) => Box::pin(tls::serve(session)),
+        (Spoken::Tcp, To::Hop(hop), _) => Box::pin(serve_tcp(session, hop)),
+        _ if http2::is_spoken(&session).await => Box::pin(http2::serve(session)),
+        _ => Box::pin(http1::serve(session)),
+    })
 }
 
 /// What the snapshot says of a connection.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mesh_core::balance::{Loads, pick_other};
 use mesh_core::error::ProxyError;
 use mesh_core::head::Head;
+use mesh_core::resilience::sticky::Wanted;
 use mesh_core::route::{Action, DirectResponse, Edits, Found, Redirect};
 use mesh_core::snapshot::{Service, Snapshot, Workload};
 
@@ -86,7 +87,8 @@ impl Caller<'_> {
         let asked = snapshot.services.get(&id).ok_or(ProxyError::NoEndpoints)?;
         let Some(routes) = asked.routes_of(|| self.namespace(snapshot)) else {
             account.strike(asked, head);
-            return Ok(Way::To(plainly(self.balance(asked)?, Some(asked.clone()))));
+            account.want(asked, head);
+            return Ok(Way::To(plainly(self.balance_for(asked, account.wanted)?, Some(asked.clone()))));
         };
         let Found { rule, matched } = routes.find(head).ok_or(ProxyError::NoRoute)?;
         account.route = self.worker.routes.number(&rule.name, &self.worker.shared.requests);
@@ -101,7 +103,8 @@ impl Caller<'_> {
         account.service = chosen;
         let service = snapshot.services.get(&chosen).ok_or(ProxyError::NoBackend)?;
         account.strike(service, head);
-        let hop = self.balance(service)?;
+        account.want(service, head);
+        let hop = self.balance_for(service, account.wanted)?;
         let edits = backend.edits.as_ref();
         Ok(Way::To(Routed { hop, backend: Some(service.clone()), edits, action, matched }))
     }
@@ -113,17 +116,23 @@ impl Caller<'_> {
 
     /// The endpoint whose turn it is.
     pub fn balance(&self, service: &Service) -> Result<Hop, ProxyError> {
+        self.balance_for(service, Wanted::Any)
+    }
+
+    /// The one that is wanted, or else whose turn it is.
+    pub fn balance_for(&self, service: &Service, wanted: Wanted) -> Result<Hop, ProxyError> {
         let hop = match &service.resilience {
-            Some(asked) if asked.follows() => self.balance_followed(service, asked),
-            _ => self.pick(service, &*self.worker.sockets),
+            Some(asked) if asked.follows() => self.balance_followed(service, asked, wanted),
+            _ => self.pick(service, wanted, &*self.worker.sockets),
         };
         hop.ok_or(ProxyError::NoEndpoints)
     }
 
     /// The same by these loads; `None`: nobody takes requests.
-    pub fn pick(&self, service: &Service, loads: &(impl Loads + ?Sized)) -> Option<Hop> {
+    pub fn pick(&self, service: &Service, wanted: Wanted, loads: &(impl Loads + ?Sized)) -> Option<Hop> {
         let mut balancer = self.worker.balance.borrow_mut();
-        let endpoint = balancer.pick(service, self.member.number(), fastrand::u64(..), loads)?;
+        let client = (self.member.number(), wanted);
+        let endpoint = balancer.pick(service, client, fastrand::u64(..), loads)?;
         Hop::to(service.id, endpoint, self.prefer_v6)
     }
 

@@ -164,6 +164,10 @@ counters! {
     /// Requests sent again: another endpoint after a failed connect, a reused connection that had closed, or as a
     /// route asks for it.
     retried,
+    /// Second requests that were sent because the first was not answered in time.
+    hedged,
+    /// Of those, whose answer came first.
+    hedges_won,
     /// Copies of requests that were sent.
     mirrored,
     /// That were not: too many were under way, the body was, or there was no endpoint.

@@ -85,6 +85,7 @@ metrics! {
     PROXY_HANDED_ON = "mesh_proxy_handed_on_total", Counter, &[], "Connections that a workload's home worker gave to another.";
     PROXY_DROPPED = "mesh_proxy_dropped_total", Counter, &["reason"], "Connections that the proxy closed without serving them, or cut.";
     PROXY_RETRIES = "mesh_proxy_retries_total", Counter, &[], "Requests sent again: another endpoint after a failed connect, a reused connection that had closed, or as a route asks for it.";
+    PROXY_HEDGES = "mesh_proxy_hedges_total", Counter, &["outcome"], "Second requests (hedge) that have ended: won, their answer came first; lost, the first one's did, or they failed. One that is under way counts as lost.";
     PROXY_MIRRORED = "mesh_proxy_mirrored_total", Counter, &["outcome"], "Copies of requests that routes ask for: sent, skipped (too many were under way, the body was, or there was no endpoint), failed (sent and not answered).";
     PROXY_DETECTED = "mesh_proxy_detected_total", Counter, &["verdict"], "Connections to ports of protocol auto, by what they were taken for: http, http2, tls, opaque (its client began with anything else), server_first, silent (nobody said anything within 100 ms), remembered (the workload's last client there was silent, so nothing was waited for).";
     PROXY_RESETS = "mesh_proxy_resets_total", Counter, &[], "Resets passed on from one side to the other.";

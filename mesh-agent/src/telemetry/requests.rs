@@ -154,6 +154,10 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         &m::PROXY_MIRRORED,
         &[("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)],
     );
+    let hedges = by(
+        &m::PROXY_HEDGES,
+        &[("won", c.hedges_won), ("lost", c.hedged.saturating_sub(c.hedges_won))],
+    );
     let detected = by(
         &m::PROXY_DETECTED,
         &[
@@ -189,7 +193,7 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, detected, originated]
+    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, hedges, detected, originated]
         .into_iter()
         .map(Family::finish)
         .collect::<Vec<_>>();

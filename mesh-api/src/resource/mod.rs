@@ -8,6 +8,7 @@
 //! Not here: whether what is referred to exists (mesh-registry says so in conditions).
 
 mod access_log;
+mod affinity;
 mod authorization_policy;
 mod egress;
 mod envelope;
@@ -23,6 +24,7 @@ mod l4_route;
 mod locality;
 mod mesh;
 mod mtls;
+mod hedge;
 mod resilience;
 mod service;
 mod tls_route;
@@ -31,6 +33,7 @@ mod transport_policy;
 mod workload;
 
 pub use access_log::AccessLog;
+pub use affinity::{Affinity, AffinityCookie};
 pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
     SourceTerms, TargetTerms,
@@ -49,6 +52,7 @@ pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
+pub use hedge::Hedge;
 pub use resilience::{
     BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
     RequestLimits, SuccessRate,
@@ -56,7 +60,7 @@ pub use resilience::{
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use tls_route::TlsRouteSpec;
 pub use traffic_policy::{
-    Affinity, Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
+    Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
     TrafficPolicySpec,
 };
 pub use transport_policy::{

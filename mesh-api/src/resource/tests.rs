@@ -267,10 +267,19 @@ fn policies_and_the_mesh_are_refused_where_they_are_wrong() {
     refuses(&changed(5, "/spec/balancing", json!("ringHash")), NotBuiltYet, "spec.balancing");
     refuses(&changed(5, "/spec/balancing", json!("magic")), BadFormat, "spec.balancing");
     refuses(&changed(5, "/spec/onProxyLoss", json!("panic")), BadFormat, "spec.onProxyLoss");
-    refuses(&changed(13, "/spec/affinity", json!({})), MissingField, "spec.affinity.timeout");
+    refuses(&changed(13, "/spec/affinity", json!({})), Conflict, "spec.affinity");
+    refuses(&changed(13, "/spec/affinity/header", json!("x-user")), Conflict, "spec.affinity");
+    let cookie = |cookie| changed(13, "/spec/affinity", json!({ "cookie": cookie }));
+    refuses(&cookie(json!({ "name": "a b" })), BadFormat, "spec.affinity.cookie.name");
+    refuses(&cookie(json!({ "name": "a", "path": "x;y" })), BadFormat, "spec.affinity.cookie.path");
+    refuses(&cookie(json!({ "name": "a", "ttl": "0s" })), OutOfRange, "spec.affinity.cookie.ttl");
     refuses(&changed(13, "/spec/affinity/timeout", json!("0s")), OutOfRange, "spec.affinity.timeout");
     refuses(&changed(13, "/spec/affinity/timeout", json!(30)), WrongType, "spec.affinity.timeout");
-    refuses(&changed(13, "/spec/affinity/cookie", json!("id")), NotBuiltYet, "spec.affinity.cookie");
+    refuses(&changed(13, "/spec/affinity/cookie", json!("id")), WrongType, "spec.affinity.cookie");
+    refuses(&changed(13, "/spec/hedge", json!({})), Conflict, "spec.hedge");
+    let both = json!({ "after": "10ms", "percentile": 90 });
+    refuses(&changed(13, "/spec/hedge", both), Conflict, "spec.hedge");
+    refuses(&changed(13, "/spec/hedge", json!({ "percentile": 30 })), OutOfRange, "spec.hedge.percentile");
     refuses(&changed(13, "/spec/limits/maxConnections", json!(0)), OutOfRange, "spec.limits.maxConnections");
     refuses(&changed(13, "/spec/limits/maxRetries", json!(1)), NotBuiltYet, "spec.limits.maxRetries");
     let ejection =

@@ -10,6 +10,8 @@ use serde::{Serialize, Serializer};
 
 use super::locality::LocalityPolicy;
 use super::mesh::HttpMode;
+use super::affinity::Affinity;
+use super::hedge::Hedge;
 use super::resilience::{BreakerPolicy, Fault, OutlierAnswers, RateLimit, RequestLimits};
 use crate::duration;
 use crate::error::ApiError;
@@ -58,6 +60,9 @@ pub struct TrafficPolicySpec {
     /// What goes wrong on purpose; `None`: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// When a slow request is sent to a second endpoint as well; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// A service, or one port of it.
@@ -101,14 +106,6 @@ pub enum Balancing {
     PeakEwma,
     /// By the client's address, so that few clients move when endpoints come and go.
     Maglev,
-}
-
-/// Keeps a client at its endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Affinity {
-    /// For so long after its last connection.
-    #[serde(serialize_with = "text")]
-    pub timeout: Duration,
 }
 
 /// How many connections and requests there may be from one node.
@@ -163,7 +160,6 @@ impl Default for OutlierEjection {
 
 /// Most connections that a limit can name.
 const MAX_CONNECTIONS: u64 = 1_000_000;
-const AFFINITY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 const EJECTION: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 const SLOW_START: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 /// The kernel waits in steps that begin at 200 ms.
@@ -181,7 +177,7 @@ pub(super) fn some_text<S: Serializer>(time: &Option<Duration>, to: S) -> Result
     }
 }
 
-const UNBUILT: &[&str] = &["outlier", "retry", "timeouts", "connectionPool", "hedging"];
+const UNBUILT: &[&str] = &["outlier", "retry", "timeouts", "connectionPool"];
 const UNBUILT_BALANCING: &[&str] = &["ringHash", "consistentHash"];
 
 impl TrafficPolicySpec {
@@ -189,6 +185,8 @@ impl TrafficPolicySpec {
     pub fn asks_requests(&self) -> bool {
         self.breaker.is_some()
             || self.fault.is_some()
+            || self.hedge.is_some()
+            || self.affinity.as_ref().is_some_and(Affinity::asks_requests)
             || !self.rate_limits.is_empty()
             || self.limits.is_some_and(|limits| limits.requests != RequestLimits::default())
             || self.outlier_ejection.is_some_and(|ejection| ejection.answers != OutlierAnswers::default())
@@ -209,6 +207,7 @@ impl TrafficPolicySpec {
             "breaker",
             "rateLimits",
             "fault",
+            "hedge",
         ];
         let fields = at.object(&known, UNBUILT)?;
         let targets = fields.need("targetRefs", "a list of 1..=16 Services")?.list(1..=16)?;
@@ -228,6 +227,7 @@ impl TrafficPolicySpec {
             breaker: fields.read("breaker", |at| BreakerPolicy::read(&at))?,
             rate_limits: fields.each("rateLimits", 1..=8, |at| RateLimit::read(&at))?,
             fault: fields.read("fault", |at| Fault::read(&at))?,
+            hedge: fields.read("hedge", |at| Hedge::read(&at))?,
         })
     }
 }
@@ -243,13 +243,6 @@ impl Balancing {
             ("maglev", Self::Maglev),
         ];
         at.one_of(&words, UNBUILT_BALANCING)
-    }
-}
-
-impl Affinity {
-    fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["timeout"], &["cookie", "header", "query"])?;
-        Ok(Self { timeout: fields.need("timeout", "a duration in 1s..=24h")?.duration(AFFINITY)? })
     }
 }
 

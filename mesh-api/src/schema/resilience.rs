@@ -54,3 +54,21 @@ pub(super) fn fault() -> Value {
         }),
     )
 }
+
+pub(super) fn hedge() -> Value {
+    object(
+        &json!([]),
+        &json!({ "after": duration(), "percentile": integer(50, 99), "maxPercent": integer(1, 100) }),
+    )
+}
+
+pub(super) fn affinity() -> Value {
+    let name = json!({ "type": "string", "minLength": 1, "maxLength": 128 });
+    let path = json!({ "type": "string", "pattern": "^/", "maxLength": 128 });
+    let cookie = object(&json!(["name"]), &json!({ "name": name, "ttl": duration(), "path": path }));
+    let one = json!({ "timeout": duration(), "header": name, "query": name, "cookie": cookie });
+    let mut either = object(&json!([]), &one);
+    either["minProperties"] = json!(1);
+    either["maxProperties"] = json!(1);
+    either
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::proto::v1;
 use crate::resource::{
-    BreakerPolicy, BreakerScope, ConnectionLimits, Fault, OutlierEjection, RateBy, RateLimit, SuccessRate,
+    Affinity, BreakerPolicy, BreakerScope, ConnectionLimits, Fault, Hedge, OutlierEjection, RateBy, RateLimit, SuccessRate,
 };
 
 /// The parser keeps durations below 2³² ms.
@@ -70,4 +70,29 @@ pub(super) fn fault(fault: &Fault) -> v1::Fault {
         abort_percent: fault.abort.map_or(0, |abort| abort.percent.into()),
         abort_status: fault.abort.map_or(0, |abort| abort.status.into()),
     }
+}
+
+pub(super) fn hedge(hedge: Hedge) -> v1::Hedge {
+    v1::Hedge {
+        after_ms: hedge.after.map_or(0, millis),
+        percentile: hedge.percentile.map_or(0, u32::from),
+        max_percent: hedge.max_percent.into(),
+    }
+}
+
+/// `None`: it is not found out of requests.
+pub(super) fn sticky(affinity: &Affinity) -> Option<v1::Sticky> {
+    let sticky = v1::Sticky::default();
+    Some(match affinity {
+        Affinity::Timeout(_) => return None,
+        Affinity::Header(header) => v1::Sticky { header: header.clone(), ..sticky },
+        Affinity::Query(query) => v1::Sticky { query: query.clone(), ..sticky },
+        Affinity::Cookie(cookie) => v1::Sticky {
+            cookie: cookie.name.clone(),
+            // The parser keeps it within a year.
+            cookie_ttl_s: cookie.ttl.map_or(0, |ttl| ttl.as_secs() as u32),
+            cookie_path: cookie.path.clone(),
+            ..sticky
+        },
+    })
 }

@@ -12,6 +12,7 @@ use mesh_common::record::Load;
 
 use super::{RoundRobin, mix};
 use crate::maglev::{self, Item};
+use crate::resilience::sticky::Wanted;
 use crate::snapshot::{Balancing, Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
 /// What is known of endpoints at this moment: the kernel's counters, and what is known of requests.
@@ -56,11 +57,11 @@ struct Maglev {
 
 impl Balancer {
     /// The endpoint for a request; `None`: the service has none that takes connections, or requests for now. `client` is the
-    /// same for all requests of one client; `random` is any number.
+    /// same for all requests of one client; `random` is any number; who is `wanted` is taken where that one may be.
     pub fn pick<'s, L: Loads + ?Sized>(
         &mut self,
         service: &'s Service,
-        client: u32,
+        (client, wanted): (u32, Wanted),
         random: u64,
         loads: &L,
     ) -> Option<&'s Endpoint> {
@@ -71,7 +72,11 @@ impl Balancer {
         }
         let ejects = service.traffic.ejection.is_some();
         if !ejects && !chooses {
-            return serving.get(self.draw(service, client, random, loads));
+            return serving.get(match wanted {
+                Wanted::Any => self.draw(service, client, random, loads),
+                Wanted::Key(key) => self.maglev(service, key),
+                Wanted::Place(at) => at,
+            });
         }
         let panic = ejects && pick::panic(loads.ejected(service.id), serving.len() as u32);
         let ejected = |slot: u32| {
@@ -95,7 +100,11 @@ impl Balancer {
         };
         let draw = |attempt: u32| {
             let random = if attempt == 0 { random } else { mix(random ^ u64::from(attempt)) };
-            Some(self.draw(service, pick::again(client, attempt), random, loads) as u32)
+            Some(match wanted {
+                Wanted::Key(key) => self.maglev(service, pick::again(key, attempt)),
+                Wanted::Place(at) if attempt == 0 => at,
+                _ => self.draw(service, pick::again(client, attempt), random, loads),
+            } as u32)
         };
         match pick::choose(serving.len() as u32, draw, standing) {
             Choice::Slot(slot) => serving.get(slot as usize),

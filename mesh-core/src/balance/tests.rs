@@ -1,6 +1,7 @@
 //! Shares, and what becomes of them when the endpoints change.
 
 use super::*;
+use crate::resilience::sticky::Wanted;
 use crate::mtls::MtlsMode;
 use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic};
 use mesh_api::proto::v1::Protocol;
@@ -9,7 +10,7 @@ use mesh_common::record::Load;
 use proptest::prelude::*;
 
 /// A service whose endpoints have these ids and weights; those of weight 0 must come last.
-fn service(endpoints: &[(u32, u32)]) -> Service {
+pub(crate) fn service(endpoints: &[(u32, u32)]) -> Service {
     let endpoint = |&(id, weight): &(u32, u32)| Endpoint {
         id,
         workload: id,
@@ -102,7 +103,7 @@ fn the_ejected_are_passed_over_whatever_the_policy_until_too_few_are_left() {
         let mut balancer = Balancer::default();
         let mut pick = |counters: &Counters, i: u32| {
             let client = pick::client(&[0, 0, 0, i]);
-            balancer.pick(&service, client, mix(i.into()), counters).unwrap().id
+            balancer.pick(&service, (client, Wanted::Any), mix(i.into()), counters).unwrap().id
         };
         let seen: Vec<u32> = (0..400).map(|i| pick(&counters, i)).collect();
         assert!(times(&seen, 2) > 100 && times(&seen, 4) > 100, "{balancing:?}: {seen:?}");
@@ -132,7 +133,7 @@ fn requests_choose_between_two_and_who_has_no_room_is_passed_over() {
         let mut balancer = Balancer::default();
         let mut times_of_2 = |requests: [Option<u64>; 2]| {
             let counters = Counters { requests: requests.into(), ..Counters::default() };
-            let picked = (0..400).filter_map(|i| Some(balancer.pick(&service, 0, mix(i), &counters)?.id));
+            let picked = (0..400).filter_map(|i| Some(balancer.pick(&service, (0, Wanted::Any), mix(i), &counters)?.id));
             let picked: Vec<u32> = picked.collect();
             (times(&picked, 2), picked.len())
         };
@@ -149,12 +150,12 @@ fn the_less_loaded_of_two_is_chosen_and_a_client_keeps_its_endpoint() {
     let busy = Load { live: 10, ..Load::default() };
     let counters = Counters { loads: [(1, busy)].into(), ..Counters::default() };
     let mut balancer = Balancer::default();
-    let seen: Vec<u32> = (0..400).map(|i| balancer.pick(&least, 0, mix(i), &counters).unwrap().id).collect();
+    let seen: Vec<u32> = (0..400).map(|i| balancer.pick(&least, (0, Wanted::Any), mix(i), &counters).unwrap().id).collect();
     assert!((240..360).contains(&times(&seen, 2)), "three quarters: {}", times(&seen, 2));
 
     let by_client = ejecting(&[(1, 1), (2, 1), (3, 1)], Balancing::Maglev);
-    let first = balancer.pick(&by_client, 77, 1, &counters).unwrap().id;
-    assert!((0..50).all(|i| balancer.pick(&by_client, 77, i, &counters).unwrap().id == first));
+    let first = balancer.pick(&by_client, (77, Wanted::Any), 1, &counters).unwrap().id;
+    assert!((0..50).all(|i| balancer.pick(&by_client, (77, Wanted::Any), i, &counters).unwrap().id == first));
 }
 
 fn picks(balancer: &mut RoundRobin, service: &Service, count: u32, random: u64) -> Vec<u32> {
@@ -254,7 +255,7 @@ fn a_spare_is_found_where_nobody_else_will_do() {
         let mut balancer = Balancer::default();
         let mut picks = |counters: &Counters| -> Vec<u32> {
             let mut ids: Vec<u32> = (0..40u32)
-                .filter_map(|i| balancer.pick(&service, pick::client(&[0, 0, 0, i]), mix(i.into()), counters))
+                .filter_map(|i| balancer.pick(&service, (pick::client(&[0, 0, 0, i]), Wanted::Any), mix(i.into()), counters))
                 .map(|endpoint| endpoint.id)
                 .collect();
             ids.sort_unstable();
@@ -320,4 +321,27 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_is_wanted_is_taken_until_that_one_is_ejected_or_full() {
+    let mut wants = service(&[(1, 1), (2, 1), (3, 1)]);
+    wants.traffic.ejection = Some(Ejection { failures: 1, base: std::time::Duration::from_secs(1), max_percent: 50 });
+    let mut balancer = Balancer::default();
+    let mut counters = Counters::default();
+    let mut picked = |counters: &Counters, wanted| {
+        let ids = (0..60).map(|i| balancer.pick(&wants, (9, wanted), mix(i), counters).unwrap().id);
+        ids.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(picked(&counters, Wanted::Place(1)), [2].into());
+    let keyed = picked(&counters, Wanted::Key(77));
+    assert_eq!(keyed.len(), 1, "a key has one endpoint");
+    assert_eq!(picked(&counters, Wanted::Any), [1, 2, 3].into());
+    let keyed = *keyed.first().unwrap();
+    counters.ejected = 1;
+    counters.loads.insert(keyed, Load { ejected_until: 2000, ..Load::default() });
+    let elsewhere = picked(&counters, Wanted::Key(77));
+    assert!(elsewhere.len() == 1 && !elsewhere.contains(&keyed), "another one, and the same each time");
+    let place = keyed as usize - 1;
+    assert!(!picked(&counters, Wanted::Place(place)).contains(&keyed));
 }

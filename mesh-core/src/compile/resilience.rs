@@ -10,8 +10,10 @@ use crate::resilience::Resilience;
 use crate::resilience::admission::Limits;
 use crate::resilience::breaker::Breaking;
 use crate::resilience::fault::Fault;
+use crate::resilience::hedge::{Hedge, When};
 use crate::resilience::outlier::{Outliers, Rates};
 use crate::resilience::rate::{By, Rate};
+use crate::resilience::sticky::{Cookie, Sticky};
 use crate::route::Condition;
 
 /// Where nobody says how long requests wait.
@@ -33,6 +35,8 @@ pub(super) fn resilience<'a>(
         breaking: levels.clone().find_map(|p| p.breaker.as_ref()).map(breaking),
         rates: rates.into_iter().flat_map(|p| &p.rate_limits).map(rate).collect(),
         fault: levels.clone().find_map(|p| p.fault.as_ref()).and_then(fault),
+        hedge: levels.clone().find_map(|p| p.hedge.as_ref()).map(hedge),
+        sticky: levels.clone().find_map(|p| p.sticky.as_ref()).map(sticky),
         weighs: matches!(balancing, Some(v1::Balancing::LeastRequests | v1::Balancing::PeakEwma)),
     };
     (asked != Resilience::default()).then(|| Arc::new(asked))
@@ -96,6 +100,26 @@ fn fault(fault: &v1::Fault) -> Option<Fault> {
         delay,
         abort: status.map(|status| (fault.abort_percent, status)),
     })
+}
+
+fn sticky(sticky: &v1::Sticky) -> Sticky {
+    if !sticky.header.is_empty() {
+        return Sticky::Header(sticky.header.as_str().into());
+    }
+    if !sticky.query.is_empty() {
+        return Sticky::Query(sticky.query.as_str().into());
+    }
+    let ttl = Some(sticky.cookie_ttl_s).filter(|s| *s > 0).map(|s| Duration::from_secs(s.into()));
+    let (name, path) = (sticky.cookie.as_str().into(), sticky.cookie_path.as_str().into());
+    Sticky::Cookie(Cookie { name, ttl, path })
+}
+
+fn hedge(hedge: &v1::Hedge) -> Hedge {
+    let when = match hedge.percentile {
+        0 => When::After(millis(hedge.after_ms.max(1))),
+        percent => When::Percentile(percent.min(99)),
+    };
+    Hedge { when, max_percent: hedge.max_percent }
 }
 
 #[cfg(test)]

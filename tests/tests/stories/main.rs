@@ -6,6 +6,7 @@
 
 mod addresses;
 mod agent_loss;
+mod answers;
 mod alerts;
 mod authorise;
 mod bad_input;
@@ -48,6 +49,7 @@ mod routes;
 mod seeing;
 mod splice;
 mod spread;
+mod sticky;
 mod telemetry;
 mod tls_routes;
 mod transport;

@@ -52,10 +52,14 @@ impl Connection {
             self.ask(&hop, &mut prepared, account).await?;
             if let Some(upstream) = self.reuse(&hop) {
                 one(&self.session.worker.shared.counters.upstream_reused);
+                prepared.granted = account.stick(prepared.backend.as_ref(), &hop, prepared.granted);
                 return Ok((Acquired { upstream, hop, reused: true }, prepared));
             }
             let error = match self.open(&hop).await {
-                Ok(upstream) => return Ok((Acquired { upstream, hop, reused: false }, prepared)),
+                Ok(upstream) => {
+                    prepared.granted = account.stick(prepared.backend.as_ref(), &hop, prepared.granted);
+                    return Ok((Acquired { upstream, hop, reused: false }, prepared));
+                }
                 Err(error) => error,
             };
             account.settle(|| Answer::of_error(&error));

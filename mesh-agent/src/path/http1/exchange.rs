@@ -10,6 +10,8 @@
 //! a body, on a reused connection that ended before any byte of a response. What a route asks to be tried again is
 //! handed back whole ([`Outcome::Again`]).
 
+mod again;
+
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,7 +20,7 @@ use std::task::{Context, Poll, ready};
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{
-    Framing, HeadScan, Limits, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response,
+    Framing, HeadScan, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response,
     write_response,
 };
 
@@ -32,11 +34,12 @@ use super::super::clock::Call;
 use super::super::intercept::{Hop, Session};
 use super::super::link::Link;
 use super::super::pump::{Broken, Pump};
-use super::super::routing::Account;
+use super::super::routing::{Account, Deadline};
 use super::super::stats::one;
 use super::super::tries::Terms;
 use super::Connection;
 use super::acquire::Acquired;
+use super::hedge::Part;
 use super::request::{GROWTH, Prepared};
 use crate::sys::monotonic_ns;
 
@@ -53,8 +56,12 @@ pub(super) enum Outcome {
     Reset,
     /// Not HTTP any more.
     Tunnel(Hop, Rc<Link>),
+    /// Nothing is left to do.
+    Over,
     /// The answer was thrown away: the request is sent once more.
     Again(Box<Prepared>),
+    /// It failed with this, untold: another exchange of the same request is under way.
+    Lost(ProxyError),
 }
 
 /// How an exchange ended.
@@ -112,6 +119,8 @@ pub(super) struct Exchange<'c> {
     answered: (bool, Option<u64>),
     /// The route's deadline of this try.
     deadline: Option<(Pin<Box<Sleep>>, ProxyError)>,
+    /// Where there may be another of the same request.
+    part: Option<Part>,
 }
 
 impl<'c> Exchange<'c> {
@@ -134,13 +143,20 @@ impl<'c> Exchange<'c> {
             edits: prepared.edits,
             answered: (false, None),
             granted: prepared.granted,
-            deadline: prepared
-                .terms
-                .as_ref()
-                .and_then(|terms| terms.deadline())
-                .map(|(at, error)| (Box::pin(sleep_until(at)), error)),
+            deadline: prepared.terms.as_ref().and_then(|terms| terms.deadline()).map(alarm),
             terms: prepared.terms,
+            part: None,
         }
+    }
+
+    /// There may be another of the same request.
+    pub fn with(self, part: Option<Part>) -> Self {
+        Self { part, ..self }
+    }
+
+    /// It ends then.
+    pub fn until(self, deadline: Option<Deadline>) -> Self {
+        Self { deadline: deadline.map(alarm), ..self }
     }
 
     /// Carries it out.
@@ -206,48 +222,6 @@ impl<'c> Exchange<'c> {
         });
     }
 
-    /// The request, to be sent to somebody else.
-    async fn once_more(mut self, account: &mut Account) -> Outcome {
-        let Session { worker, .. } = &self.connection.session;
-        one(&worker.shared.counters.retried);
-        let out = self.upstream.take_kept();
-        self.upstream.reset();
-        let (Some(out), Some(terms)) = (out, self.terms.take()) else {
-            return self.failed(ProxyError::Internal, account);
-        };
-        let cut = std::future::poll_fn(|cx| self.connection.session.watch.poll_call(cx).map(drop));
-        let caller = self.connection.caller();
-        let next = terms.next(&caller, self.backend.as_ref(), self.hop, cut).await;
-        match next {
-            Ok(hop) => Outcome::Again(Box::new(Prepared {
-                facts: self.facts,
-                repeatable: false,
-                out,
-                head: self.head,
-                asked: self.asked,
-                body: self.request,
-                hop,
-                backend: self.backend,
-                edits: self.edits,
-                granted: None,
-                terms: Some(terms),
-            })),
-            Err(error) => self.failed(error, account),
-        }
-    }
-
-    /// Is an answer, or a failure, of this status not the last?
-    fn tries_again(&mut self, status: u16) -> bool {
-        let endpoint = self.hop.endpoint;
-        let sent = self.request.is_done() && !self.client_ended && !self.connection.session.watch.is_cut();
-        sent && self.terms.as_mut().is_some_and(|terms| terms.again(status, endpoint))
-    }
-
-    /// The answer is thrown away.
-    fn is_again(&self) -> bool {
-        self.terms.as_ref().is_some_and(|terms| terms.is_again())
-    }
-
     fn done(self) -> Outcome {
         let complete = self.request.is_done() && !self.deaf;
         self.upstream.forget();
@@ -267,6 +241,9 @@ impl<'c> Exchange<'c> {
             return Outcome::Reset;
         }
         account.status = error.status();
+        if self.part.as_ref().is_some_and(Part::yields) {
+            return Outcome::Lost(error);
+        }
         let keep = self.request.is_done()
             && self.facts.keep_alive
             && error.keeps_client()
@@ -409,16 +386,6 @@ impl<'c> Exchange<'c> {
         }
     }
 
-    /// Status of the head that the endpoint's input begins with, where another try may follow it.
-    fn refusable(&self, length: usize, limits: &Limits) -> Option<u16> {
-        self.terms.as_ref().filter(|terms| terms.keeps())?;
-        let input = self.upstream.input().borrow();
-        let head = parse_response(input.as_ref()?.data().get(..length)?, self.facts, limits).ok()?;
-        // Who is asked to wait has to be told: the client knows how long it can.
-        let last = head.is_interim() || head.header("retry-after").is_some();
-        (!last).then_some(head.status)
-    }
-
     /// Puts the head that the endpoint's input begins with, and what is there of its body, into the client's
     /// output.
     fn forward_head(&mut self, length: usize, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -432,6 +399,9 @@ impl<'c> Exchange<'c> {
             && self.tries_again(status)
         {
             return Poll::Ready(Ok(()));
+        }
+        if self.part.as_ref().is_some_and(|part| !part.take()) {
+            return Poll::Pending;
         }
         let Session { worker, client, .. } = &self.connection.session;
         let limits = &worker.limits.http;
@@ -489,4 +459,8 @@ impl<'c> Exchange<'c> {
         };
         if self.repeat { Fate::Stale } else { Fate::Failed(error) }
     }
+}
+
+fn alarm((at, error): Deadline) -> (Pin<Box<Sleep>>, ProxyError) {
+    (Box::pin(sleep_until(at)), error)
 }

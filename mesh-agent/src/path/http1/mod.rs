@@ -15,6 +15,7 @@
 
 mod acquire;
 mod exchange;
+mod hedge;
 mod mirror;
 mod request;
 
@@ -95,28 +96,33 @@ impl Connection {
                     return self.finish().await;
                 }
             };
-            one(&self.session.worker.shared.counters.requests);
-            let mut account = Account::begun_now();
-            let outcome = self.request(head, &mut account).await;
-            if let Outcome::Tunnel(hop, upstream) = outcome {
-                self.account(&account);
-                let s = &self.session;
-                let _judged = account
-                    .asked
-                    .take()
-                    .map(|head| Judged::add(&s.worker, (&s.member, &s.whose), hop, Some(head), s.watch.rc()));
-                tcp::copy(&s.worker, &s.watch, &s.client, &upstream, &s.held).await;
-                return;
-            }
-            self.account(&account);
-            match outcome {
+            // In a place of its own: a connection that waits for a request holds no room for one.
+            match Box::pin(self.carry_out(head)).await {
                 Outcome::Next => {}
                 Outcome::Close => return self.finish().await,
-                Outcome::Reset | Outcome::Tunnel(..) | Outcome::Again(_) => {
+                Outcome::Over => return,
+                Outcome::Reset | Outcome::Tunnel(..) | Outcome::Again(_) | Outcome::Lost(_) => {
                     return self.session.client.reset();
                 }
             }
         }
+    }
+
+    /// One request, and what follows where it ends HTTP.
+    async fn carry_out(&self, head: usize) -> Outcome {
+        let s = &self.session;
+        one(&s.worker.shared.counters.requests);
+        let mut account = Account::begun_now();
+        let outcome = self.request(head, &mut account).await;
+        self.account(&account);
+        let Outcome::Tunnel(hop, upstream) = outcome else { return outcome };
+        let _judged = account
+            .asked
+            .take()
+            .map(|head| Judged::add(&s.worker, (&s.member, &s.whose), hop, Some(head), s.watch.rc()));
+        drop(account);
+        tcp::copy(&s.worker, &s.watch, &s.client, &upstream, &s.held).await;
+        Outcome::Over
     }
 
     /// May bytes come that are no HTTP? Where requests decide they are not answered.

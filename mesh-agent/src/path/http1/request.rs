@@ -92,10 +92,16 @@ impl Connection {
                 terms.deadline()
             });
             match within(deadline, self.acquire(prepared, account)).await {
-                Ok((acquired, sent)) => match Exchange::new(self, acquired, sent).run(account).await {
-                    Outcome::Again(again) => prepared = *again,
-                    outcome => return outcome,
-                },
+                Ok((acquired, sent)) => {
+                    let outcome = match self.seed(&acquired, &sent, account) {
+                        None => Exchange::new(self, acquired, sent).run(account).await,
+                        Some(seed) => Box::pin(self.hedged(seed, acquired, sent, account)).await,
+                    };
+                    match outcome {
+                        Outcome::Again(again) => prepared = *again,
+                        outcome => return outcome,
+                    }
+                }
                 Err(error) => {
                     self.session.watch.disarm();
                     account.failed(error);

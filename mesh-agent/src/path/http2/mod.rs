@@ -13,6 +13,7 @@
 
 mod body;
 mod head;
+mod hedge;
 mod io;
 mod mirror;
 pub mod peers;

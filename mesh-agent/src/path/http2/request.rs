@@ -31,6 +31,7 @@ use super::body::{self, Broken};
 use super::head::{
     Asked, code_in, deny, direct, edit, is_grpc, outgoing, redirect, refusable, refuse, refused_as,
 };
+use super::hedge::{self, Begun};
 use super::mirror::{self, Taps};
 use super::peers::Lease;
 use super::upload::Upload;
@@ -84,7 +85,7 @@ impl Ready {
 }
 
 /// Why there is no response.
-enum Failed {
+pub(super) enum Failed {
     /// This.
     Error(ProxyError),
     /// The same, and its endpoint has said that it has not looked at the request.
@@ -265,13 +266,26 @@ async fn attempt(
 ) -> Result<Tried, Failed> {
     let moved = |_| shared.moved.set(true);
     let taps = std::mem::take(&mut ready.taps);
-    let Sent { lease, response, up, granted } = {
+    let sent = {
         let sending = send(shared, ready, upload.is_empty(), account);
         tokio::select! {
             sent = sending => sent?,
             _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Err(Failed::Gone),
         }
     };
+    if let Some(seed) = hedge::seed(ready, sent.up.is_none(), account) {
+        let begun = hedge::first_of(shared, (ready, sent), &seed, respond, account);
+        let Begun { lease, response, granted } = Box::pin(begun).await?;
+        if let Some(status) = refusable(response.headers(), response.status().as_u16())
+            && ready.again(keep, status)
+        {
+            return Ok(Tried::Again);
+        }
+        forward(shared, (ready, granted), response, respond, account).await?;
+        drop(lease);
+        return Ok(Tried::Done);
+    }
+    let Sent { lease, response, up, granted } = sent;
     let mut uploaded = pin!(async {
         match up {
             Some(up) => upload.copy(up, taps, keep, moved).await,
@@ -389,7 +403,8 @@ pub(super) async fn send(
         }
         let error = match start(shared, hop, sent, whole).await {
             Ok((lease, response, up)) => {
-                return Ok(Sent { lease, response, up, granted: granted.response });
+                let granted = account.stick(backend.as_ref(), hop, granted.response);
+                return Ok(Sent { lease, response, up, granted });
             }
             Err(error) => error,
         };
@@ -431,7 +446,7 @@ async fn start(
 }
 
 /// What a stream ended with that was to have a response.
-fn failed_as(error: &h2::Error) -> Failed {
+pub(super) fn failed_as(error: &h2::Error) -> Failed {
     // RFC 9113 section 8.7: streams beyond a GOAWAY's last, and those that are refused.
     let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     if error.is_remote() && (refused || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR)) {

@@ -8,11 +8,12 @@
 //!
 //! A request holds its ticket in its [`Account`]. One whose service asks for nothing pays one branch.
 //!
-//! Files: [`gate`] the queue, [`state`] what is known of services and endpoints, [`ticket`] what a request holds, [`rate`]
-//! how often a workload of this node is asked.
+//! Files: [`gate`] the queue, [`state`] what is known of services and endpoints, [`ticket`] what a request holds, [`hedge`]
+//! second requests, [`rate`] how often a workload of this node is asked.
 //! Not here: the decisions (mesh-core's resilience), what the kernel limits and ejects.
 
 pub mod gate;
+pub mod hedge;
 pub mod rate;
 pub mod state;
 mod ticket;
@@ -25,6 +26,8 @@ use mesh_core::head::Head;
 use mesh_core::outcome::NO_GRPC;
 use mesh_core::resilience::Resilience;
 use mesh_core::resilience::answer::Answer;
+use mesh_core::resilience::sticky::Wanted;
+use mesh_core::route::HeaderEdits;
 use mesh_core::snapshot::Service;
 
 use super::clock::{Call, Watch};
@@ -35,11 +38,16 @@ pub use ticket::Ticket;
 
 impl Caller<'_> {
     /// The endpoint whose turn it is among those with room; whoever's where none has: the request may wait.
-    pub(super) fn balance_followed(&self, service: &Service, asked: &Resilience) -> Option<Hop> {
+    pub(super) fn balance_followed(
+        &self,
+        service: &Service,
+        asked: &Resilience,
+        wanted: Wanted,
+    ) -> Option<Hop> {
         let worker = self.worker;
         let table = worker.tables.of(&worker.common.resilience, service);
         let view = View { sockets: &*worker.sockets, table: &table, asked };
-        self.pick(service, &view).or_else(|| {
+        self.pick(service, wanted, &view).or_else(|| {
             let any = pick_other(service, &[], fastrand::u64(..))?;
             Hop::to(service.id, any, self.prefer_v6)
         })
@@ -51,6 +59,32 @@ impl Account {
     pub(super) fn strike(&mut self, service: &Service, head: &impl Head) {
         if let Some(fault) = service.resilience.as_ref().and_then(|asked| asked.fault.as_ref()) {
             self.mishap = fault.strikes(head, [fastrand::u64(..), fastrand::u64(..)]);
+        }
+    }
+
+    /// Whom the request asks for, where its service's policy keeps clients at their endpoints.
+    pub(super) fn want(&mut self, service: &Service, head: &impl Head) {
+        if let Some(sticky) = service.resilience.as_ref().and_then(|asked| asked.sticky.as_ref()) {
+            self.wanted = sticky.wanted(head, service);
+        }
+    }
+
+    /// What else changes in the response, so that its client asks for this endpoint the next time.
+    pub(super) fn stick(
+        &self,
+        service: Option<&Arc<Service>>,
+        hop: &Hop,
+        edits: Option<Box<HeaderEdits>>,
+    ) -> Option<Box<HeaderEdits>> {
+        let Some((service, sticky)) =
+            service.and_then(|service| Some((service, service.resilience.as_ref()?.sticky.as_ref()?)))
+        else {
+            return edits;
+        };
+        match (sticky.told(self.wanted, hop.endpoint, service), edits) {
+            (Some(told), Some(edits)) => Some(Box::new(edits.then(&told))),
+            (Some(told), None) => Some(Box::new(told)),
+            (None, edits) => edits,
         }
     }
 

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use super::super::hash::Quick;
 use super::super::sockets::Sockets;
 use super::gate::Gate;
+use super::hedge::Hedging;
 use crate::sys::monotonic_ns;
 
 /// Of a service.
@@ -37,6 +38,8 @@ pub struct ServiceState {
     pub opened: AtomicU64,
     /// When its endpoints are compared next; 0: not known yet.
     pub compared: AtomicU64,
+    /// Its second requests.
+    pub hedging: Hedging,
     endpoints: Mutex<HashMap<u32, Weak<EndpointState>>>,
 }
 

@@ -12,8 +12,10 @@ use mesh_core::error::ProxyError;
 use mesh_core::resilience::Resilience;
 use mesh_core::resilience::answer::Answer;
 use mesh_core::resilience::breaker::{Breaker, Breaking, Pass};
+use mesh_core::resilience::hedge::{Hedge, When};
 use mesh_core::resilience::latency;
 use mesh_core::resilience::outlier::outliers;
+use mesh_core::resilience::sticky::Wanted;
 use mesh_core::snapshot::Service;
 
 use super::super::intercept::Hop;
@@ -34,6 +36,8 @@ pub struct Ticket {
     pass: Option<Pass>,
     place: Option<Place>,
     grpc: Option<u8>,
+    /// Of a second request: the first one's time is what counts.
+    second: bool,
 }
 
 /// Its endpoint.
@@ -61,7 +65,20 @@ impl Ticket {
             pass: None,
             place: None,
             grpc: None,
+            second: false,
         }
+    }
+
+    /// One of a second request.
+    pub fn second(worker: &Rc<Worker>, service: &Service, asked: &Arc<Resilience>) -> Self {
+        let mut ticket = Self::new(worker, service, asked);
+        ticket.second = true;
+        ticket
+    }
+
+    /// When a second request is sent; `None`: never.
+    pub fn hedge(&self) -> Option<Hedge> {
+        self.asked.hedge
     }
 
     /// The endpoints and what is known of them.
@@ -111,7 +128,7 @@ impl Ticket {
             return Ok(true);
         }
         let view = View { sockets: &*self.worker.sockets, table: &self.table, asked: &self.asked };
-        let other = caller.pick(service, &view);
+        let other = caller.pick(service, Wanted::Any, &view);
         if let Some(other) = other
             && self.stand(other.endpoint).is_ok()
         {
@@ -164,8 +181,12 @@ impl Ticket {
 
     /// The head of the answer is there.
     pub fn answered(&mut self, at: u64) {
-        if let Some(place) = &mut self.place {
-            place.took.get_or_insert(at.saturating_sub(place.begun));
+        let Some(place) = &mut self.place else { return };
+        let took = at.saturating_sub(place.begun);
+        let first = place.took.replace(place.took.unwrap_or(took)).is_none();
+        let counts = self.asked.hedge.is_some_and(|hedge| matches!(hedge.when, When::Percentile(_)));
+        if counts && first && !self.second {
+            self.table.shared.hedging.note(Duration::from_nanos(took));
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod bodies;
 mod detect;
+mod hedge;
 mod http;
 mod http2;
 mod http2_tries;
