@@ -15,15 +15,16 @@ use mesh_core::authorise::request::Target;
 use mesh_core::authorise::{Action, Asked, Policy, PolicySet, Rule, Terms};
 use mesh_core::balance::{Balancer, Loads};
 use mesh_core::http1::{
-    HeadScan, Limits, RequestEdits, ResponseEdits, Side, Version, parse_request, parse_response, write_request,
-    write_response,
+    HeadScan, Limits, RequestEdits, ResponseEdits, Side, Version, parse_request, parse_response,
+    write_request, write_response,
 };
 use mesh_core::mtls::MtlsMode;
 use mesh_core::route::{Backend, Edits, PathMatch, RouteSpec, RouteTable, RuleSpec};
 use mesh_core::snapshot::{Balancing, Endpoint, EndpointId, OnProxyLoss, Service, ServiceId, Traffic};
 
 /// As a browser's, in short.
-const REQUEST: &[u8] = b"GET /r/57/b0?q=1 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n\
+const REQUEST: &[u8] =
+    b"GET /r/57/b0?q=1 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n\
     Accept-Encoding: gzip\r\nCookie: session=0123456789abcdef\r\nX-Request-Id: 4f1c\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Sun, 01 Nov 2026 00:00:00 GMT\r\n\
     Content-Type: text/plain\r\nContent-Length: 1024\r\nETag: \"abc\"\r\nConnection: keep-alive\r\n\r\n";

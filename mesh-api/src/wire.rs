@@ -9,12 +9,12 @@ mod resilience;
 
 use crate::proto::v1;
 use crate::resource::{
-    Action, Affinity, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader, ClaimTerm,
-    ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort, ExternalServiceSpec, HeaderIs,
-    HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec, LocalityMode, LocalityPolicy,
-    MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope, PortMtls, Protocol, Resource, Scope,
-    ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination, TokenHeader, TrafficPolicySpec,
-    TransportPolicySpec, UdpMode, WorkloadSpec,
+    Action, Affinity, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader,
+    ClaimTerm, ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort,
+    ExternalServiceSpec, HeaderIs, HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec,
+    LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope,
+    PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination,
+    TokenHeader, TrafficPolicySpec, TransportPolicySpec, UdpMode, WorkloadSpec,
 };
 
 /// A wire message of any kind.

@@ -154,10 +154,8 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         &m::PROXY_MIRRORED,
         &[("sent", c.mirrored), ("skipped", c.mirror_skipped), ("failed", c.mirror_failed)],
     );
-    let hedges = by(
-        &m::PROXY_HEDGES,
-        &[("won", c.hedges_won), ("lost", c.hedged.saturating_sub(c.hedges_won))],
-    );
+    let hedges =
+        by(&m::PROXY_HEDGES, &[("won", c.hedges_won), ("lost", c.hedged.saturating_sub(c.hedges_won))]);
     let detected = by(
         &m::PROXY_DETECTED,
         &[
@@ -193,10 +191,11 @@ fn counts(c: &Counts) -> Vec<MetricFamily> {
         (&m::UPSTREAM_FAILED, c.upstream_failed),
         (&m::UPSTREAM_IDLE, c.upstream_idle),
     ];
-    let mut all = vec![accepted, dropped, tokens, external, questions, mirrored, hedges, detected, originated]
-        .into_iter()
-        .map(Family::finish)
-        .collect::<Vec<_>>();
+    let mut all =
+        vec![accepted, dropped, tokens, external, questions, mirrored, hedges, detected, originated]
+            .into_iter()
+            .map(Family::finish)
+            .collect::<Vec<_>>();
     all.extend(plain.map(|(metric, value)| Family::single(metric, value as f64)));
     all
 }

@@ -15,6 +15,7 @@ mod envelope;
 mod ext_authz;
 mod external_service;
 mod grpc_route;
+mod hedge;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -24,7 +25,6 @@ mod l4_route;
 mod locality;
 mod mesh;
 mod mtls;
-mod hedge;
 mod resilience;
 mod service;
 mod tls_route;
@@ -43,6 +43,7 @@ pub use envelope::{Condition, Metadata, Status};
 pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use grpc_route::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use hedge::Hedge;
 pub use http_filter::{DirectResponse, Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
@@ -52,7 +53,6 @@ pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
-pub use hedge::Hedge;
 pub use resilience::{
     BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
     RequestLimits, SuccessRate,
@@ -60,8 +60,7 @@ pub use resilience::{
 pub use service::{Inbound, Protocol, ServicePort, ServiceSpec};
 pub use tls_route::TlsRouteSpec;
 pub use traffic_policy::{
-    Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef,
-    TrafficPolicySpec,
+    Balancing, ConnectionLimits, OnProxyLoss, OutlierEjection, SlowStart, TargetRef, TrafficPolicySpec,
 };
 pub use transport_policy::{
     Exclude, Exclusions, PolicyScope, ROOT_NAMESPACE, TransportPolicySpec, UdpMode, WorkloadBudget,

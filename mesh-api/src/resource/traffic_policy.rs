@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::locality::LocalityPolicy;
-use super::mesh::HttpMode;
 use super::affinity::Affinity;
 use super::hedge::Hedge;
+use super::locality::LocalityPolicy;
+use super::mesh::HttpMode;
 use super::resilience::{BreakerPolicy, Fault, OutlierAnswers, RateLimit, RequestLimits};
 use crate::duration;
 use crate::error::ApiError;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::proto::v1;
 use crate::resource::{
-    Affinity, BreakerPolicy, BreakerScope, ConnectionLimits, Fault, Hedge, OutlierEjection, RateBy, RateLimit, SuccessRate,
+    Affinity, BreakerPolicy, BreakerScope, ConnectionLimits, Fault, Hedge, OutlierEjection, RateBy,
+    RateLimit, SuccessRate,
 };
 
 /// The parser keeps durations below 2³² ms.

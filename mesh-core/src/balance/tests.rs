@@ -1,8 +1,8 @@
 //! Shares, and what becomes of them when the endpoints change.
 
 use super::*;
-use crate::resilience::sticky::Wanted;
 use crate::mtls::MtlsMode;
+use crate::resilience::sticky::Wanted;
 use crate::snapshot::{Balancing, Ejection, OnProxyLoss, Traffic};
 use mesh_api::proto::v1::Protocol;
 use mesh_common::pick;
@@ -133,7 +133,8 @@ fn requests_choose_between_two_and_who_has_no_room_is_passed_over() {
         let mut balancer = Balancer::default();
         let mut times_of_2 = |requests: [Option<u64>; 2]| {
             let counters = Counters { requests: requests.into(), ..Counters::default() };
-            let picked = (0..400).filter_map(|i| Some(balancer.pick(&service, (0, Wanted::Any), mix(i), &counters)?.id));
+            let picked = (0..400)
+                .filter_map(|i| Some(balancer.pick(&service, (0, Wanted::Any), mix(i), &counters)?.id));
             let picked: Vec<u32> = picked.collect();
             (times(&picked, 2), picked.len())
         };
@@ -150,7 +151,8 @@ fn the_less_loaded_of_two_is_chosen_and_a_client_keeps_its_endpoint() {
     let busy = Load { live: 10, ..Load::default() };
     let counters = Counters { loads: [(1, busy)].into(), ..Counters::default() };
     let mut balancer = Balancer::default();
-    let seen: Vec<u32> = (0..400).map(|i| balancer.pick(&least, (0, Wanted::Any), mix(i), &counters).unwrap().id).collect();
+    let seen: Vec<u32> =
+        (0..400).map(|i| balancer.pick(&least, (0, Wanted::Any), mix(i), &counters).unwrap().id).collect();
     assert!((240..360).contains(&times(&seen, 2)), "three quarters: {}", times(&seen, 2));
 
     let by_client = ejecting(&[(1, 1), (2, 1), (3, 1)], Balancing::Maglev);
@@ -255,7 +257,14 @@ fn a_spare_is_found_where_nobody_else_will_do() {
         let mut balancer = Balancer::default();
         let mut picks = |counters: &Counters| -> Vec<u32> {
             let mut ids: Vec<u32> = (0..40u32)
-                .filter_map(|i| balancer.pick(&service, (pick::client(&[0, 0, 0, i]), Wanted::Any), mix(i.into()), counters))
+                .filter_map(|i| {
+                    balancer.pick(
+                        &service,
+                        (pick::client(&[0, 0, 0, i]), Wanted::Any),
+                        mix(i.into()),
+                        counters,
+                    )
+                })
                 .map(|endpoint| endpoint.id)
                 .collect();
             ids.sort_unstable();
@@ -326,7 +335,8 @@ proptest! {
 #[test]
 fn who_is_wanted_is_taken_until_that_one_is_ejected_or_full() {
     let mut wants = service(&[(1, 1), (2, 1), (3, 1)]);
-    wants.traffic.ejection = Some(Ejection { failures: 1, base: std::time::Duration::from_secs(1), max_percent: 50 });
+    wants.traffic.ejection =
+        Some(Ejection { failures: 1, base: std::time::Duration::from_secs(1), max_percent: 50 });
     let mut balancer = Balancer::default();
     let mut counters = Counters::default();
     let mut picked = |counters: &Counters, wanted| {

@@ -56,7 +56,8 @@ impl Sticky {
         match self {
             Self::Header(name) => head.header(name).map_or(Wanted::Any, key),
             Self::Query(name) => {
-                let pairs = head.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+                let pairs =
+                    head.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
                 let value = pairs.into_iter().find(|(found, _)| *found == &**name);
                 value.map_or(Wanted::Any, |(_, value)| key(value.as_bytes()))
             }
@@ -103,7 +104,8 @@ impl Cookie {
 
 /// One number for equal bytes: FNV-1a, mixed.
 fn number(bytes: impl Iterator<Item = u8>) -> u64 {
-    mix(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
+    mix(bytes
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
 }
 
 fn key(value: &[u8]) -> Wanted {

@@ -146,8 +146,10 @@ fn second_requests_cut_the_tail_and_stay_a_share() {
     for (pod, _) in &shop.servers {
         fs::write(pod.work().join("mood"), "400 1 200").unwrap();
     }
-    shop.mesh.apply(&traffic("shop", &["hedge: {after: 60ms, maxPercent: 10}", "limits: {maxRequests: 1000}"]));
-    let sent = || ["won", "lost"].map(|outcome| shop.count("mesh_proxy_hedges_total", &[("outcome", outcome)]));
+    shop.mesh
+        .apply(&traffic("shop", &["hedge: {after: 60ms, maxPercent: 10}", "limits: {maxRequests: 1000}"]));
+    let sent =
+        || ["won", "lost"].map(|outcome| shop.count("mesh_proxy_hedges_total", &[("outcome", outcome)]));
     let before: u64 = sent().iter().sum();
     ask(&shop.client, 8, 3);
     let doubled = sent().iter().sum::<u64>() - before;

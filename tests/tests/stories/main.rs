@@ -6,8 +6,8 @@
 
 mod addresses;
 mod agent_loss;
-mod answers;
 mod alerts;
+mod answers;
 mod authorise;
 mod bad_input;
 mod balance;

@@ -46,7 +46,9 @@ fn a_cookie_brings_a_browser_back_until_its_endpoint_is_gone() {
     eventually("the cookie is set", || cookies(&first()).len() == 1);
     let reply = first();
     let cookie = cookies(&reply)[0];
-    assert!(cookie.starts_with("shop-at=") && cookie.ends_with("Path=/; Max-Age=3600; HttpOnly; SameSite=Lax"));
+    assert!(
+        cookie.starts_with("shop-at=") && cookie.ends_with("Path=/; Max-Age=3600; HttpOnly; SameSite=Lax")
+    );
     let jar = client.work().join("jar").to_string_lossy().into_owned();
     let browse = ["-b", &jar, "-c", &jar, &front];
     let kept = who(&client, 30, &browse);

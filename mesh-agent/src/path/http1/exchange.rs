@@ -20,8 +20,7 @@ use std::task::{Context, Poll, ready};
 
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{
-    Framing, HeadScan, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response,
-    write_response,
+    Framing, HeadScan, MethodKind, RequestFacts, ResponseEdits, Side, Version, parse_response, write_response,
 };
 
 use mesh_core::resilience::answer::Answer;

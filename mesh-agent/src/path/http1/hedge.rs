@@ -21,10 +21,10 @@ use super::super::member::Held;
 use super::super::pump::Pump;
 use super::super::resilience::hedge::Seed;
 use super::super::routing::{Account, Deadline};
+use super::Connection;
 use super::acquire::Acquired;
 use super::exchange::{Exchange, Outcome};
 use super::request::Prepared;
-use super::Connection;
 
 /// One of two exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,8 @@ impl Connection {
         prepared.hop = hop;
         let outcome = match own.acquire(prepared, &mut account).await {
             Ok((acquired, sent)) => {
-                let exchange = Exchange::new(&own, acquired, sent).with(Some(Part(claim.clone(), Which::Second)));
+                let exchange =
+                    Exchange::new(&own, acquired, sent).with(Some(Part(claim.clone(), Which::Second)));
                 exchange.until(deadline).run(&mut account).await
             }
             Err(error) => Outcome::Lost(error),

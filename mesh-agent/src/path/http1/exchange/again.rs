@@ -5,11 +5,11 @@
 use mesh_core::error::ProxyError;
 use mesh_core::http1::{Limits, parse_response};
 
+use super::super::request::Prepared;
+use super::{Exchange, Outcome};
 use crate::path::intercept::Session;
 use crate::path::routing::Account;
 use crate::path::stats::one;
-use super::super::request::Prepared;
-use super::{Exchange, Outcome};
 
 impl Exchange<'_> {
     /// The request, to be sent to somebody else.
