@@ -320,7 +320,8 @@ impl NodeType {
                 match filled {
                     Ok(json) => self.add(object, of, json),
                     Err(bad) => {
-                        self.problem(format!("{}: a resource of {}: {bad}", object.key(), of.plural()))
+                        let text = format!("{}: a resource of {}: {bad}", object.key(), of.plural());
+                        self.problem(text);
                     }
                 }
             }

@@ -75,7 +75,7 @@ impl<'a> Look<'a> {
                 // A route of another namespace than its parent's is for the clients of that one alone.
                 for parent in parents(route).iter().filter(|parent| parent.namespace.is_none()) {
                     let all = routes.entry((namespace.clone(), parent.name.clone())).or_default();
-                    if !all.last().is_some_and(|last: &&Resource| std::ptr::eq(*last, &**route)) {
+                    if all.last().is_none_or(|last: &&Resource| last.key() != route.key()) {
                         all.push(&**route);
                     }
                 }
@@ -89,7 +89,9 @@ impl<'a> Look<'a> {
             }
         }
         let age = |one: &&Resource| (one.metadata.created_ms, one.metadata.name.clone());
-        routes.values_mut().chain(policies.values_mut()).for_each(|all| all.sort_by_key(age));
+        for all in routes.values_mut().chain(policies.values_mut()) {
+            all.sort_by_key(age);
+        }
         Self { registry, routes, policies }
     }
 

@@ -77,7 +77,7 @@ pub fn routes(look: &Look<'_>, target: &Target, whom: For) -> Routes {
         }
     }
     // Stable: of one rule the matches stay in order.
-    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    entries.sort_by_key(|(place, _, _)| *place);
     for (_, matching, mut action) in entries {
         action["match"] = matching;
         out.routes.push(action);

@@ -145,7 +145,7 @@ impl Session {
         let forced = variant == Variant::Delta && !ask.names.is_empty();
         state.more(variant, ask.names, &ask.not);
         let answer = match ask.error {
-            Some(text) if answers => Some(Err(text.chars().take(NACK_TEXT).collect())),
+            Some(text) if answers => Some(Err(one_line(&text))),
             _ => settled.then_some(Ok(())),
         };
         Heard { answer, wants: forced || state.want != before, ..state.heard() }
@@ -265,15 +265,16 @@ impl Session {
         };
         if !goes {
             if variant == Variant::World && !whole && !keep {
-                removed.iter().for_each(|name| drop(state.has.remove(name)));
+                state.forget(&removed);
             }
             return None;
         }
         let waiting: BTreeSet<Arc<str>> =
             changed.iter().filter_map(|cluster| assignment_of(cluster)).collect();
-        let resources = match whole {
-            true => state.wanted.values().chain(kept.values()).cloned().collect(),
-            false => changed.clone(),
+        let resources = if whole {
+            state.wanted.values().chain(kept.values()).cloned().collect()
+        } else {
+            changed.clone()
         };
         state.first = false;
         for resource in changed {
@@ -281,14 +282,14 @@ impl Session {
             state.absent.remove(&resource.name);
             state.has.insert(resource.name.clone(), held);
         }
-        removed.iter().for_each(|name| drop(state.has.remove(name)));
+        state.forget(&removed);
         self.sent += 1;
         state.nonce = self.sent.to_string();
         state.unanswered = true;
         let nonce = state.nonce.clone();
         if !waiting.is_empty() {
             let endpoints = &mut self.types[Type::Endpoints.index()];
-            waiting.iter().for_each(|name| drop(endpoints.has.remove(name)));
+            endpoints.forget(&waiting);
             if endpoints.open {
                 self.warming = Some((waiting, now + WARM));
             }
@@ -346,6 +347,12 @@ impl State {
         }
     }
 
+    fn forget<'a>(&mut self, names: impl IntoIterator<Item = &'a Arc<str>>) {
+        for name in names {
+            self.has.remove(name);
+        }
+    }
+
     fn changed(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let same = |resource: &&Arc<Resource>| {
             self.has.get(&resource.name).is_none_or(|held| held.version != resource.version)
@@ -391,6 +398,12 @@ fn assignment_of(cluster: &Resource) -> Option<Arc<str>> {
     field("eds_cluster_config", "service_name")
         .or_else(|| field("edsClusterConfig", "serviceName"))
         .or_else(|| Some(cluster.name.clone()))
+}
+
+/// A refusal as one line of bounded length.
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(NACK_TEXT).collect()
 }
 
 /// Of all that a client has.

@@ -16,7 +16,8 @@ use crate::session::{Ask, Session, Variant, WARM};
 
 mod streams;
 
-fn object(kind: &str, name: &str, spec: Value) -> Object {
+fn object(kind: &str, name: &str, spec: impl Into<Value>) -> Object {
+    let spec = spec.into();
     let api = if kind.ends_with("Route") { "gateway.networking.k8s.io/v1" } else { "nodemesh.io/v1" };
     let mut value = json!({
         "apiVersion": api, "kind": kind, "metadata": { "name": name, "namespace": "shop" }, "spec": spec,
@@ -35,9 +36,9 @@ fn service(name: &str) -> Object {
     object("Service", name, spec)
 }
 
-fn workload(name: &str, app: &str, address: &str, more: Value) -> Object {
+fn workload(name: &str, app: &str, address: &str, more: impl Into<Value>) -> Object {
     let mut spec = json!({ "app": app, "addresses": [address] });
-    for (field, value) in more.as_object().unwrap() {
+    for (field, value) in more.into().as_object().unwrap() {
         spec[field] = value.clone();
     }
     object("Workload", name, spec)
@@ -131,7 +132,8 @@ fn a_policy_is_said_in_envoys_words() {
     }
 }
 
-fn route(rules: Value) -> Object {
+fn route(rules: impl Into<Value>) -> Object {
+    let rules = rules.into();
     let parents = json!([{ "kind": "Service", "name": "web", "port": 80 }]);
     object("HTTPRoute", "r", json!({ "parentRefs": parents, "rules": rules }))
 }

@@ -43,8 +43,10 @@ pub fn routes() -> Router<App> {
         .route("/resources/{node_type}", put(write_plain));
     for of in Type::ALL {
         let path = format!("/v3/discovery:{}", of.plural());
-        router = router
-            .route(&path, post(move |who: Polling, state: Shared, text: Text| poll(of, who, state, text)));
+        let answer = async move |Polling(node_type): Polling, State(engine): Shared, text: Text| {
+            poll(of, &node_type, &engine, &text)
+        };
+        router = router.route(&path, post(answer));
     }
     router
 }
@@ -221,12 +223,7 @@ struct Node {
 }
 
 /// One look: 304 where nothing is new.
-async fn poll(
-    of: Type,
-    Polling(node_type): Polling,
-    State(engine): Shared,
-    text: Text,
-) -> Result<Response, Refused> {
+fn poll(of: Type, node_type: &str, engine: &Engine, text: &Text) -> Result<Response, Refused> {
     let asked: Discovery = text.json("a DiscoveryRequest of Envoy's API v3")?;
     if node_type_of(&asked.node.id) != node_type {
         let accepted = format!("an id that begins with {node_type}-");
@@ -241,7 +238,7 @@ async fn poll(
     let star = asked.resource_names.iter().any(|name| name == "*");
     let names = asked.resource_names.iter().map(|name| Arc::from(name.as_str())).collect();
     let want = Want { all: whole || star, names };
-    let set = engine.read(|registry| engine.envoys.wanted(registry, &node_type, of, &want));
+    let set = engine.read(|registry| engine.envoys.wanted(registry, node_type, of, &want));
     let version = mesh_envoy::session::version_of(set.iter());
     if *version == *asked.version_info {
         return Ok(StatusCode::NOT_MODIFIED.into_response());

@@ -18,9 +18,8 @@ struct Envoy {
 
 /// A stream by a token, or by a certificate.
 async fn stream(control: &Control, token: &str, identity: Option<Identity>) -> Result<Envoy, Status> {
-    let mut tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(control.ca()))
-        .domain_name("localhost");
+    let mut tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(control.ca())).domain_name("localhost");
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
@@ -83,7 +82,10 @@ async fn secrets_are_told_to_their_own_type_alone() {
     let mut envoy = stream(&control, &token, None).await.unwrap();
     envoy.ask("edge-1", Type::Secret, &["s"]).await;
     let status = envoy.next().await.unwrap_err();
-    assert!(status.code() == tonic::Code::PermissionDenied && status.message().contains("\"core\""), "{status}");
+    assert!(
+        status.code() == tonic::Code::PermissionDenied && status.message().contains("\"core\""),
+        "{status}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

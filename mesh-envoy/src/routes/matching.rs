@@ -30,6 +30,9 @@ pub(crate) struct Match<'a> {
     pub query: &'a [FieldMatch],
 }
 
+/// Class of path, how much of it is said, whether a method is missing, headers, parameters.
+pub(crate) type Rank = (u8, Reverse<(usize, usize)>, bool, Reverse<usize>, Reverse<usize>);
+
 /// A host that a route is for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Host {
@@ -93,13 +96,14 @@ impl<'a> Match<'a> {
     }
 
     /// Smaller comes first: exact paths, expressions, calls by expression, prefixes; then conditions.
-    pub(crate) fn rank(&self) -> (u8, Reverse<(usize, usize)>, bool, Reverse<usize>, Reverse<usize>) {
+    pub(crate) fn rank(&self) -> Rank {
         let (class, length) = match &self.path {
             Path::Of(PathMatch::Exact(_)) | Path::Exactly(_) => (0, (0, 0)),
             Path::Of(PathMatch::RegularExpression(regex)) => (1, (regex.len(), 0)),
             Path::Call(_, service, method) => (2, (*service, *method)),
-            Path::Of(PathMatch::PathPrefix(prefix)) => (3, (prefix.trim_end_matches('/').len(), 0)),
-            Path::Below(prefix) => (3, (prefix.trim_end_matches('/').len(), 0)),
+            Path::Of(PathMatch::PathPrefix(prefix)) | Path::Below(prefix) => {
+                (3, (prefix.trim_end_matches('/').len(), 0))
+            }
             Path::All => (3, (0, 0)),
         };
         (
@@ -137,8 +141,7 @@ pub(crate) fn json(of: &Match<'_>, host: &Host, whom: For) -> Option<Value> {
     let regex = |regex: &str| json!({ "safe_regex": { "regex": regex } });
     let mut json = match &of.path {
         Path::All => json!({ "prefix": "/" }),
-        Path::Of(PathMatch::Exact(path)) => json!({ "path": path }),
-        Path::Exactly(path) => json!({ "path": path }),
+        Path::Of(PathMatch::Exact(path)) | Path::Exactly(path) => json!({ "path": path }),
         Path::Of(PathMatch::RegularExpression(expression)) | Path::Call(expression, _, _) => {
             regex(expression)
         }

@@ -45,7 +45,9 @@ impl Client {
     fn change(&mut self, objects: Vec<Object>) {
         let delta = apply(&mut self.registry, objects);
         self.catalog.changed(&delta);
-        Type::ALL.into_iter().for_each(|of| self.look(of));
+        for of in Type::ALL {
+            self.look(of);
+        }
     }
 
     fn next(&mut self) -> Option<Push> {
@@ -162,8 +164,8 @@ fn what_was_refused_is_not_sent_again_until_it_changes() {
         let mut client = begun(variant);
         client.change(vec![to("v2")]);
         let push = client.next().unwrap();
-        let ask = Ask { nonce: push.nonce, error: Some("no".into()), ..Ask::default() };
-        assert_eq!(client.ask(Type::Cluster, ask).answer, Some(Err("no".into())));
+        let ask = Ask { nonce: push.nonce, error: Some("no\n  room".into()), ..Ask::default() };
+        assert_eq!(client.ask(Type::Cluster, ask).answer, Some(Err("no room".into())));
         client.now += WARM;
         assert_eq!(client.next().unwrap().of, Type::Route, "the rest goes on");
         client.change(vec![workload("w1", "web", "10.0.0.9", json!({}))]);

@@ -2,7 +2,8 @@
 
 use super::*;
 
-fn edge(spec: Value) -> Value {
+fn edge(spec: impl Into<Value>) -> Value {
+    let spec = spec.into();
     json!({"apiVersion": "nodemesh.io/v1", "kind": "EnvoyResources", "metadata": {"name": "edge"}, "spec": spec})
 }
 
