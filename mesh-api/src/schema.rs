@@ -4,6 +4,7 @@
 //! (addresses that are unicast, names that are distinct) are only in the parsers.
 //! Not here: status (it is never written).
 
+mod envoy;
 mod http;
 mod resilience;
 
@@ -64,6 +65,7 @@ fn spec(kind: Kind) -> Value {
         Kind::AuthorizationPolicy => authorization_policy(),
         Kind::TransportPolicy => transport_policy(),
         Kind::ExternalService => external_service(),
+        Kind::EnvoyResources => envoy::resources(),
         Kind::Mesh => mesh(),
     }
 }

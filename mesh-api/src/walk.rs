@@ -36,6 +36,10 @@ impl<'a> At<'a> {
         Self { value, path: String::new() }
     }
 
+    pub(crate) fn value(&self) -> &'a Value {
+        self.value
+    }
+
     pub(crate) fn path(&self) -> &str {
         &self.path
     }

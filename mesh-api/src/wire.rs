@@ -7,6 +7,8 @@
 mod http;
 mod resilience;
 
+use serde_json::json;
+
 use crate::proto::v1;
 use crate::resource::{
     Action, Affinity, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader,
@@ -44,6 +46,8 @@ pub enum Wire {
     ExternalService(v1::ExternalService),
     /// `Mesh`
     Mesh(v1::Mesh),
+    /// `EnvoyResources`: agents are never sent it. As JSON, to tell one from the other.
+    EnvoyResources(Vec<u8>),
 }
 
 impl Wire {
@@ -63,6 +67,7 @@ impl Wire {
             Self::TransportPolicy(message) => message.encode_to_vec(),
             Self::ExternalService(message) => message.encode_to_vec(),
             Self::Mesh(message) => message.encode_to_vec(),
+            Self::EnvoyResources(json) => json.clone(),
         }
     }
 
@@ -81,6 +86,7 @@ impl Wire {
             Self::TransportPolicy(_) => Kind::TransportPolicy,
             Self::ExternalService(_) => Kind::ExternalService,
             Self::Mesh(_) => Kind::Mesh,
+            Self::EnvoyResources(_) => Kind::EnvoyResources,
         }
     }
 }
@@ -104,6 +110,7 @@ pub fn wire(resource: &Resource, memberships: Vec<v1::WorkloadService>) -> Wire 
         Spec::TransportPolicy(spec) => Wire::TransportPolicy(transport_policy(resource, spec)),
         Spec::ExternalService(spec) => Wire::ExternalService(external_service(resource, spec)),
         Spec::Mesh(spec) => Wire::Mesh(mesh(spec)),
+        Spec::EnvoyResources(spec) => Wire::EnvoyResources(json!(spec).to_string().into_bytes()),
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Serve {
     /// Address for agents
     #[arg(long, env = "NODEMESH_AGENTS", default_value = "0.0.0.0:15012")]
     pub agents: SocketAddr,
+    /// Address for Envoys and clients of gRPC (xDS); without an address 0.0.0.0:15010. Absent: they are not served
+    #[arg(long, env = "NODEMESH_ENVOYS", num_args = 0..=1, default_missing_value = "0.0.0.0:15010")]
+    pub envoys: Option<SocketAddr>,
     /// Host name or IP address by which clients know this server; may be repeated
     #[arg(long, value_name = "HOST_OR_IP")]
     pub name: Vec<String>,

@@ -1,7 +1,7 @@
 //! The control plane: registry, configuration and API of a mesh.
 //!
 //! Reading path: [`server`] (what is put together) → [`engine`] (where state changes) → [`store`] (what is
-//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes) → [`auth`], [`ca`] and [`tls`] (who is who); [`jwks`]
+//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes), [`envoy`] → [`auth`], [`ca`] and [`tls`] (who is who); [`jwks`]
 //! (keys of those who issue tokens).
 //!
 //! Invariant: traffic never waits for anything in here.
@@ -14,6 +14,7 @@ pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod envoy;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;

@@ -31,6 +31,14 @@ pub struct Metrics {
     pub acks: Counter,
     /// Responses that agents refused.
     pub nacks: Counter,
+    /// Responses sent to Envoys and clients of gRPC.
+    pub envoy_pushes: Counter,
+    /// Resources in them, removals included.
+    pub envoy_pushed_resources: Counter,
+    /// Responses that they took.
+    pub envoy_acks: Counter,
+    /// Responses that they refused.
+    pub envoy_nacks: Counter,
     /// Workloads that agents asked for in vain.
     pub registrations_refused: Counter,
     /// Nodes that may not join.
@@ -121,6 +129,8 @@ impl Histogram {
 pub struct Gauges {
     /// Agents with a configuration stream.
     pub connected_nodes: usize,
+    /// Envoys and clients of gRPC with a stream.
+    pub connected_envoys: usize,
     /// Revision of what agents are sent.
     pub revision: u64,
     /// Seconds until a certificate of the authority ends, by what it is.
@@ -163,6 +173,18 @@ impl Metrics {
             ("mesh_control_xds_acks_total", "Responses that agents took.", &self.acks),
             ("mesh_control_xds_nacks_total", "Responses that agents refused.", &self.nacks),
             (
+                "mesh_control_envoy_pushes_total",
+                "Responses sent to Envoys and clients of gRPC.",
+                &self.envoy_pushes,
+            ),
+            (
+                "mesh_control_envoy_resources_total",
+                "Resources in them, removals included.",
+                &self.envoy_pushed_resources,
+            ),
+            ("mesh_control_envoy_acks_total", "Responses that they took.", &self.envoy_acks),
+            ("mesh_control_envoy_nacks_total", "Responses that they refused.", &self.envoy_nacks),
+            (
                 "mesh_control_registrations_refused_total",
                 "Workloads that an agent may not or cannot register.",
                 &self.registrations_refused,
@@ -187,6 +209,11 @@ impl Metrics {
                 "mesh_control_nodes_connected",
                 "Agents with a configuration stream.",
                 gauges.connected_nodes as u64,
+            ),
+            (
+                "mesh_control_envoys_connected",
+                "Envoys and clients of gRPC with a stream.",
+                gauges.connected_envoys as u64,
             ),
             ("mesh_control_revision", "Revision of the configuration.", gauges.revision),
             (
@@ -246,6 +273,7 @@ mod tests {
         }
         let page = metrics.render(&Gauges {
             connected_nodes: 2,
+            connected_envoys: 1,
             revision: 7,
             authority_ends: vec![("root", 5)],
             certificates: (2, 1),

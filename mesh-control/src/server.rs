@@ -34,7 +34,7 @@ use crate::rest::Site;
 use crate::stop::stopped;
 use crate::store::{Options, RedbStore, Timings};
 use crate::tls::{self, ServerCert};
-use crate::{agents, rest};
+use crate::{agents, envoy, rest};
 
 /// How often the authority looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -93,6 +93,8 @@ pub struct Running {
     pub api: SocketAddr,
     /// Where agents are served.
     pub agents: SocketAddr,
+    /// Where Envoys are served, if they are.
+    pub envoys: Option<SocketAddr>,
     /// Its state, for tests.
     pub engine: Arc<Engine>,
     stop: watch::Sender<bool>,
@@ -131,6 +133,7 @@ pub async fn start_with(
     let clients = Clients::new(&authority.live().roots, Vec::new())?;
     let rest_tls = tls::acceptor(cert.clone(), None, &[b"http/1.1"])?;
     let agents_tls = tls::acceptor(cert.clone(), Some(clients.clone()), &[b"h2"])?;
+    let envoys_tls = agents_tls.clone();
 
     let engine = Engine::start(store, times)?;
     engine.ensure_mesh().await?;
@@ -141,6 +144,10 @@ pub async fn start_with(
 
     let (rest_port, api) = listen("--api", config.api).await?;
     let (agents_port, agents) = listen("--agents", config.agents).await?;
+    let envoys_port = match config.envoys {
+        Some(address) => Some(listen("--envoys", address).await?),
+        None => None,
+    };
     let (stop, stopped) = watch::channel(false);
     let site = Arc::new(Site { engine: engine.clone(), office: office.clone(), timings });
     let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
@@ -153,14 +160,25 @@ pub async fn start_with(
             }
         }
     };
-    let tasks = vec![
+    let mut tasks = vec![
         tokio::spawn(rest::serve(site, rest_connections, stopped.clone())),
         tokio::spawn(agents_task),
         tokio::spawn(keep(office, stopped.clone())),
-        tokio::spawn(keeper.run(stopped)),
+        tokio::spawn(keeper.run(stopped.clone())),
     ];
+    let envoys = envoys_port.as_ref().map(|(_, address)| *address);
+    if let Some((port, address)) = envoys_port {
+        tracing::info!(%address, "Envoys are served");
+        let connections = tls::accept(port, envoys_tls, stopped.clone());
+        let engine = engine.clone();
+        tasks.push(tokio::spawn(async move {
+            if let Err(error) = envoy::port::serve(engine, connections, stopped).await {
+                tracing::error!(%error, "the Envoys' port failed");
+            }
+        }));
+    }
     tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
-    Ok(Running { api, agents, engine, stop, tasks })
+    Ok(Running { api, agents, envoys, engine, stop, tasks })
 }
 
 impl Running {
@@ -257,7 +275,8 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
 
 /// The names that were given, and the addresses that the ports are bound to.
 fn known_as(config: &Serve) -> Vec<String> {
-    let bound = [config.api.ip(), config.agents.ip()].into_iter().filter(|ip| !ip.is_unspecified());
+    let ports = [Some(config.api), Some(config.agents), config.envoys];
+    let bound = ports.into_iter().flatten().map(|address| address.ip()).filter(|ip| !ip.is_unspecified());
     config.name.iter().cloned().chain(bound.map(|ip| ip.to_string())).collect()
 }
 

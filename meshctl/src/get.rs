@@ -14,7 +14,7 @@ use crate::table::{self, or_dash};
 #[derive(Args)]
 pub struct Get {
     /// service, externalservice, workload, httproute, grpcroute, tlsroute, tcproute, udproute, trafficpolicy,
-    /// authorizationpolicy, transportpolicy or mesh (plural is fine too)
+    /// authorizationpolicy, transportpolicy, envoyresources or mesh (plural is fine too)
     #[arg(value_parser = kind)]
     kind: Kind,
     /// One object instead of all
@@ -99,6 +99,9 @@ impl Get {
             Kind::TcpRoute | Kind::UdpRoute => &["NAMESPACE", "NAME", "PARENTS", "BACKENDS"],
             Kind::TrafficPolicy => &["NAMESPACE", "NAME", "TARGETS", "HTTP", "ON PROXY LOSS", "BALANCING"],
             Kind::AuthorizationPolicy => &["NAMESPACE", "NAME", "SELECTOR", "ACTION", "RULES"],
+            Kind::EnvoyResources => {
+                &["NAMESPACE", "NAME", "TYPE", "GATEWAY", "LISTENERS", "CLUSTERS", "ROUTES", "ENDPOINTS"]
+            }
             Kind::TransportPolicy => &["NAMESPACE", "NAME", "FOR", "UDP", "EXCLUDED OUT", "EXCLUDED IN"],
         };
         let rows: Vec<_> = items.iter().map(|item| row(self.kind, item)).collect();
@@ -186,6 +189,12 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
         ]),
         Kind::AuthorizationPolicy => {
             row.extend([selector(spec), text(&spec["action"]), array(&spec["rules"]).count().to_string()]);
+        }
+        Kind::EnvoyResources => {
+            let node_type = spec["nodeType"].as_str().map_or_else(|| row[1].clone(), str::to_owned);
+            row.extend([node_type, or_dash(text(&spec["gateway"]["port"]))]);
+            let count = |field: &str| array(&spec[field]).count().to_string();
+            row.extend(["listeners", "clusters", "routes", "endpoints"].map(count));
         }
         Kind::TransportPolicy => {
             let labels = selector(spec);

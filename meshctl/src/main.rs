@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
+//! [`get`], [`status`], [`proxy`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
 //! and `status --kernel` ([`kernel`]) or `--identities` ([`identities`]) talk to the agent of this node instead:
 //! [`agent`].
 //!
@@ -21,6 +21,7 @@ mod get;
 mod identities;
 mod kernel;
 mod manifest;
+mod proxy;
 mod run;
 mod status;
 mod table;
@@ -69,6 +70,9 @@ enum Command {
     Enrol(enrol::Enrol),
     /// Takes a workload out of the mesh; its program goes on.
     Leave(enrol::Leave),
+    /// Looks at Envoys and clients of gRPC.
+    #[command(subcommand)]
+    Proxy(proxy::Proxy),
     /// Makes, lists and revokes tokens.
     #[command(subcommand)]
     Token(token::Token),
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Command::Leave(leave) => leave.run(),
         Command::Node(node) => cli.connection.open().and_then(|client| node.run(&client)),
         Command::Ca(ca) => cli.connection.open().and_then(|client| ca.run(&client)),
+        Command::Proxy(proxy) => cli.connection.open().and_then(|client| proxy.run(&client)),
         Command::Token(token) => cli.connection.open().and_then(|client| token.run(&client)),
     };
     match done {

@@ -24,7 +24,7 @@ pub enum Token {
 /// Makes a token.
 #[derive(Args)]
 #[group(skip)]
-#[command(group(clap::ArgGroup::new("whose").required(true).args(["node", "role"])))]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["node", "role", "envoy"])))]
 pub struct Create {
     /// Join token of the agent of this node
     #[arg(long, requires = "allow")]
@@ -35,6 +35,9 @@ pub struct Create {
     /// API token of this role
     #[arg(long, value_parser = ["admin", "editor", "viewer"])]
     role: Option<String>,
+    /// Token of the Envoys and clients of gRPC of this node type
+    #[arg(long, value_name = "TYPE")]
+    envoy: Option<String>,
     /// Life of the token, such as 24h; without, it ends when it is revoked. A node that has joined stays
     #[arg(long)]
     ttl: Option<String>,
@@ -66,9 +69,10 @@ impl Token {
 
 impl Create {
     fn request(&self) -> Value {
-        let mut request = match &self.node {
-            Some(node) => json!({ "role": "node", "node": node, "allow": self.allow }),
-            None => json!({ "role": self.role }),
+        let mut request = match (&self.node, &self.envoy) {
+            (Some(node), _) => json!({ "role": "node", "node": node, "allow": self.allow }),
+            (None, Some(of)) => json!({ "role": "envoy", "node": of }),
+            (None, None) => json!({ "role": self.role }),
         };
         if self.single_use {
             request["singleUse"] = json!(true);

@@ -32,6 +32,7 @@ usage: cargo xtask <command>
   bench l7 [...]         the proxy against HAProxy and Envoy
   bench core [NAME]      single decisions: route, balance, authorise, heads of HTTP/1
   fuzz [NAME] [--seconds N]  bytes of strangers: connect_head, certificate, http1_head
+  envoy-api              write mesh-envoy/envoy-v3.binpb anew, from PyPI's xds-protos
   tidy                   checks on the source that the compiler does not make";
 
 fn main() -> ExitCode {
@@ -65,6 +66,7 @@ fn dispatch(args: &[String]) -> Result<()> {
             test::program("mesh-bench", Profile::Release, rest)
         }
         "fuzz" => fuzz::fuzz(rest),
+        "envoy-api" => tools::envoy_api(),
         "tidy" => tidy::tidy(),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

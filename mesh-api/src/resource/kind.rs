@@ -36,14 +36,16 @@ pub enum Kind {
     TransportPolicy,
     /// `ExternalService`
     ExternalService,
+    /// `EnvoyResources`
+    EnvoyResources,
 }
 
 /// Planned kinds.
-const UNBUILT: &[&str] = &["RateLimitPolicy", "Telemetry", "EnvoyResources"];
+const UNBUILT: &[&str] = &["RateLimitPolicy", "Telemetry"];
 
 impl Kind {
     /// All of them, in the order in which a set of objects is best written.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Mesh,
         Self::Service,
         Self::ExternalService,
@@ -56,6 +58,7 @@ impl Kind {
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
         Self::TransportPolicy,
+        Self::EnvoyResources,
     ];
 
     /// As `kind:` says it.
@@ -73,6 +76,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TransportPolicy => "TransportPolicy",
             Self::ExternalService => "ExternalService",
+            Self::EnvoyResources => "EnvoyResources",
         }
     }
 
@@ -91,6 +95,7 @@ impl Kind {
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::TransportPolicy => "transportpolicies",
             Self::ExternalService => "externalservices",
+            Self::EnvoyResources => "envoyresources",
         }
     }
 
@@ -119,12 +124,18 @@ impl Kind {
             Self::AuthorizationPolicy => "type.googleapis.com/nodemesh.v1.AuthorizationPolicy",
             Self::TransportPolicy => "type.googleapis.com/nodemesh.v1.TransportPolicy",
             Self::ExternalService => "type.googleapis.com/nodemesh.v1.ExternalService",
+            Self::EnvoyResources => "type.googleapis.com/nodemesh.v1.EnvoyResources",
         }
     }
 
     /// Whether objects live in a namespace.
     pub const fn namespaced(self) -> bool {
         !matches!(self, Self::Mesh)
+    }
+
+    /// Whether agents are told of it.
+    pub const fn is_for_agents(self) -> bool {
+        !matches!(self, Self::EnvoyResources)
     }
 
     /// The kind of this URL part.

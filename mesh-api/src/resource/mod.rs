@@ -12,6 +12,7 @@ mod affinity;
 mod authorization_policy;
 mod egress;
 mod envelope;
+mod envoy_resources;
 mod ext_authz;
 mod external_service;
 mod grpc_route;
@@ -40,6 +41,9 @@ pub use authorization_policy::{
 };
 pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
+pub use envoy_resources::{
+    EnvoyGateway, EnvoyResourcesSpec, GatewayService, GatewayTls, NODE_TYPE, is_node_type, node_type_of,
+};
 pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use grpc_route::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
@@ -117,6 +121,8 @@ pub enum Spec {
     TransportPolicy(TransportPolicySpec),
     /// Names or addresses outside of the mesh.
     ExternalService(ExternalServiceSpec),
+    /// What Envoys of a node type are given.
+    EnvoyResources(Box<EnvoyResourcesSpec>),
     /// Settings of the whole mesh.
     Mesh(MeshSpec),
 }
@@ -147,6 +153,9 @@ impl Resource {
                 Spec::TransportPolicy(TransportPolicySpec::read(&at, &metadata.namespace)?)
             }
             (Kind::ExternalService, Some(at)) => Spec::ExternalService(ExternalServiceSpec::read(&at)?),
+            (Kind::EnvoyResources, Some(at)) => {
+                Spec::EnvoyResources(Box::new(EnvoyResourcesSpec::read(&at, &metadata.name)?))
+            }
             (Kind::Mesh, Some(at)) => Spec::Mesh(MeshSpec::read(&at)?),
         };
         let status = fields.read("status", |at| Status::read(&at))?.unwrap_or_default();
@@ -189,6 +198,7 @@ impl Resource {
             Spec::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Spec::TransportPolicy(_) => Kind::TransportPolicy,
             Spec::ExternalService(_) => Kind::ExternalService,
+            Spec::EnvoyResources(_) => Kind::EnvoyResources,
             Spec::Mesh(_) => Kind::Mesh,
         }
     }

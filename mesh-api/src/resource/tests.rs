@@ -1,6 +1,7 @@
 //! Refusals name the exact place; what is accepted is read back as it was written.
 
 mod egress;
+mod envoy;
 mod examples;
 mod jwt;
 mod locality;
@@ -125,6 +126,7 @@ fn examples() -> Vec<Value> {
     all.extend(jwt::examples());
     all.extend(routes::examples());
     all.extend(resilience::examples());
+    all.extend(envoy::examples());
     all
 }
 

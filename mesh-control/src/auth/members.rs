@@ -135,6 +135,11 @@ impl Members {
         self.version.send_modify(|version| *version += 1);
     }
 
+    /// Whether a certificate was revoked.
+    pub fn is_revoked(&self, serial: &str) -> bool {
+        self.inner.read().revoked.contains(serial)
+    }
+
     /// One.
     pub fn get(&self, node: &str) -> Option<Member> {
         self.inner.read().records.get(node).cloned()

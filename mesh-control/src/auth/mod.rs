@@ -25,12 +25,16 @@ pub enum Role {
     Viewer,
     /// An agent: its own session and the configuration of the mesh.
     Node,
+    /// An Envoy or a client of gRPC: what nodes of its type are told.
+    Envoy,
 }
 
 impl Role {
     /// Parses the name as it stands in requests.
     pub fn parse(text: &str) -> Option<Self> {
-        [Role::Admin, Role::Editor, Role::Viewer, Role::Node].into_iter().find(|role| role.name() == text)
+        [Role::Admin, Role::Editor, Role::Viewer, Role::Node, Role::Envoy]
+            .into_iter()
+            .find(|role| role.name() == text)
     }
 
     /// The name as it stands in requests.
@@ -40,12 +44,13 @@ impl Role {
             Role::Editor => "editor",
             Role::Viewer => "viewer",
             Role::Node => "node",
+            Role::Envoy => "envoy",
         }
     }
 
     /// May read resources and status over REST.
     pub fn reads(self) -> bool {
-        self != Role::Node
+        !matches!(self, Role::Node | Role::Envoy)
     }
 
     /// May write resources.
@@ -66,7 +71,7 @@ pub struct Principal {
     pub token: String,
     /// What it may do.
     pub role: Role,
-    /// The node that a `Node` token belongs to; empty for people.
+    /// The node that a `Node` token belongs to, the node type of an `Envoy` token; empty for people.
     pub node: String,
     /// What a `Node` token may register.
     pub grants: Vec<Grant>,

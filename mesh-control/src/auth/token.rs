@@ -32,7 +32,7 @@ pub struct TokenRecord {
     pub hash: String,
     /// What it allows.
     pub role: Role,
-    /// For `Role::Node`: the node's name.
+    /// For `Role::Node`: the node's name; for `Role::Envoy`: the node type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
     /// For `Role::Node`: what the node may register.

@@ -12,7 +12,7 @@
 //! Not here: what agents do with certificates (mesh-agent), TLS between nodes (mesh-identity).
 
 pub mod authority;
-mod csr;
+pub(crate) mod csr;
 mod files;
 pub mod issued;
 pub mod names;

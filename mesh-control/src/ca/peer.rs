@@ -2,6 +2,7 @@
 //!
 //! The chain was verified by TLS; here only the name is read. A certificate that is not a node's gives nobody.
 
+use mesh_api::resource::is_node_type;
 use mesh_api::spiffe::NodeId;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -30,6 +31,33 @@ impl Peer {
         let [GeneralName::URI(uri)] = &names.value.general_names[..] else { return None };
         Some(Self {
             node: uri.parse().ok()?,
+            serial: hex(cert.raw_serial()),
+            not_after: u64::try_from(cert.validity().not_after.timestamp()).ok()?,
+        })
+    }
+}
+
+/// An Envoy or a client of gRPC that showed a certificate of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// What it may call itself.
+    pub node_type: String,
+    /// Serial number of its certificate, hexadecimal.
+    pub serial: String,
+    /// When its certificate ends, Unix seconds.
+    pub not_after: u64,
+}
+
+impl Guest {
+    /// Of a verified certificate with the name `spiffe://<trust domain>/envoy/<node type>`.
+    pub fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+        let names = cert.subject_alternative_name().ok()??;
+        let [GeneralName::URI(uri)] = &names.value.general_names[..] else { return None };
+        let (_, path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
+        let node_type = path.strip_prefix("envoy/").filter(|text| is_node_type(text))?;
+        Some(Self {
+            node_type: node_type.to_owned(),
             serial: hex(cert.raw_serial()),
             not_after: u64::try_from(cert.validity().not_after.timestamp()).ok()?,
         })

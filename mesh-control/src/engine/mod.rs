@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use crate::auth::members::Members;
 use crate::auth::table::Tokens;
+use crate::envoy::hub::Envoys;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -54,6 +55,8 @@ pub struct Engine {
     held: Mutex<Option<mesh_registry::lease::Held>>,
     /// What agents should have.
     pub hub: Arc<Hub>,
+    /// What Envoys should have, and who they are.
+    pub envoys: Arc<Envoys>,
     /// Which tokens are valid.
     pub tokens: Arc<Tokens>,
     /// Which nodes have joined.
@@ -79,6 +82,7 @@ impl Engine {
             tokens: Arc::default(),
             members: Arc::default(),
             nodes: Arc::default(),
+            envoys: Arc::default(),
             jwks: Shown::default(),
             metrics: Arc::default(),
             times,
@@ -98,6 +102,11 @@ impl Engine {
     /// Random id of the store.
     pub fn store_id(&self) -> &str {
         self.store.id()
+    }
+
+    /// Looks at the registry; nothing changes meanwhile.
+    pub fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&self.registry.lock())
     }
 
     /// What an object asks for.

@@ -88,6 +88,7 @@ impl Pump {
             // The hub is told under the registry's lock: what it holds is never older than the registry.
             let mut registry = engine.registry.lock();
             let delta = registry.apply(batch, Instant::now());
+            engine.envoys.changed(&delta);
             engine.hub.apply(delta);
             drop(registry);
             engine.applied.send_if_modified(|applied| {

@@ -66,6 +66,7 @@ impl Engine {
         expect: Option<u64>,
     ) -> Result<Written, WriteError> {
         self.blocking(move |engine| {
+            mesh_envoy::check::check(&resource)?;
             let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
             engine.commit(|| engine.intents().put(&author, &resource, expect))
         })

@@ -10,6 +10,7 @@ mod authority;
 mod authz;
 mod body;
 mod caller;
+mod envoy;
 mod error;
 mod objects;
 mod tokens;
@@ -89,6 +90,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/v1/ca/revoke", post(authority::revoke))
         .route("/v1/nodes", get(authority::nodes))
         .route("/v1/nodes/{node}/revoke", post(authority::revoke_node))
+        .merge(envoy::routes())
         .route("/v1/mesh", get(objects::get_mesh).put(objects::put_mesh))
         .route("/v1/{plural}", get(objects::list))
         .route("/v1/{plural}/{namespace}", get(objects::list_namespace))
@@ -138,6 +140,7 @@ async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
         fsync_total: timings.total,
         commits: timings.commits,
         connected_nodes: engine.nodes.connected_count(),
+        connected_envoys: engine.envoys.proxies.connected(),
         revision: engine.hub.revision(),
         authority_ends: site.office.authority.live().ends(unix_s()),
         certificates: site.office.certificates(unix_s()),

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use mesh_api::duration;
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::name::is_subdomain;
+use mesh_api::resource::NODE_TYPE;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -23,7 +24,8 @@ use crate::engine::Engine;
 /// Most grants of one token.
 const GRANTS_MAX: usize = 1024;
 const ACCEPTED: &str = "{role: admin | editor | viewer, ttl?: DURATION} or \
-                        {role: node, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION, singleUse?: BOOL}";
+                        {role: node, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION, singleUse?: BOOL} or \
+                        {role: envoy, node: NODE TYPE, ttl?: DURATION}";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -44,7 +46,7 @@ impl Create {
             Err(ApiError::new(Reason::BadFormat, path, value, accepted))
         };
         let Some(role) = Role::parse(&self.role) else {
-            return refuse("role", self.role.as_str().into(), "admin, editor, viewer, node");
+            return refuse("role", self.role.as_str().into(), "admin, editor, viewer, node, envoy");
         };
         let of_node = role == Role::Node;
         if of_node && !is_subdomain(&self.node) {
@@ -53,7 +55,10 @@ impl Create {
         if of_node && !(1..=GRANTS_MAX).contains(&self.allow.len()) {
             return refuse("allow", self.allow.len().into(), "1..=1024 grants NAMESPACE/SERVICEACCOUNT");
         }
-        let names_none = self.node.is_empty() && self.allow.is_empty();
+        if role == Role::Envoy && !(NODE_TYPE.holds)(&self.node) {
+            return refuse("node", self.node.as_str().into(), NODE_TYPE.accepted);
+        }
+        let names_none = (self.node.is_empty() || role == Role::Envoy) && self.allow.is_empty();
         if !of_node && !names_none {
             return refuse("node", self.node.as_str().into(), "no node and no grants with this role");
         }

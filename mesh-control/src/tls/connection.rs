@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::ca::peer::Peer;
+use crate::ca::peer::{Guest, Peer};
 
 /// Where a call comes from.
 #[derive(Clone, Debug)]
@@ -20,12 +20,15 @@ pub struct Origin {
     pub tcp: TcpConnectInfo,
     /// The node that showed a certificate; `None`: nobody did, or not a node.
     pub peer: Option<Arc<Peer>>,
+    /// The Envoy or client of gRPC that showed one.
+    pub guest: Option<Arc<Guest>>,
 }
 
 /// One client.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Option<Arc<Peer>>,
+    guest: Option<Arc<Guest>>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -33,7 +36,8 @@ impl Connection {
     pub(super) fn new(stream: TlsStream<TcpStream>, slot: OwnedSemaphorePermit) -> Self {
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = shown.and_then(Peer::of).map(Arc::new);
-        Self { stream, peer, _slot: slot }
+        let guest = shown.and_then(Guest::of).map(Arc::new);
+        Self { stream, peer, guest, _slot: slot }
     }
 }
 
@@ -41,7 +45,11 @@ impl Connected for Connection {
     type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Origin {
-        Origin { tcp: self.stream.get_ref().0.connect_info(), peer: self.peer.clone() }
+        Origin {
+            tcp: self.stream.get_ref().0.connect_info(),
+            peer: self.peer.clone(),
+            guest: self.guest.clone(),
+        }
     }
 }
 

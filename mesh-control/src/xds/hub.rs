@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use mesh_api::resource::Kind;
 use mesh_registry::registry::{Delta as Changes, WireResource};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -65,9 +66,10 @@ impl Hub {
         self.inner.lock().revision
     }
 
-    /// How many resources of each type there are.
-    pub fn counts(&self) -> [usize; TYPES] {
-        self.inner.lock().contents.each_ref().map(BTreeMap::len)
+    /// How many objects there are of each kind, in the order of [`Kind::ALL`].
+    pub fn counts(&self) -> [usize; Kind::ALL.len()] {
+        let inner = self.inner.lock();
+        Kind::ALL.map(|kind| inner.contents[Type::Of(kind).index()].len())
     }
 
     /// Takes changes in and wakes the streams that have something to send.
@@ -195,7 +197,7 @@ impl Drop for Follower {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::resource::{Key, Kind};
+    use mesh_api::resource::Key;
 
     use super::*;
 

@@ -35,9 +35,13 @@ impl From<Kind> for Type {
 }
 
 impl Type {
-    /// All of them.
+    /// All of them that agents may ask for.
     pub fn all() -> impl Iterator<Item = Self> {
-        Kind::ALL.into_iter().map(Self::Of).chain([Self::TrustBundle, Self::JwtKeys])
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| kind.is_for_agents())
+            .map(Self::Of)
+            .chain([Self::TrustBundle, Self::JwtKeys])
     }
 
     /// Its place in arrays.

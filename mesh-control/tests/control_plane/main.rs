@@ -1,6 +1,7 @@
 //! The control plane as its clients see it: started in this process on free ports with a directory of its
 //! own, spoken to over TLS.
 
+mod envoy;
 mod identity;
 mod jwks;
 mod lifecycle;

@@ -40,6 +40,7 @@ pub fn config(data: PathBuf) -> Serve {
         data,
         api: ([127, 0, 0, 1], 0).into(),
         agents: ([127, 0, 0, 1], 0).into(),
+        envoys: Some(([127, 0, 0, 1], 0).into()),
         name: Vec::new(),
         heartbeat: Duration::from_secs(1),
         lease: Duration::from_secs(2),

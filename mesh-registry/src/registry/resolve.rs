@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use mesh_api::proto::v1::{Health, WorkloadService};
 use mesh_api::resource::{
-    BackendRef, Condition, ExternalServiceSpec, Key, Kind, Membership, ParentRef, Protocol, Resource,
-    ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
+    BackendRef, Condition, EnvoyResourcesSpec, ExternalServiceSpec, GatewayService, Key, Kind, Membership,
+    ParentRef, Protocol, Resource, ServicePort, ServiceSpec, Spec, TrafficPolicySpec, WorkloadSpec,
 };
 
 use super::Registry;
@@ -72,6 +72,11 @@ impl Registry {
                 Vec::new()
             }
             Spec::ExternalService(spec) => self.external_conditions(resource, spec),
+            Spec::EnvoyResources(spec) => vec![refs(
+                "ResolvedRefs",
+                "ServiceNotFound",
+                self.gateway_problems(&resource.metadata.namespace, spec),
+            )],
             Spec::Workload(spec) => {
                 let problems = self.memberships(resource).1;
                 let mut out = vec![refs("ResolvedRefs", "UnknownService", problems)];
@@ -134,6 +139,22 @@ impl Registry {
             }));
         }
         vec![refs("Accepted", "Conflicted", problems)]
+    }
+
+    /// What a gateway shows and is not there, or speaks no HTTP.
+    fn gateway_problems(&self, own: &str, spec: &EnvoyResourcesSpec) -> Vec<String> {
+        let shown = spec.gateway.iter().flat_map(|gateway| &gateway.services);
+        let problem = |one: &GatewayService| {
+            let namespace = one.namespace.as_deref().unwrap_or(own);
+            let name = format!("{namespace}/{}", one.name);
+            let Some(service) = self.service(namespace, &one.name) else {
+                return Some(format!("Service {name} does not exist: what asks for it is answered 503"));
+            };
+            let http = |port: &ServicePort| port.port == one.port && routes(Kind::HttpRoute, port.protocol);
+            (!service.ports.iter().any(http))
+                .then(|| format!("Service {name} has no port {} of protocol http or auto", one.port))
+        };
+        shown.filter_map(problem).collect()
     }
 
     fn membership(

@@ -24,6 +24,9 @@ fn schemas_and_parsers_agree() {
 }
 
 fn conforms(value: &Value, schema: &Value, at: &str) {
+    if *schema == json!({}) {
+        return;
+    }
     match value {
         Value::Object(map) => {
             assert_eq!(schema["type"], "object", "{at}: {schema}");
