@@ -4,6 +4,7 @@
 //! (addresses that are unicast, names that are distinct) are only in the parsers.
 //! Not here: status (it is never written).
 
+mod health;
 mod http;
 mod resilience;
 
@@ -120,6 +121,7 @@ fn service() -> Value {
             "targetPort": port(),
             "protocol": words(&["tcp", "http", "tls", "udp", "auto"]),
             "inbound": words(&["kernel", "proxy"]),
+            "healthCheck": health::check(),
         }),
     );
     object(
@@ -129,6 +131,9 @@ fn service() -> Value {
             "headless": { "type": "boolean" },
             "selector": { "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } },
             "ports": list(&port, 1, 65_535),
+            "healthCheck": health::check(),
+            "recovery": health::recovery(),
+            "dns": dns(),
         }),
     )
 }
@@ -390,8 +395,13 @@ fn mesh() -> Value {
             "egress": egress(),
             "jwtProviders": list(&jwt_provider(), 0, 16),
             "extAuthz": list(&ext_authz(), 0, 16),
+            "dns": dns(),
         }),
     )
+}
+
+fn dns() -> Value {
+    object(&json!(["ttl"]), &json!({ "ttl": duration() }))
 }
 
 fn ext_authz() -> Value {

@@ -14,6 +14,7 @@ pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod hooks;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;

@@ -9,11 +9,13 @@
 
 mod access_log;
 mod authorization_policy;
+mod dns;
 mod egress;
 mod envelope;
 mod ext_authz;
 mod external_service;
 mod grpc_route;
+mod health;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -23,6 +25,7 @@ mod l4_route;
 mod locality;
 mod mesh;
 mod mtls;
+mod observed;
 mod resilience;
 mod service;
 mod tls_route;
@@ -35,11 +38,16 @@ pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
     SourceTerms, TargetTerms,
 };
+pub use dns::Dns;
 pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
 pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use grpc_route::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use health::{
+    Action as RecoveryAction, CommandRef, GrpcProbe, HealthCheck, HttpProbe, Probe, Readmit, Recovery,
+    Restart, Statuses, Step, TcpProbe, Webhook,
+};
 pub use http_filter::{DirectResponse, Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
 pub use http_route::{BackendRef, HttpRouteSpec, HttpRule, ParentRef, Retry, Timeouts};
@@ -49,6 +57,7 @@ pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
+pub use observed::{CheckState, Health, WorkloadHealth};
 pub use resilience::{
     BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
     RequestLimits, SuccessRate,

@@ -2,6 +2,7 @@
 
 mod egress;
 mod examples;
+mod health;
 mod jwt;
 mod locality;
 mod resilience;
@@ -125,6 +126,7 @@ fn examples() -> Vec<Value> {
     all.extend(jwt::examples());
     all.extend(routes::examples());
     all.extend(resilience::examples());
+    all.extend(health::examples());
     all
 }
 
@@ -214,7 +216,6 @@ fn a_service_is_refused_where_it_is_wrong() {
     refuses(&changed(1, "/spec/ports/0/protocol", json!("grpc")), NotBuiltYet, "spec.ports[0].protocol");
     refuses(&changed(1, "/spec/ports/0/protocol", json!("ftp")), BadFormat, "spec.ports[0].protocol");
     refuses(&changed(1, "/spec/ports/0/prot", json!("tcp")), UnknownField, "spec.ports[0].prot");
-    refuses(&changed(0, "/spec/healthCheck", json!({})), NotBuiltYet, "spec.healthCheck");
     refuses(&changed(0, "/spec/affinity", json!({})), NotBuiltYet, "spec.affinity");
     refuses(&changed(1, "/spec/headless", json!(true)), Conflict, "spec.vips");
     for bad in ["127.0.0.1", "::ffff:10.0.0.1", "224.0.0.1", "fe80::1", "0.0.0.0", "10.0.0.1/24", "web"] {

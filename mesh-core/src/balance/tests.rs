@@ -42,6 +42,8 @@ fn service(endpoints: &[(u32, u32)]) -> Service {
         fallback: vec![],
         split: false,
         backends: vec![],
+        health: None,
+        dns_ttl: None,
     }
 }
 
