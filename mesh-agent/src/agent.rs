@@ -30,6 +30,7 @@ use crate::config::{self, xds};
 use crate::enrol::{Enrolments, Settings, datapath};
 use crate::external::{ExternalStats, Lookups};
 use crate::handover::{self, Leaving, Predecessor};
+use crate::health::{self, Health};
 use crate::identity::Identities;
 use crate::identity::keep::{self, Keep};
 use crate::identity::member::Member;
@@ -82,6 +83,9 @@ struct Prepared {
 }
 
 async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+    if let Some(path) = &args.commands {
+        health::commands::read(path).map_err(anyhow::Error::msg).context("--commands")?;
+    }
     let member = Member::open(&args.node, &args.join_token_file, &args.state_dir)?;
     let control = ControlPlane::new(&args.control, member.clone())?;
     let cgroup_root = match &args.cgroup_root {
@@ -152,7 +156,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         transport: carriage.clone(),
     };
     let enrolments =
-        Enrolments::new(settings(&args, cgroup_root), Box::new(data), config.clone(), session_handle);
+        Enrolments::new(settings(&args, cgroup_root), Box::new(data), config.clone(), session_handle.clone());
     let (restored, is_restored) = tokio::sync::oneshot::channel();
     tokio::spawn(session.run(is_restored));
     let xds = Arc::new(xds::XdsStats::default());
@@ -177,6 +181,17 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
 
     tokio::spawn(enrolments.clone().follow(verdicts));
     tokio::spawn(carriage.follow());
+    let checks = Arc::new(health::Stats::default());
+    let health = Health {
+        kernel: kernel.clone(),
+        proxy: proxy.clone(),
+        config: config.clone(),
+        enrolments: enrolments.clone(),
+        session: session_handle,
+        commands: args.commands.clone(),
+        stats: checks.clone(),
+    };
+    tokio::spawn(health.follow());
     let (successors, mut successor) = mpsc::channel(1);
     let running = Running {
         kernel,
@@ -186,6 +201,7 @@ async fn serve(args: RunArgs, log: LogFilter) -> anyhow::Result<Option<Leaving>>
         enrolments,
         identities,
         external,
+        checks,
         took_over: predecessor.is_some(),
     };
     let passed_on = metrics.try_clone()?;
@@ -256,6 +272,7 @@ struct Running {
     /// From an agent that may serve still.
     took_over: bool,
     external: Arc<ExternalStats>,
+    checks: Arc<health::Stats>,
 }
 
 impl Running {
@@ -268,7 +285,7 @@ impl Running {
         socket: Listener,
         metrics: TcpListener,
     ) -> anyhow::Result<telemetry::Readiness> {
-        let Self { kernel, proxy, config, xds, enrolments, identities, external, took_over } = self;
+        let Self { kernel, proxy, config, xds, enrolments, identities, external, checks, took_over } = self;
         let ended = Arc::new(Ended::new(kernel.flow_telemetry().by_endpoint));
         let open = Arc::new(Open::new(kernel.clone(), config.clone()));
         let admin = Admin {
@@ -297,6 +314,7 @@ impl Running {
             revoked,
             identities: identities.clone(),
             external: external.clone(),
+            checks: checks.clone(),
         };
         telemetry::start(sources, metrics).context("telemetry")
     }

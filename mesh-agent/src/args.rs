@@ -110,6 +110,9 @@ pub struct RunArgs {
     /// Whom the agent itself asks, for the host names of external services.
     #[arg(long, env = "NODEMESH_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+    /// Commands of this node that services may name, for health checks and restarts; see docs/health.md.
+    #[arg(long, env = "NODEMESH_COMMANDS", value_name = "FILE")]
+    pub commands: Option<PathBuf>,
     /// Sizes of maps, used when they are made; a pinned map keeps its size until `mesh-agent cleanup`.
     #[command(flatten)]
     pub sizes: MapSizes,

@@ -11,6 +11,7 @@
 //! - [`path`]: a proxied connection, from accept to close.
 //! - [`dns`]: names of the mesh, for workloads that ask their resolvers.
 //! - [`authorise`]: refusals by policy are said, connections that a change no longer allows are ended.
+//! - [`health`]: asks workloads whether they are well.
 //! - [`external`]: host names of external services are resolved.
 //! - `carriage`: how transport policies want connections carried.
 //! - [`telemetry`]: what Prometheus sees.
@@ -28,6 +29,7 @@ pub mod dns;
 pub mod enrol;
 pub mod external;
 pub mod handover;
+pub mod health;
 pub mod identity;
 pub mod jwt;
 pub mod kernel;

@@ -5,6 +5,7 @@
 //! Not here: status (it is never written).
 
 mod envoy;
+mod health;
 mod http;
 mod resilience;
 
@@ -122,6 +123,7 @@ fn service() -> Value {
             "targetPort": port(),
             "protocol": words(&["tcp", "http", "tls", "udp", "auto"]),
             "inbound": words(&["kernel", "proxy"]),
+            "healthCheck": health::check(),
         }),
     );
     object(
@@ -131,6 +133,9 @@ fn service() -> Value {
             "headless": { "type": "boolean" },
             "selector": { "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } },
             "ports": list(&port, 1, 65_535),
+            "healthCheck": health::check(),
+            "recovery": health::recovery(),
+            "dns": dns(),
         }),
     )
 }
@@ -393,8 +398,13 @@ fn mesh() -> Value {
             "egress": egress(),
             "jwtProviders": list(&jwt_provider(), 0, 16),
             "extAuthz": list(&ext_authz(), 0, 16),
+            "dns": dns(),
         }),
     )
+}
+
+fn dns() -> Value {
+    object(&json!(["ttl"]), &json!({ "ttl": duration() }))
 }
 
 fn ext_authz() -> Value {

@@ -114,6 +114,10 @@ impl<'a> At<'a> {
         self.value.as_bool().ok_or_else(|| self.refuse(Reason::WrongType, "true or false"))
     }
 
+    pub(crate) fn is_number(&self) -> bool {
+        self.value.is_number()
+    }
+
     pub(crate) fn integer(&self, range: RangeInclusive<u64>) -> Result<u64, ApiError> {
         let accepted = || format!("{}..={}", range.start(), range.end());
         if !self.value.is_number() {

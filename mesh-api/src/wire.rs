@@ -4,6 +4,7 @@
 //! the services.
 //! Not here: delta xDS (mesh-control), hashes (mesh-registry).
 
+mod health;
 mod http;
 mod resilience;
 
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::proto::v1;
 use crate::resource::{
     Action, Affinity, AuthorizationPolicySpec, AuthorizationRule, BackendRef, Balancing, ClaimHeader,
-    ClaimTerm, ClientCertificate, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort,
+    ClaimTerm, ClientCertificate, Dns, Egress, EgressMode, Exclusions, ExtAuthz, ExternalPort,
     ExternalServiceSpec, HeaderIs, HeaderTerm, HttpMode, Inbound, JwtProvider, JwtTerms, Kind, L4RouteSpec,
     LocalityMode, LocalityPolicy, MeshSpec, MtlsMode, OnFailure, OnProxyLoss, ParentRef, PolicyScope,
     PortMtls, Protocol, Resource, Scope, ServicePort, ServiceSpec, Spec, TargetTerms, TlsOrigination,
@@ -125,6 +126,9 @@ fn service(resource: &Resource, spec: &ServiceSpec) -> v1::Service {
         name: resource.metadata.name.clone(),
         vips: vips.iter().map(ToString::to_string).collect(),
         ports: spec.ports.iter().map(service_port).collect(),
+        health_check: spec.health_check.as_ref().map(health::check),
+        recovery: spec.recovery.as_ref().map(health::recovery),
+        dns_ttl_seconds: spec.dns.map(Dns::seconds),
     }
 }
 
@@ -171,6 +175,7 @@ fn service_port(port: &ServicePort) -> v1::ServicePort {
         port: port.port.into(),
         protocol: protocol(port.protocol).into(),
         inbound_proxy: port.inbound == Inbound::Proxy,
+        health_check: port.health_check.as_ref().map(health::check),
     }
 }
 
@@ -399,6 +404,7 @@ fn mesh(spec: &MeshSpec) -> v1::Mesh {
         jwt_providers: spec.jwt_providers.iter().map(jwt_provider).collect(),
         egress: egress(spec.egress).into(),
         ext_authz: spec.ext_authz.iter().map(ext_authz).collect(),
+        dns_ttl_seconds: spec.dns.map(Dns::seconds),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod envoy;
+pub mod hooks;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;

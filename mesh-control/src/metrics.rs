@@ -41,6 +41,8 @@ pub struct Metrics {
     pub envoy_nacks: Counter,
     /// Workloads that agents asked for in vain.
     pub registrations_refused: Counter,
+    /// Reports of agents on the health of workloads.
+    pub health_reports: Counter,
     /// Nodes that may not join.
     pub joins_refused: Counter,
     /// Certificates handed out.
@@ -188,6 +190,11 @@ impl Metrics {
                 "mesh_control_registrations_refused_total",
                 "Workloads that an agent may not or cannot register.",
                 &self.registrations_refused,
+            ),
+            (
+                "mesh_control_health_reports_total",
+                "Reports of agents on the health of workloads.",
+                &self.health_reports,
             ),
             (
                 "mesh_control_joins_refused_total",

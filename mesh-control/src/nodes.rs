@@ -18,6 +18,8 @@ const NODES_MAX: usize = 4096;
 /// How many conditions of a node are kept, and how much text of each.
 const CONDITIONS_MAX: usize = 64;
 const CONDITION_TEXT: usize = 512;
+/// How many ejections of a node are kept.
+const EJECTIONS_MAX: usize = 1024;
 
 /// All nodes that came, by name.
 #[derive(Default)]
@@ -39,12 +41,31 @@ pub struct Node {
     pub system_version: String,
     /// Refused resources, full maps.
     pub conditions: Vec<String>,
+    /// Endpoints that it leaves out for what it saw of them.
+    pub ejections: Vec<Ejection>,
     /// ACK state by resource type.
     pub types: BTreeMap<&'static str, TypeStatus>,
     #[serde(skip)]
     streams: usize,
     #[serde(skip)]
     sessions: u64,
+}
+
+/// An endpoint that a node leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ejection {
+    /// `<namespace>/<name>` of the service.
+    pub service: String,
+    /// Its port.
+    pub port: u32,
+    /// `<namespace>/<name>`.
+    pub workload: String,
+}
+
+impl Ejection {
+    fn of(told: &v1::Ejection) -> Self {
+        Self { service: cut(&told.service), port: told.port, workload: cut(&told.workload) }
+    }
 }
 
 /// What a node last answered for one type.
@@ -134,6 +155,8 @@ impl Nodes {
         self.with(name, |node| {
             node.epoch = status.epoch;
             node.system_version = cut(&status.system_version);
+            let ejected = status.ejections.iter().take(EJECTIONS_MAX);
+            node.ejections = ejected.map(Ejection::of).collect();
             node.conditions = status.conditions.iter().take(CONDITIONS_MAX).map(|text| cut(text)).collect();
         });
     }

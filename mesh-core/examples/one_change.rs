@@ -22,6 +22,7 @@ fn service(i: u32) -> Resource {
         name: format!("service-{i}"),
         vips: vec![format!("240.240.{}.{}", i / 250, i % 250 + 1), format!("fd00:6e6d::{i:x}")],
         ports: vec![v1::ServicePort { port: 80, protocol: protocol.into(), ..Default::default() }],
+        ..Default::default()
     })
 }
 

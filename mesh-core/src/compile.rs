@@ -224,7 +224,7 @@ impl Compiler {
         let reissued = (touched.mesh || touched.jwt) && self.compile_jwt(&mesh);
         self.take_defaults(&mesh, &mut work);
         let renamed = self.compile(touched, &mut work) || renamed;
-        let reissued = self.compile_ext_authz(&mesh) || reissued;
+        let reissued = self.compile_ext_authz(&mesh) | self.compile_dns(&mesh) || reissued;
         self.conclude(work, renamed || reissued, revision)
     }
 

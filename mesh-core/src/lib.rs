@@ -16,6 +16,7 @@ pub mod explain;
 pub mod ext_authz;
 pub mod hbone;
 pub mod head;
+pub mod health;
 pub mod hello;
 pub mod http1;
 pub mod ids;

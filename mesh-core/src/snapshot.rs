@@ -19,6 +19,7 @@ use mesh_common::policy::Caller;
 use crate::authorise::{NOBODY, Network, PolicySet};
 use crate::by_id::ById;
 use crate::ext_authz::{self, ExtAuthz};
+use crate::health::Health;
 use crate::jwt::Providers;
 use crate::locality::{Nearness, Preference, Spread};
 use crate::model::Name;
@@ -75,6 +76,8 @@ pub struct Snapshot {
     pub jwt: Arc<Providers>,
     /// Who may be asked about requests.
     pub ext_authz: ext_authz::Providers,
+    /// Seconds that answers about names may be remembered, where a service says nothing else; `None`: nobody says.
+    pub dns_ttl: Option<u32>,
 }
 
 impl Snapshot {
@@ -152,6 +155,10 @@ pub struct Service {
     pub split: bool,
     /// Every service that its connections may end at, in order: its routes' backends, else itself.
     pub backends: Vec<ServiceId>,
+    /// How its workloads are asked whether they are well; `None`: nobody asks.
+    pub health: Option<Arc<Health>>,
+    /// Seconds that answers about its names may be remembered; `None`: as the mesh says.
+    pub dns_ttl: Option<u32>,
 }
 
 impl Service {

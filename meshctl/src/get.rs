@@ -80,7 +80,7 @@ impl Get {
         let head: &[&str] = match self.kind {
             Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP", "EGRESS"],
             Kind::ExternalService => &["NAMESPACE", "NAME", "HOSTS", "ADDRESSES", "VIPS", "PORTS"],
-            Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "PROXY"],
+            Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "HEALTHY", "PROXY"],
             Kind::Workload => &[
                 "NAMESPACE",
                 "NAME",
@@ -91,6 +91,7 @@ impl Get {
                 "ACCOUNT",
                 "SERVICES",
                 "OWNER",
+                "HEALTH",
             ],
             Kind::HttpRoute | Kind::GrpcRoute => {
                 &["NAMESPACE", "NAME", "PARENTS", "HOSTNAMES", "RULES", "BACKENDS"]
@@ -155,7 +156,8 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             let vips = if given == "-" { join(array(&status["vips"]).map(text)) } else { given };
             let ports = join(array(&spec["ports"]).map(port));
             let proxy = join(array(&item["observed"]["proxy"]).map(text));
-            row.extend([vips, ports, text(&item["observed"]["endpoints"]), proxy]);
+            let observed = &item["observed"];
+            row.extend([vips, ports, text(&observed["endpoints"]), text(&observed["healthy"]), proxy]);
         }
         Kind::Workload => row.extend([
             or_dash(text(&spec["node"])),
@@ -165,6 +167,7 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             text(&spec["serviceAccount"]),
             join(array(&item["observed"]["services"]).map(text)),
             or_dash(text(&item["observed"]["owner"])),
+            or_dash(text(&item["observed"]["health"])),
         ]),
         Kind::HttpRoute | Kind::GrpcRoute => row.extend([
             join(array(&spec["parentRefs"]).map(reference)),

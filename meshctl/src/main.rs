@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`status`], [`proxy`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
+//! [`get`], [`health`], [`status`], [`proxy`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
 //! and `status --kernel` ([`kernel`]) or `--identities` ([`identities`]) talk to the agent of this node instead:
 //! [`agent`].
 //!
@@ -18,6 +18,7 @@ mod enrol;
 mod explain;
 mod flows;
 mod get;
+mod health;
 mod identities;
 mod kernel;
 mod manifest;
@@ -53,6 +54,8 @@ enum Command {
     Get(get::Get),
     /// Removes an object.
     Delete(get::Delete),
+    /// Shows how the endpoints of a service are, and why.
+    Health(health::Health),
     /// Shows the nodes, and how far each is.
     Status(status::Status),
     /// Says what policies come to.
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Apply(apply) => cli.connection.open().and_then(|client| apply.run(&client)),
         Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
+        Command::Health(health) => cli.connection.open().and_then(|client| health.run(&client)),
         Command::Status(status) if status.of_node() => status.show_node(),
         Command::Status(status) => cli.connection.open().and_then(|client| status.run(&client)),
         Command::Authz(authz) => cli.connection.open().and_then(|client| authz.run(&client)),

@@ -10,9 +10,12 @@
 
 mod denials;
 mod diag;
+mod end;
 mod revoke;
 mod senders;
 mod squatters;
+
+pub use end::end_inbound;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -122,6 +122,8 @@ struct Shared {
     since: Mutex<Instant>,
     /// Workloads enrolled on this node.
     enrolled: AtomicUsize,
+    /// Endpoints that this node leaves out.
+    ejections: Mutex<Vec<v1::Ejection>>,
 }
 
 /// Loads what is on disk, compiles it, and starts the task on the current runtime. The maps are left as
@@ -136,6 +138,7 @@ pub fn start(options: Options, maps: Arc<dyn Maps>, snapshot: Arc<ArcSwap<Snapsh
         synced: AtomicBool::new(false),
         since: Mutex::new(Instant::now()),
         enrolled: AtomicUsize::new(0),
+        ejections: Mutex::default(),
     });
     let (epochs, epoch) = watch::channel(0);
     let (sender, trust) = trust::Trust::new();
@@ -241,6 +244,16 @@ impl Handle {
     /// Workloads enrolled on this node.
     pub fn enrolled(&self) -> usize {
         self.shared.enrolled.load(Relaxed)
+    }
+
+    /// Endpoints that this node leaves out for what it saw of them.
+    pub fn ejections(&self) -> Vec<v1::Ejection> {
+        self.shared.ejections.lock().clone()
+    }
+
+    /// These are left out now.
+    pub fn set_ejections(&self, ejections: Vec<v1::Ejection>) {
+        *self.shared.ejections.lock() = ejections;
     }
 
     /// Has everything come once since this agent started? Before, what is missing may be what is not known yet.

@@ -112,8 +112,13 @@ fn raw(message: &impl Message) -> Raw {
 
 fn service(name: &str, vip: &str) -> (Key, Option<Raw>) {
     let port = v1::ServicePort { name: "tcp".into(), port: 80, ..v1::ServicePort::default() };
-    let service =
-        v1::Service { namespace: "a".into(), name: name.into(), vips: vec![vip.into()], ports: vec![port] };
+    let service = v1::Service {
+        namespace: "a".into(),
+        name: name.into(),
+        vips: vec![vip.into()],
+        ports: vec![port],
+        ..v1::Service::default()
+    };
     ((Kind::Service, format!("a/{name}")), Some(raw(&service)))
 }
 

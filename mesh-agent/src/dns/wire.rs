@@ -18,8 +18,8 @@ use std::net::IpAddr;
 
 use super::zone::{self, DOMAIN, Found, Labels};
 
-/// How long an answer may be remembered, whatever it says.
-const TTL: Ttl = Ttl::from_secs(5);
+/// How long an answer may be remembered, whatever it says, in seconds; where nobody says.
+const SECONDS: u32 = 5;
 /// Most bytes of an answer over UDP.
 const LARGEST: u16 = 4096;
 /// Bytes of an answer over UDP to a client that names no size.
@@ -81,7 +81,7 @@ impl<'a> Question<'a> {
     /// The answer; `false`: the mesh can't say yet, and the answer is a failure. `None`: others know.
     pub fn answer(&self, snapshot: &Snapshot, udp: bool) -> Option<(Vec<u8>, bool)> {
         if let Some(host) = &self.host {
-            let found = zone::of_host(snapshot, host)?;
+            let found = zone::of_host(snapshot, host)?.or_ttl(snapshot.dns_ttl);
             return Some((self.build(Fate::Known, &found, udp).ok()?, true));
         }
         if self.edns.is_some_and(|(_, version)| version > 0) {
@@ -93,8 +93,8 @@ impl<'a> Question<'a> {
         }
         let turn = usize::from(self.message.header().id());
         let answer = match zone::look_up(snapshot, &self.labels, turn) {
-            Some(found) => self.build(Fate::Known, &found, udp),
-            None => self.build(Fate::Unknown, &Found::default(), udp),
+            Some(found) => self.build(Fate::Known, &found.or_ttl(snapshot.dns_ttl), udp),
+            None => self.build(Fate::Unknown, &Found::default().or_ttl(snapshot.dns_ttl), udp),
         };
         Some((answer.ok()?, true))
     }
@@ -138,19 +138,20 @@ impl<'a> Question<'a> {
         found: &Found,
     ) -> Result<AdditionalBuilder<Target>, PushError> {
         let question = self.message.sole_question().map_err(|_| PushError::ShortBuf)?;
+        let ttl = Ttl::from_secs(found.ttl.unwrap_or(SECONDS));
         let owner = question.qname();
         let mut full = false;
         for ip in &found.addresses {
-            full = full || !fits(self.push_ip(&mut answer, owner, *ip))?;
+            full = full || !fits(self.push_ip(&mut answer, owner, *ip, ttl))?;
         }
         if matches!(self.kind, Rtype::SRV | Rtype::ANY) {
             for place in &found.places {
                 let srv = Srv::new(0, place.weight, place.port, name(&place.host)?);
-                full = full || !fits(answer.push((&owner, Class::IN, TTL, srv)))?;
+                full = full || !fits(answer.push((&owner, Class::IN, ttl, srv)))?;
             }
         }
         if self.labels.is_empty() && matches!(self.kind, Rtype::SOA | Rtype::ANY) {
-            full = full || !fits(answer.push((name(&[])?, Class::IN, TTL, soa()?)))?;
+            full = full || !fits(answer.push((name(&[])?, Class::IN, ttl, soa(ttl)?)))?;
         }
         if full {
             answer.header_mut().set_tc(true);
@@ -160,7 +161,7 @@ impl<'a> Question<'a> {
         let mut authority = answer.authority();
         if empty && self.host.is_none() {
             // How long the nothing may be remembered.
-            fits(authority.push((name(&[])?, Class::IN, TTL, soa()?)))?;
+            fits(authority.push((name(&[])?, Class::IN, ttl, soa(ttl)?)))?;
         }
         let mut additional = authority.additional();
         if !empty {
@@ -168,8 +169,8 @@ impl<'a> Question<'a> {
                 let host = name(host)?;
                 // Nobody is told of what is left out here: it can be asked for.
                 let pushed = match ip {
-                    IpAddr::V4(v4) => additional.push((host, Class::IN, TTL, A::new(*v4))),
-                    IpAddr::V6(v6) => additional.push((host, Class::IN, TTL, Aaaa::new(*v6))),
+                    IpAddr::V4(v4) => additional.push((host, Class::IN, ttl, A::new(*v4))),
+                    IpAddr::V6(v6) => additional.push((host, Class::IN, ttl, Aaaa::new(*v6))),
                 };
                 if !fits(pushed)? {
                     break;
@@ -184,10 +185,11 @@ impl<'a> Question<'a> {
         answer: &mut AnswerBuilder<Target>,
         owner: impl domain::base::name::ToName,
         ip: IpAddr,
+        ttl: Ttl,
     ) -> Result<(), PushError> {
         match (ip, self.kind) {
-            (IpAddr::V4(v4), Rtype::A | Rtype::ANY) => answer.push((owner, Class::IN, TTL, A::new(v4))),
-            (IpAddr::V6(v6), Rtype::AAAA | Rtype::ANY) => answer.push((owner, Class::IN, TTL, Aaaa::new(v6))),
+            (IpAddr::V4(v4), Rtype::A | Rtype::ANY) => answer.push((owner, Class::IN, ttl, A::new(v4))),
+            (IpAddr::V6(v6), Rtype::AAAA | Rtype::ANY) => answer.push((owner, Class::IN, ttl, Aaaa::new(v6))),
             _ => Ok(()),
         }
     }
@@ -235,11 +237,11 @@ fn name(labels: &[String]) -> Result<Name<Vec<u8>>, PushError> {
     Name::from_octets(wire).map_err(|_| PushError::ShortBuf)
 }
 
-fn soa() -> Result<Soa<Name<Vec<u8>>>, PushError> {
+fn soa(ttl: Ttl) -> Result<Soa<Name<Vec<u8>>>, PushError> {
     let day = Ttl::from_secs(86_400);
     let server = name(&["ns".to_owned(), "dns".to_owned()])?;
     let person = name(&["hostmaster".to_owned()])?;
-    Ok(Soa::new(server, person, Serial(1), day, day, day, TTL))
+    Ok(Soa::new(server, person, Serial(1), day, day, day, ttl))
 }
 
 #[cfg(test)]

@@ -39,10 +39,29 @@ pub struct Found {
     pub places: Vec<Place>,
     /// Addresses of the hosts of `places`.
     pub hosts: Vec<(Labels, IpAddr)>,
+    /// Seconds that this may be remembered, as its service says.
+    pub ttl: Option<u32>,
+}
+
+impl Found {
+    /// This may be remembered for so long where its service says nothing.
+    #[must_use]
+    pub fn or_ttl(self, ttl: Option<u32>) -> Self {
+        Self { ttl: self.ttl.or(ttl), ..self }
+    }
 }
 
 /// Looks a name up. `turn`: which of several endpoints comes first. `None`: there is no such name.
 pub fn look_up(snapshot: &Snapshot, labels: &[String], turn: usize) -> Option<Found> {
+    let mut found = find(snapshot, labels, turn)?;
+    if let [.., service, namespace] = labels {
+        let ports = ports(snapshot, service, namespace);
+        found.ttl = ports.and_then(|ports| ports.first()?.dns_ttl);
+    }
+    Some(found)
+}
+
+fn find(snapshot: &Snapshot, labels: &[String], turn: usize) -> Option<Found> {
     match labels {
         [] => Some(Found::default()),
         [namespace] => has_services(snapshot, namespace).then(Found::default),

@@ -87,6 +87,17 @@ fn below(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The oldest process in the cgroup and below it, by its number, and the cgroup that it is in itself: where others may
+/// be put beside it.
+pub fn first(path: &Path) -> Option<(PathBuf, i32)> {
+    let of = |directory: PathBuf| {
+        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        let pid = text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0).min();
+        pid.map(|pid| (directory, pid))
+    };
+    below(path).into_iter().filter_map(of).min_by_key(|(_, pid)| *pid)
+}
+
 /// Processes in the cgroup and below it, the first [`MAX_PIDS`].
 pub fn processes(path: &Path) -> Vec<i32> {
     let mut pids = Vec::new();

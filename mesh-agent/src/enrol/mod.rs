@@ -19,6 +19,7 @@ mod foreign;
 mod host;
 mod listeners;
 mod persist;
+mod places;
 mod restore;
 mod table;
 mod wanted;
@@ -41,6 +42,7 @@ use crate::session::{Handle as Session, Name, Verdict};
 use datapath::{DataPath, Install, key_of};
 use host::Seat;
 use persist::Record;
+pub use places::Enrolee;
 use table::{Live, Table};
 pub use wanted::Wanted;
 
@@ -273,14 +275,16 @@ impl Enrolments {
         };
         let home = inner.data.home(numbers.workload);
         let slots = LocalSlots { listener_slot: slot, heartbeat_slot: home };
-        let upsert = wanted.upsert(&inner.settings, &addresses);
+        let mut upsert = wanted.upsert(&inner.settings, &addresses);
+        upsert.starting = !place.restored && self.is_checked(&wanted.namespace);
         let described = upsert.workload.clone().unwrap_or_default();
         inner.config.place(numbers.workload, slots, described).await;
         inner.data.carry(numbers.workload);
         let lived = Arc::new(AtomicBool::new(place.restored));
         let record = wanted.into_record(addresses, place.cgroup, place.own_cgroup);
         let watcher = Some(self.watch(name.clone(), record.cgroup.clone(), lived.clone()));
-        table.insert(Live { record, key, numbers, slot, lived, watcher });
+        let fresh = !place.restored;
+        table.insert(Live { record, key, numbers, slot, fresh, lived, watcher });
         if !place.restored {
             self.remember(&table).await;
         }

@@ -27,6 +27,8 @@ pub struct Live {
     pub numbers: Numbers,
     /// Its first slot in `LISTENERS`.
     pub slot: u32,
+    /// It was enrolled by this agent, not by one before.
+    pub fresh: bool,
     /// A process has been seen in its cgroup.
     pub lived: Arc<AtomicBool>,
     /// Waits for its end.

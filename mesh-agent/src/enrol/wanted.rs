@@ -131,6 +131,7 @@ impl Wanted {
             request: 0,
             workload: Some(workload),
             memberships: self.memberships.iter().map(membership).collect(),
+            starting: false,
         }
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use mesh_api::proto::v1::node_client::NodeClient;
 use mesh_api::proto::v1::session_down::Message as Down;
 use mesh_api::proto::v1::session_up::Message as Up;
-use mesh_api::proto::v1::{Heartbeat, Hello, SessionUp, Status, WorkloadUpsert};
+use mesh_api::proto::v1::{HealthReport, Heartbeat, Hello, RecoveryEvent, SessionUp, Status, WorkloadUpsert};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,6 +43,8 @@ const MAX_HEARTBEAT: u32 = 3600;
 enum Change {
     Upsert { upsert: Box<WorkloadUpsert>, waiter: oneshot::Sender<Verdict> },
     Remove(Name),
+    Health(HealthReport),
+    Recovery(RecoveryEvent),
 }
 
 /// Tells the session what to register. Cheap to clone.
@@ -59,6 +61,16 @@ impl Handle {
         let change = Change::Upsert { upsert: Box::new(upsert), waiter };
         let _ = self.changes.send(change).await;
         verdict
+    }
+
+    /// Tells how a workload is, now and on every later connection.
+    pub async fn health(&self, report: HealthReport) {
+        let _ = self.changes.send(Change::Health(report)).await;
+    }
+
+    /// Tells what was done for a workload, once.
+    pub async fn recovery(&self, event: RecoveryEvent) {
+        let _ = self.changes.send(Change::Recovery(event)).await;
     }
 
     /// Withdraws it.
@@ -106,7 +118,7 @@ impl Session {
                 biased;
                 change = self.changes.recv() => match change {
                     None => return,
-                    Some(change) => drop(self.keep(change)),
+                    Some(change) => self.later(change),
                 },
                 _ = &mut restored => break,
             }
@@ -135,7 +147,7 @@ impl Session {
         while let Ok(change) = tokio::time::timeout_at(until, self.changes.recv()).await {
             match change {
                 None => return false,
-                Some(change) => drop(self.keep(change)),
+                Some(change) => self.later(change),
             }
         }
         true
@@ -145,8 +157,18 @@ impl Session {
         let message = match change {
             Change::Upsert { upsert, waiter } => Up::Upsert(self.table.upsert(*upsert, waiter)),
             Change::Remove(name) => Up::Remove(self.table.remove(name)),
+            Change::Health(report) => Up::Health(self.table.report(report)),
+            Change::Recovery(event) => Up::Recovery(event),
         };
         SessionUp { message: Some(message) }
+    }
+
+    /// Keeps it for the next connection.
+    fn later(&mut self, change: Change) {
+        match change {
+            Change::Recovery(event) => self.table.later(event),
+            change => drop(self.keep(change)),
+        }
     }
 
     async fn open(&mut self) -> Result<Stream, String> {
@@ -165,8 +187,14 @@ impl Session {
         for upsert in self.table.again() {
             say(&up, Up::Upsert(upsert)).await?;
         }
+        for report in self.table.reports() {
+            say(&up, Up::Health(report)).await?;
+        }
         say(&up, Up::Heartbeat(Heartbeat {})).await?;
         say(&up, Up::Status(self.status())).await?;
+        for event in self.table.kept() {
+            say(&up, Up::Recovery(event)).await?;
+        }
         Ok(Stream { up, down })
     }
 
@@ -238,6 +266,7 @@ impl Session {
             epoch: snapshot.epoch,
             system_version: crate::config::resource::show_revision(&snapshot.revision),
             conditions: self.config.conditions().list(),
+            ejections: self.config.ejections(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What this node has registered, and who waits for a verdict on it. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use mesh_api::proto::v1::{WorkloadRemove, WorkloadUpsert};
+use mesh_api::proto::v1::{HealthReport, RecoveryEvent, WorkloadRemove, WorkloadUpsert};
 use tokio::sync::oneshot;
 
 /// Namespace and name of a workload.
@@ -17,6 +17,9 @@ pub enum Verdict {
     Refused(String),
 }
 
+/// Recoveries that are kept while there is no control plane.
+const EVENTS: usize = 64;
+
 /// One entry a workload.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -24,12 +27,16 @@ pub struct Table {
     entries: BTreeMap<Name, Entry>,
     /// Requests without an answer: at most one a workload, older ones are forgotten.
     pending: HashMap<u64, Name>,
+    /// What was done while nobody could be told: the last [`EVENTS`].
+    events: VecDeque<RecoveryEvent>,
 }
 
 #[derive(Debug)]
 struct Entry {
     upsert: WorkloadUpsert,
     waiter: Option<oneshot::Sender<Verdict>>,
+    /// How it is, if that was told.
+    health: Option<HealthReport>,
     /// Its last verdict was not plain acceptance.
     troubled: bool,
 }
@@ -47,8 +54,40 @@ impl Table {
         let workload = upsert.workload.get_or_insert_default();
         let name = (workload.namespace.clone(), workload.name.clone());
         upsert.request = self.request(&name);
-        self.entries.insert(name, Entry { upsert: upsert.clone(), waiter: Some(waiter), troubled: false });
+        // Who says it again is as it was; who has just come is not.
+        let health = self.entries.remove(&name).and_then(|old| old.health).filter(|_| !upsert.starting);
+        let entry = Entry { upsert: upsert.clone(), waiter: Some(waiter), health, troubled: false };
+        self.entries.insert(name, entry);
         upsert
+    }
+
+    /// Notes how a workload is; the message to send.
+    pub fn report(&mut self, report: HealthReport) -> HealthReport {
+        let name = (report.namespace.clone(), report.name.clone());
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.upsert.starting = false;
+            entry.health = Some(report.clone());
+        }
+        report
+    }
+
+    /// How all of them are, for a new connection.
+    pub fn reports(&self) -> Vec<HealthReport> {
+        self.entries.values().filter_map(|entry| entry.health.clone()).collect()
+    }
+
+    /// Keeps what was done until somebody can be told; the oldest goes where there is no room.
+    pub fn later(&mut self, event: RecoveryEvent) {
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+            tracing::warn!("the control plane will not hear of all recoveries: it was away for too many");
+        }
+        self.events.push_back(event);
+    }
+
+    /// What was kept.
+    pub fn kept(&mut self) -> Vec<RecoveryEvent> {
+        self.events.drain(..).collect()
     }
 
     /// Withdraws; the message to send.

@@ -1,6 +1,7 @@
 //! Calls to the kernel that no library makes for us. `unsafe` of the agent lives here and nowhere else.
 
 pub mod bpf;
+mod confine;
 pub mod inspect;
 mod mapped;
 mod memory;
@@ -10,6 +11,7 @@ mod ready;
 mod source;
 mod trial;
 
+pub use confine::confine;
 pub use mapped::{Mapped, read_pod};
 pub use memory::{limit_allocator, trim};
 pub use netns::{in_netns, netns_cookie};

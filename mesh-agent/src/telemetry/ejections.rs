@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::proto::v1::Ejection;
 use mesh_common::pick;
 use mesh_core::snapshot::{Service, Snapshot};
 use prometheus::proto::MetricFamily;
@@ -20,6 +21,8 @@ use crate::sys::monotonic_ns;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(500);
+/// Most that are told to the control plane.
+const TOLD: usize = 512;
 /// Group of the conditions.
 const GROUP: &str = "ejections";
 
@@ -70,7 +73,7 @@ pub async fn watch(kernel: Arc<Kernel>, config: Config) {
     loop {
         timer.tick().await;
         let snapshot = config.snapshot();
-        let (now, mut lines) = (monotonic_ns(), Lines::new());
+        let (now, mut lines, mut told) = (monotonic_ns(), Lines::new(), Vec::new());
         for service in watched(&snapshot) {
             let counted = kernel.service_load_of(service.id).ejected;
             let Ejected { workloads, marked } = ejected(&kernel, service, now);
@@ -82,6 +85,12 @@ pub async fn watch(kernel: Arc<Kernel>, config: Config) {
             if !workloads.is_empty() {
                 let names: Vec<String> =
                     workloads.iter().map(|(id, _)| config.names().workload(&snapshot, *id)).collect();
+                let ejection = |workload: &String| Ejection {
+                    service: format!("{}/{}", service.namespace, service.name),
+                    port: service.port.into(),
+                    workload: workload.clone(),
+                };
+                told.extend(names.iter().take(TOLD.saturating_sub(told.len())).map(ejection));
                 lines.insert(
                     format!("service {}", names::service_name(service)),
                     format!(
@@ -93,6 +102,8 @@ pub async fn watch(kernel: Arc<Kernel>, config: Config) {
                 );
             }
         }
+        // Before the lines: their change has both told.
+        config.set_ejections(told);
         config.conditions().replace(GROUP, lines);
     }
 }

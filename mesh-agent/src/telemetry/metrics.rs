@@ -96,6 +96,12 @@ metrics! {
     TLS_ORIGINATED = "mesh_tls_originated_total", Counter, &["outcome"], "TLS begun by the proxy with endpoints of external services: ok, what is wrong with the certificate, failed (no TLS there, or none that is spoken here), timeout.";
     EXTERNAL_LOOKUPS = "mesh_external_lookups_total", Counter, &["outcome"], "Look-ups of host names of external services: ok; failed, where what was known before is kept.";
     EXTERNAL_FAILING = "mesh_external_hosts_failing", Gauge, &[], "Host names of external services whose last look-up failed; `meshctl status` names them.";
+    HEALTH_CHECKS = "mesh_health_checks_total", Counter, &["kind", "outcome"], "Health checks of this node's workloads: passed, failed. kind: http, grpc, tcp, command.";
+    HEALTH_CHANGES = "mesh_health_changes_total", Counter, &[], "How often a workload became healthy or unhealthy by a check.";
+    HEALTH_RUNNING = "mesh_health_checks", Gauge, &[], "Health checks that this node makes.";
+    HEALTH_UNHEALTHY = "mesh_health_unhealthy", Gauge, &[], "Of those, by which a workload is not healthy; `meshctl health` says why.";
+    HEALTH_LEFT_OUT = "mesh_health_checks_left_out", Gauge, &[], "Health checks for which a node has no room: their workloads count as healthy.";
+    RECOVERY_ACTIONS = "mesh_recovery_actions_total", Counter, &["action", "outcome"], "What was done for workloads that do not get well: drain, eject, restart; readmit, when they are well again; webhook, that the control plane is to tell.";
     UPSTREAM_OPENED = "mesh_upstream_opened_total", Counter, &[], "Upstream connections opened by the proxy.";
     UPSTREAM_REUSED = "mesh_upstream_reused_total", Counter, &[], "Requests sent on an upstream connection that an earlier one had left.";
     UPSTREAM_FAILED = "mesh_upstream_failed_total", Counter, &[], "Upstream connections that could not be opened.";

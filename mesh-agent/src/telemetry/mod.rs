@@ -12,6 +12,7 @@ mod ejections;
 pub mod ended;
 mod family;
 pub mod flows;
+mod health;
 mod http;
 mod identities;
 pub mod metrics;
@@ -68,6 +69,8 @@ pub struct Sources {
     pub identities: Identities,
     /// Look-ups of host names.
     pub external: Arc<ExternalStats>,
+    /// Health checks.
+    pub checks: Arc<crate::health::Stats>,
 }
 
 /// Registers everything, reads the ring of ended flows, and serves HTTP on the listener: to be called when
@@ -195,6 +198,7 @@ impl Collector for Mesh {
         families.extend(self.state());
         families.extend(identities::families(&self.sources.identities));
         families.extend(external(&self.sources.external));
+        families.extend(health::families(&self.sources.checks));
         families
     }
 }

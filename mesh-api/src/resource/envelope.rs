@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::observed::WorkloadHealth;
 use super::{DEFAULT_NAMESPACE, Kind};
 use crate::error::{ApiError, Reason};
 use crate::name::{LABEL, LABEL_KEY, LABEL_VALUE, SUBDOMAIN};
@@ -49,6 +50,9 @@ pub struct Status {
     /// Virtual addresses that were allocated from the mesh's pool.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub vips: Vec<IpAddr>,
+    /// How a workload is, as its node's agent found it; `None`: nobody has said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<WorkloadHealth>,
     /// What holds of the object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -127,7 +131,7 @@ pub(super) fn labels(at: &At<'_>) -> Result<BTreeMap<String, String>, ApiError> 
 
 impl Status {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
-        let fields = at.object(&["vips", "conditions"], &[])?;
+        let fields = at.object(&["vips", "health", "conditions"], &[])?;
         let vips = fields.each("vips", 0..=16, |at| at.parsed("an IP address", |text| text.parse().ok()))?;
         let conditions = fields.each("conditions", 0..=256, |at| {
             let fields = at.object(&["type", "status", "reason", "message"], &[])?;
@@ -140,6 +144,7 @@ impl Status {
                 message: text("message")?,
             })
         })?;
-        Ok(Self { vips, conditions })
+        let health = fields.read("health", |at| WorkloadHealth::read(&at))?;
+        Ok(Self { vips, health, conditions })
     }
 }

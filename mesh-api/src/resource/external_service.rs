@@ -155,6 +155,7 @@ impl ExternalServiceSpec {
             target_port: port.target_port,
             protocol: port.protocol,
             inbound: Inbound::Kernel,
+            health_check: None,
         };
         ServiceSpec { ports: self.ports.iter().map(port).collect(), ..ServiceSpec::default() }
     }

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Serialize, Serializer};
 
+use super::dns::Dns;
 use super::egress::Egress;
 use super::ext_authz::{ExtAuthz, MAX_EXT_AUTHZ};
 use super::jwt::{JwtProvider, MAX_PROVIDERS};
@@ -34,6 +35,9 @@ pub struct MeshSpec {
     /// Who may be asked about requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ext_authz: Vec<ExtAuthz>,
+    /// What is said of names, where a service says nothing else; `None`: answers hold for 5 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
 }
 
 /// How connections are encrypted where no policy says.
@@ -86,6 +90,7 @@ impl Default for MeshSpec {
             egress: Egress::default(),
             jwt_providers: Vec::new(),
             ext_authz: Vec::new(),
+            dns: None,
         }
     }
 }
@@ -93,8 +98,8 @@ impl Default for MeshSpec {
 impl MeshSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["trustDomain", "vipPool", "http", "mtls", "egress", "jwtProviders", "extAuthz"],
-            &["dns", "dnsDomains", "udp"],
+            &["trustDomain", "vipPool", "http", "mtls", "egress", "jwtProviders", "extAuthz", "dns"],
+            &["dnsDomains", "udp"],
         )?;
         let default = Self::default();
         let jwt_providers = fields.each("jwtProviders", 0..=MAX_PROVIDERS, |at| JwtProvider::read(&at))?;
@@ -116,6 +121,7 @@ impl MeshSpec {
             egress: fields.read("egress", |at| Egress::read(&at))?.unwrap_or_default(),
             jwt_providers,
             ext_authz,
+            dns: fields.read("dns", |at| Dns::read(&at))?,
         })
     }
 }

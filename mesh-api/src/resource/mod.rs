@@ -10,12 +10,14 @@
 mod access_log;
 mod affinity;
 mod authorization_policy;
+mod dns;
 mod egress;
 mod envelope;
 mod envoy_resources;
 mod ext_authz;
 mod external_service;
 mod grpc_route;
+mod health;
 mod hedge;
 mod http_filter;
 mod http_match;
@@ -26,6 +28,7 @@ mod l4_route;
 mod locality;
 mod mesh;
 mod mtls;
+mod observed;
 mod resilience;
 mod service;
 mod tls_route;
@@ -39,6 +42,7 @@ pub use authorization_policy::{
     Account, Action, AuthorizationPolicySpec, AuthorizationRule, Cidr, HeaderIs, HeaderTerm, Selector,
     SourceTerms, TargetTerms,
 };
+pub use dns::Dns;
 pub use egress::{Egress, EgressMode};
 pub use envelope::{Condition, Metadata, Status};
 pub use envoy_resources::{
@@ -47,6 +51,10 @@ pub use envoy_resources::{
 pub use ext_authz::{ExtAuthz, ExtAuthzService, OnFailure};
 pub use external_service::{ClientCertificate, ExternalPort, ExternalServiceSpec, TlsOrigination};
 pub use grpc_route::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use health::{
+    Action as RecoveryAction, CommandRef, GrpcProbe, HealthCheck, HttpProbe, Probe, Readmit, Recovery,
+    Restart, Statuses, Step, TcpProbe, Webhook,
+};
 pub use hedge::Hedge;
 pub use http_filter::{DirectResponse, Header, HeaderEdits, HttpFilter, Mirror, PathEdit, Redirect, Rewrite};
 pub use http_match::{FieldMatch, HttpMatch, MatchKind, PathMatch, REGEX_BYTES};
@@ -57,6 +65,7 @@ pub use l4_route::{L4RouteSpec, L4Rule};
 pub use locality::{Locality, LocalityMode, LocalityPolicy, PRIORITY_MAX, Scope};
 pub use mesh::{HttpMode, MeshMtls, MeshSpec, VipPool};
 pub use mtls::{Mtls, MtlsMode, PortMtls};
+pub use observed::{CheckState, Health, WorkloadHealth};
 pub use resilience::{
     BreakerPolicy, BreakerScope, Fault, FaultAbort, FaultDelay, OutlierAnswers, RateBy, RateLimit,
     RequestLimits, SuccessRate,

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::dns::Dns;
 use super::envelope::labels;
+use super::health::{HealthCheck, Recovery};
 use crate::error::{ApiError, Reason};
 use crate::name::LABEL;
 use crate::walk::{At, distinct};
@@ -17,8 +19,12 @@ const MAX_VIPS: usize = 16;
 /// Most ports: all that there are; the request's size ends it earlier.
 const MAX_PORTS: usize = 65_535;
 
+/// What is accepted where a check would connect to a port of UDP.
+const NO_TCP: &str = "command, or http, grpc or tcp with a port of its own: checks do not speak UDP";
+
 /// What a `Service` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ServiceSpec {
     /// Given virtual addresses; none: allocated, one of each family, unless headless.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -31,6 +37,15 @@ pub struct ServiceSpec {
     pub selector: BTreeMap<String, String>,
     /// Ports; at least one.
     pub ports: Vec<ServicePort>,
+    /// How its workloads are asked whether they are well; `None`: nobody asks, but where a port says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// What follows where one is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+    /// What is said of its names; `None`: as the mesh says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
 }
 
 /// One port of a service.
@@ -48,6 +63,9 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Whether the agent takes inbound connections at the endpoints.
     pub inbound: Inbound,
+    /// In place of the service's, for this port alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 /// What is spoken on a port.
@@ -88,8 +106,8 @@ pub enum Inbound {
 impl ServiceSpec {
     pub(super) fn read(at: &At<'_>) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["vips", "headless", "selector", "ports"],
-            &["healthCheck", "health", "affinity", "sessionAffinity", "endpoints", "recovery"],
+            &["vips", "headless", "selector", "ports", "healthCheck", "recovery", "dns"],
+            &["affinity", "sessionAffinity", "endpoints"],
         )?;
         let vips = fields.each("vips", 0..=MAX_VIPS, |at| address(&at))?;
         distinct(&vips, |i| (format!("{}.vips[{i}]", at.path()), vips[i].to_string().into()), "once")?;
@@ -112,7 +130,21 @@ impl ServiceSpec {
         )?;
         let names = ports.iter().map(|port| &port.name);
         distinct(names, |i| (place(i, "name"), ports[i].name.clone().into()), "a name of its own")?;
-        Ok(Self { vips, headless, selector, ports })
+        let health_check = fields.read("healthCheck", |at| {
+            let check = HealthCheck::read(&at)?;
+            if check.dials_target() && ports.iter().all(|port| port.protocol.is_udp()) {
+                return Err(at.refuse(Reason::Conflict, NO_TCP));
+            }
+            Ok(check)
+        })?;
+        let recovery = fields.read("recovery", |at| {
+            if health_check.is_none() && ports.iter().all(|port| port.health_check.is_none()) {
+                return Err(at.refuse(Reason::Conflict, "recovery together with a healthCheck"));
+            }
+            Recovery::read(&at)
+        })?;
+        let dns = fields.read("dns", |at| Dns::read(&at))?;
+        Ok(Self { vips, headless, selector, ports, health_check, recovery, dns })
     }
 
     /// The port of this name; of no name: the only port.
@@ -128,8 +160,8 @@ impl ServiceSpec {
 impl ServicePort {
     fn read(at: &At<'_>, several: bool) -> Result<Self, ApiError> {
         let fields = at.object(
-            &["name", "port", "targetPort", "protocol", "inbound"],
-            &["appProtocol", "nodePort", "healthCheck", "dependencies"],
+            &["name", "port", "targetPort", "protocol", "inbound", "healthCheck"],
+            &["appProtocol", "nodePort", "dependencies"],
         )?;
         let name = match fields.get("name") {
             Some(at) => at.checked(&LABEL)?,
@@ -160,7 +192,15 @@ impl ServicePort {
         if let (true, Some(Inbound::Proxy), Some(at)) = (protocol.is_udp(), inbound, fields.get("inbound")) {
             return Err(at.refuse(Reason::Conflict, "kernel: the proxy takes no UDP"));
         }
-        Ok(Self { name, port, target_port, protocol, inbound: inbound.unwrap_or_default() })
+        let health_check = fields.read("healthCheck", |at| {
+            let check = HealthCheck::read(&at)?;
+            if check.dials_target() && protocol.is_udp() {
+                return Err(at.refuse(Reason::Conflict, NO_TCP));
+            }
+            Ok(check)
+        })?;
+        let inbound = inbound.unwrap_or_default();
+        Ok(Self { name, port, target_port, protocol, inbound, health_check })
     }
 }
 

@@ -3,6 +3,7 @@
 mod egress;
 mod envoy;
 mod examples;
+mod health;
 mod jwt;
 mod locality;
 mod resilience;
@@ -127,6 +128,7 @@ fn examples() -> Vec<Value> {
     all.extend(routes::examples());
     all.extend(resilience::examples());
     all.extend(envoy::examples());
+    all.extend(health::examples());
     all
 }
 
@@ -216,7 +218,6 @@ fn a_service_is_refused_where_it_is_wrong() {
     refuses(&changed(1, "/spec/ports/0/protocol", json!("grpc")), NotBuiltYet, "spec.ports[0].protocol");
     refuses(&changed(1, "/spec/ports/0/protocol", json!("ftp")), BadFormat, "spec.ports[0].protocol");
     refuses(&changed(1, "/spec/ports/0/prot", json!("tcp")), UnknownField, "spec.ports[0].prot");
-    refuses(&changed(0, "/spec/healthCheck", json!({})), NotBuiltYet, "spec.healthCheck");
     refuses(&changed(0, "/spec/affinity", json!({})), NotBuiltYet, "spec.affinity");
     refuses(&changed(1, "/spec/headless", json!(true)), Conflict, "spec.vips");
     for bad in ["127.0.0.1", "::ffff:10.0.0.1", "224.0.0.1", "fe80::1", "0.0.0.0", "10.0.0.1/24", "web"] {

@@ -6,6 +6,7 @@
 //!
 //! Not here: what configuration is sent (`xds`), what a session does ([`session`]).
 
+mod health;
 mod identity;
 mod session;
 mod workload;

@@ -41,13 +41,14 @@ const WORKLOADS_MAX: usize = 4096;
 /// Where answers go.
 pub type Outbound = mpsc::Sender<Result<SessionDown, Status>>;
 
-struct Session {
-    engine: Arc<Engine>,
+/// A session of a node.
+pub(super) struct Session {
+    pub(super) engine: Arc<Engine>,
     peer: Arc<Peer>,
-    who: Principal,
-    owner: Owner,
+    pub(super) who: Principal,
+    pub(super) owner: Owner,
     number: u64,
-    registered: BTreeSet<Key>,
+    pub(super) registered: BTreeSet<Key>,
     out: Outbound,
 }
 
@@ -175,6 +176,11 @@ impl Session {
                 self.engine.nodes.status(&self.who.node, &status);
                 Ok(())
             }
+            session_up::Message::Health(report) => self.report(report).await,
+            session_up::Message::Recovery(event) => {
+                self.recovery(event);
+                Ok(())
+            }
         }
     }
 
@@ -243,7 +249,7 @@ impl Session {
 }
 
 /// The store's fault, not the node's: it comes back and tries again.
-fn failed(error: &dyn std::error::Error) -> Status {
+pub(super) fn failed(error: &dyn std::error::Error) -> Status {
     tracing::error!(%error, "the store failed");
     Status::unavailable(error.to_string())
 }

@@ -3,7 +3,7 @@
 //! The object goes through the same parser as what people write: one set of rules, one form of refusal.
 
 use mesh_api::proto::v1::WorkloadUpsert;
-use mesh_api::resource::{Kind, Resource};
+use mesh_api::resource::{Kind, Resource, WorkloadHealth};
 use serde_json::{Value, json};
 
 use crate::auth::Principal;
@@ -55,7 +55,10 @@ pub fn admit(who: &Principal, upsert: &WorkloadUpsert) -> Result<Resource, Strin
     if let Some(at) = &workload.locality {
         object["spec"]["locality"] = json!({ "region": at.region, "zone": at.zone });
     }
-    Resource::parse(&object).map_err(|error| error.message)
+    let mut workload = Resource::parse(&object).map_err(|error| error.message)?;
+    workload.status.health =
+        upsert.starting.then(|| WorkloadHealth { starting: true, ..WorkloadHealth::default() });
+    Ok(workload)
 }
 
 #[cfg(test)]
@@ -80,7 +83,12 @@ mod tests {
         };
         let membership =
             Membership { service: "cart".into(), target_port: 8080, weight: 2, ..Membership::default() };
-        WorkloadUpsert { request: 1, workload: Some(workload), memberships: vec![membership] }
+        WorkloadUpsert {
+            request: 1,
+            workload: Some(workload),
+            memberships: vec![membership],
+            ..WorkloadUpsert::default()
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
+mod health;
 pub mod members;
 mod pump;
 pub mod reads;
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 use crate::auth::members::Members;
 use crate::auth::table::Tokens;
 use crate::envoy::hub::Envoys;
+use crate::hooks::Hooks;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -65,6 +67,8 @@ pub struct Engine {
     pub nodes: Arc<Nodes>,
     /// What is known of the keys of those who issue tokens.
     pub jwks: Shown,
+    /// What was done for workloads that do not get well, and who is told.
+    pub hooks: Arc<Hooks>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -84,6 +88,7 @@ impl Engine {
             nodes: Arc::default(),
             envoys: Arc::default(),
             jwks: Shown::default(),
+            hooks: Arc::default(),
             metrics: Arc::default(),
             times,
             store,

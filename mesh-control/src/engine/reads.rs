@@ -8,6 +8,7 @@
 
 use std::time::Instant;
 
+use mesh_api::proto::v1::Health;
 use mesh_api::resource::{Key, Kind, Resource, Spec};
 use mesh_registry::registry::Registry;
 use serde_json::{Value, json};
@@ -86,15 +87,23 @@ impl Engine {
         let mut out = out.to_json();
         match &object.spec {
             Spec::Service(spec) => {
-                let endpoints = registry.endpoints(&key).len();
-                out["observed"] =
-                    json!({ "endpoints": endpoints, "proxy": whys.of_service(&key, &spec.ports) });
+                let endpoints = registry.endpoints(&key);
+                let healthy = endpoints.iter().filter(|(_, one)| one.health() == Health::Healthy).count();
+                out["observed"] = json!({
+                    "endpoints": endpoints.len(),
+                    "healthy": healthy,
+                    "proxy": whys.of_service(&key, &spec.ports),
+                });
             }
             Spec::Workload(_) => {
                 let owner = registry.owner(&key).map(ToString::to_string);
                 let lease = registry.lease_of(&key).map(|lease| lease.name.clone());
-                out["observed"] =
-                    json!({ "services": services(registry, &key), "owner": owner, "lease": lease });
+                out["observed"] = json!({
+                    "services": services(registry, &key),
+                    "owner": owner,
+                    "lease": lease,
+                    "health": super::health::line(registry, &key),
+                });
             }
             _ => {}
         }

@@ -34,18 +34,7 @@ pub fn get(url: &str, ca: Option<&str>, plain_http: bool) -> Result<Answer, Stri
         Some(pem) => given(pem)?,
         None => system()?,
     };
-    let tls = TlsConfig::builder()
-        .root_certs(roots)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .build();
-    let agent = ureq::Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .timeout_global(Some(TIME))
-        .proxy(None)
-        .build()
-        .new_agent();
+    let agent = agent(roots, TIME);
     let failed = |error: ureq::Error| match error {
         ureq::Error::BodyExceedsLimit(_) => format!("the answer of {url} is longer than {SET_MAX} bytes"),
         error => format!("{url} does not answer: {error}"),
@@ -60,7 +49,24 @@ pub fn get(url: &str, ca: Option<&str>, plain_http: bool) -> Result<Answer, Stri
     Ok(Answer { body, cache_control })
 }
 
-fn is_loopback(url: &str) -> bool {
+/// A client that follows no redirect and asks no proxy.
+pub(crate) fn agent(roots: RootCerts, time: Duration) -> ureq::Agent {
+    let tls = TlsConfig::builder()
+        .root_certs(roots)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .build();
+    ureq::Agent::config_builder()
+        .tls_config(tls)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(time))
+        .proxy(None)
+        .build()
+        .new_agent()
+}
+
+/// Is its host this one?
+pub(crate) fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or("", |(_, rest)| rest);
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let host = match authority.strip_prefix('[') {
@@ -83,7 +89,7 @@ fn given(pem: &str) -> Result<RootCerts, String> {
 }
 
 /// Read once: a system's roots change with its packages.
-fn system() -> Result<RootCerts, String> {
+pub(crate) fn system() -> Result<RootCerts, String> {
     static ROOTS: OnceLock<Vec<Certificate<'static>>> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {
         let found = rustls_native_certs::load_native_certs();

@@ -12,6 +12,7 @@ mod body;
 mod caller;
 mod envoy;
 mod error;
+mod health;
 mod objects;
 mod tokens;
 
@@ -82,6 +83,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/apply", post(objects::apply))
         .route("/v1/authz/check", get(authz::check))
+        .route("/v1/health/{namespace}/{service}", get(health::get))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .route("/v1/ca", get(authority::status))
@@ -147,7 +149,7 @@ async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
         jwks: jwks(engine, unix_s()),
         resources: Kind::ALL.map(Kind::name).into_iter().zip(engine.hub.counts()).collect(),
     };
-    let page = engine.metrics.render(&gauges);
+    let page = engine.metrics.render(&gauges) + &engine.hooks.page();
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 

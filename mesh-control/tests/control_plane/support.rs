@@ -390,7 +390,12 @@ impl Session {
         };
         let member =
             Membership { service: "web".to_owned(), target_port: 8080, weight: 1, ..Membership::default() };
-        let upsert = WorkloadUpsert { request: 7, workload: Some(workload), memberships: vec![member] };
+        let upsert = WorkloadUpsert {
+            request: 7,
+            workload: Some(workload),
+            memberships: vec![member],
+            ..WorkloadUpsert::default()
+        };
         self.send(session_up::Message::Upsert(upsert)).await;
         self.next().await.unwrap()
     }

@@ -43,6 +43,8 @@ pub(crate) fn service(endpoints: &[(u32, u32)]) -> Service {
         fallback: vec![],
         split: false,
         backends: vec![],
+        health: None,
+        dns_ttl: None,
     }
 }
 

@@ -79,6 +79,7 @@ mod tests {
             name: "opa".into(),
             vips: vec!["240.0.0.9".into()],
             ports: vec![port],
+            ..v1::Service::default()
         };
         let mut compiler = Compiler::new("n1", IdTable::default(), IdLimits::default());
         let mut apply = |all: Vec<Resource>| {

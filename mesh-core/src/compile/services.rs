@@ -1,5 +1,7 @@
 //! Service ports: their ids, what they are, and the endpoints behind them.
 
+mod health;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -227,6 +229,8 @@ impl Compiler {
             fallback,
             split,
             backends,
+            health: health::health(service, spec),
+            dns_ttl: service.dns_ttl_seconds,
         }
     }
 

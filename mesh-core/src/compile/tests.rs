@@ -26,7 +26,9 @@ pub fn service(name: &str, vips: &[&str], port: u32, protocol: Protocol) -> v1::
             port,
             protocol: protocol.into(),
             inbound_proxy: false,
+            health_check: None,
         }],
+        ..v1::Service::default()
     }
 }
 

@@ -135,7 +135,14 @@ pub(super) fn as_service(external: v1::ExternalService) -> v1::Service {
         port: port.port,
         protocol: port.protocol,
         inbound_proxy: false,
+        health_check: None,
     };
     let ports = external.ports.iter().map(port).collect();
-    v1::Service { namespace: external.namespace, name: external.name, vips: external.vips, ports }
+    v1::Service {
+        namespace: external.namespace,
+        name: external.name,
+        vips: external.vips,
+        ports,
+        ..v1::Service::default()
+    }
 }

@@ -13,6 +13,8 @@
 //! the caller named the revision that it read.
 //! Not here: who may write (mesh-control), what it means (registry).
 
+mod health;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -154,9 +156,11 @@ impl<'s> Intents<'s> {
             let old = self.read(&path)?;
             let found = old.as_ref().map_or(0, |record| record.resource.metadata.revision);
             let before = old.as_ref().map(|record| &record.resource);
-            let new = workload.clone().admitted(before, author.now_ms, author.new_uid);
+            let mut new = workload.clone().admitted(before, author.now_ms, author.new_uid);
+            health::begin(workload, lease, &mut new);
             if let Some(old) = &old
                 && old.resource.asks_the_same(&new)
+                && old.resource.status == new.status
                 && old.lease.as_ref() == Some(lease)
             {
                 let revision = self.store.revision()?;

@@ -10,6 +10,7 @@
 //! Not here: which membership is meant ([`resolve`]), who is found how ([`index`]), deadlines ([`crate::lease`]).
 
 mod conflict;
+mod health;
 mod index;
 mod resolve;
 

@@ -50,6 +50,7 @@ impl Registry {
         }
         out.sort_by(|a, b| place(a).cmp(&place(b)));
         out.dedup_by(|a, b| place(a) == place(b));
+        self.judge(workload, &mut out);
         (out, problems)
     }
 
@@ -68,9 +69,8 @@ impl Registry {
     /// What holds of an object, whether the registry has it already or not.
     pub fn conditions_of(&self, resource: &Resource) -> Vec<Condition> {
         match &resource.spec {
-            Spec::Service(_) | Spec::AuthorizationPolicy(_) | Spec::TransportPolicy(_) | Spec::Mesh(_) => {
-                Vec::new()
-            }
+            Spec::Service(spec) => self.healthy(resource, spec).into_iter().collect(),
+            Spec::AuthorizationPolicy(_) | Spec::TransportPolicy(_) | Spec::Mesh(_) => Vec::new(),
             Spec::ExternalService(spec) => self.external_conditions(resource, spec),
             Spec::EnvoyResources(spec) => vec![refs(
                 "ResolvedRefs",
@@ -95,7 +95,7 @@ impl Registry {
         }
     }
 
-    fn service(&self, namespace: &str, name: &str) -> Option<&ServiceSpec> {
+    pub(super) fn service(&self, namespace: &str, name: &str) -> Option<&ServiceSpec> {
         match &self.get(&Key::new(Kind::Service, namespace, name))?.spec {
             Spec::Service(spec) => Some(spec),
             _ => None,

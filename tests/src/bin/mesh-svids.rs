@@ -136,5 +136,10 @@ fn workload(node: &str, number: usize) -> WorkloadUpsert {
         addresses: vec![address],
         ..Workload::default()
     };
-    WorkloadUpsert { request: number as u64 + 1, workload: Some(workload), memberships: Vec::new() }
+    WorkloadUpsert {
+        request: number as u64 + 1,
+        workload: Some(workload),
+        memberships: Vec::new(),
+        starting: false,
+    }
 }

@@ -274,6 +274,8 @@ pub fn service(id: u32, protocol: Protocol, endpoints: &[SocketAddr]) -> Service
         fallback: Vec::new(),
         split: false,
         backends: Vec::new(),
+        health: None,
+        dns_ttl: None,
     }
 }
 

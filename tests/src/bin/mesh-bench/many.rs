@@ -182,6 +182,7 @@ fn world() -> Vec<Resource> {
         name: "big".into(),
         vips: vec!["240.240.0.1".into()],
         ports: vec![v1::ServicePort { port: 80, protocol: Protocol::Tcp.into(), ..Default::default() }],
+        ..Default::default()
     };
     let workload = |i: u32| v1::Workload {
         namespace: "shop".into(),
