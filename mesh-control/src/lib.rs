@@ -17,6 +17,7 @@ pub mod engine;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;
+pub mod replicas;
 pub mod rest;
 pub mod server;
 pub mod stop;

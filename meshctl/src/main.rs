@@ -21,6 +21,7 @@ mod get;
 mod identities;
 mod kernel;
 mod manifest;
+mod replicas;
 mod run;
 mod status;
 mod table;

@@ -12,6 +12,7 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
+mod follow;
 pub mod members;
 mod pump;
 pub mod reads;
@@ -33,6 +34,7 @@ use crate::auth::table::Tokens;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::replicas::Replicas;
 use crate::xds::hub::Hub;
 
 /// How often agents say that they are there, and how long their workloads stay when they don't.
@@ -62,6 +64,8 @@ pub struct Engine {
     pub nodes: Arc<Nodes>,
     /// What is known of the keys of those who issue tokens.
     pub jwks: Shown,
+    /// Who else serves this store.
+    pub replicas: Arc<Replicas>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -70,7 +74,11 @@ pub struct Engine {
 
 impl Engine {
     /// Reads what the store holds, and follows it from then on until the engine is dropped.
-    pub fn start(store: Arc<dyn Store>, times: Times) -> Result<Arc<Self>, StoreError> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        times: Times,
+        replicas: Arc<Replicas>,
+    ) -> Result<Arc<Self>, StoreError> {
         let engine = Arc::new(Self {
             hub: Hub::new(store.id()),
             registry: Mutex::new(Registry::new([pump::source_owner()])),
@@ -80,13 +88,13 @@ impl Engine {
             members: Arc::default(),
             nodes: Arc::default(),
             jwks: Shown::default(),
+            replicas,
             metrics: Arc::default(),
             times,
             store,
         });
-        engine.load_tokens()?;
-        engine.load_members()?;
-        pump::start(&engine)?;
+        let follow = follow::Follow::begin(&engine)?;
+        pump::start(&engine, follow)?;
         Ok(engine)
     }
 
