@@ -83,7 +83,7 @@ struct Prepared {
 
 async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let member = Member::open(&args.node, &args.join_token_file, &args.state_dir)?;
-    let control = ControlPlane::new(&args.control, member.clone())?;
+    let control = ControlPlane::new(&args.control, &args.zone, member.clone())?;
     let cgroup_root = match &args.cgroup_root {
         Some(path) => path.clone(),
         None => cgroups::mount_point()?,
