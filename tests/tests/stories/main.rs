@@ -42,6 +42,7 @@ mod mtls;
 mod neighbours;
 mod odd_input;
 mod policy;
+mod replicas;
 mod resilience;
 mod rotation;
 mod routes;
