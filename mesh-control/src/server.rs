@@ -171,7 +171,7 @@ fn authority(
     if given.is_some() || !replicas.shared() {
         return Ok((Authority::open(&config.data, given.as_ref(), lives, unix_s())?, None));
     }
-    let (secret, me) = (config.store.ca_secret.clone(), replicas.name());
+    let (secret, me) = (config.store.ca_secret.as_deref(), replicas.name());
     let (authority, shared) = Shared::open(&config.data, secret, store.clone(), me, lives, unix_s())?;
     Ok((authority, Some(shared)))
 }

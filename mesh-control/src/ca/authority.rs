@@ -183,9 +183,12 @@ impl Authority {
     /// These are believed: who holds the root says so.
     pub fn believe(&self, roots: &Roots) -> Result<(), CaError> {
         self.change(|saved| {
-            let without_key = |cert: &String| Pair { cert: cert.clone(), key: String::new() };
-            saved.root = without_key(&roots.root);
-            saved.next = roots.next.as_ref().map(without_key);
+            let mut all = [Some(&roots.root), roots.next.as_ref()]
+                .map(|cert| cert.map(|cert| Pair { cert: cert.clone(), key: String::new() }));
+            if let Some(root) = all[0].take() {
+                saved.root = root;
+            }
+            saved.next = all[1].take();
             saved.former.clone_from(&roots.former);
             Ok(())
         })

@@ -13,7 +13,7 @@
 //!
 //! Not here: what certificates look like (`profile`), what is told to agents (`office`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ impl Shared {
     /// replica holds it. Blocks, for [`START_TIME`] at most.
     pub fn open(
         dir: &Path,
-        named: Option<PathBuf>,
+        named: Option<&Path>,
         store: Arc<dyn Store>,
         me: &str,
         lives: Lives,
@@ -98,7 +98,7 @@ impl Shared {
     ) -> Result<(Authority, Self), SharedError> {
         let own = !matches!(files::find(dir)?, Found::Nothing);
         let holder = hold(&*store, me)?;
-        let secret = Secret::open(dir, named.as_deref(), holder == me, store.id())?;
+        let secret = Secret::open(dir, named, holder == me, store.id())?;
         let (pending, told) = (Mutex::default(), Mutex::default());
         let shared = Self { store, secret, me: me.to_owned(), pending, told };
         match (own, holder == me) {

@@ -63,13 +63,11 @@ impl Engine {
         match value.map(serde_json::from_slice::<Member>) {
             // Who has joined once is known for ever.
             None => {}
-            Some(Ok(record)) => {
-                if self.members.get(&record.node).as_ref() != Some(&record) {
-                    self.members.insert(record);
-                }
-            }
+            // What this process wrote is known: its streams need not look again.
+            Some(Ok(record)) if self.members.get(&record.node).as_ref() == Some(&record) => {}
+            Some(Ok(record)) => self.members.insert(record),
             Some(Err(error)) => {
-                tracing::error!(key, %error, "a node's record cannot be read and is left out")
+                tracing::error!(key, %error, "a node's record cannot be read and is left out");
             }
         }
     }

@@ -46,7 +46,7 @@ impl Engine {
             None => self.tokens.remove(id),
             Some(Ok(record)) => self.tokens.insert(record),
             Some(Err(error)) => {
-                tracing::error!(id, %error, "a token's record cannot be read and is left out")
+                tracing::error!(id, %error, "a token's record cannot be read and is left out");
             }
         }
     }

@@ -1,5 +1,7 @@
 //! A holder of the root and a replica, over one store.
 
+use std::path::PathBuf;
+
 use mesh_registry::memory::MemoryStore;
 use tempfile::TempDir;
 
@@ -32,8 +34,7 @@ impl Two {
                     std::thread::yield_now();
                 }
             });
-            let named = Some(secret.to_owned());
-            let opened = Shared::open(self.dirs[1].path(), named, self.store.clone(), "b", LIVES, NOW);
+            let opened = Shared::open(self.dirs[1].path(), Some(secret), self.store.clone(), "b", LIVES, NOW);
             ended.store(true, std::sync::atomic::Ordering::SeqCst);
             serving.join().unwrap();
             opened
@@ -71,7 +72,7 @@ fn a_replica_signs_under_the_one_root_with_a_key_of_its_own() {
     // Started anew, it asks nobody: the holder may be away.
     drop(replica);
     let again =
-        Shared::open(two.dirs[1].path(), Some(two.secret()), two.store.clone(), "b", LIVES, NOW).unwrap();
+        Shared::open(two.dirs[1].path(), Some(&two.secret()), two.store.clone(), "b", LIVES, NOW).unwrap();
     assert_eq!(again.0.live().intermediate, live.intermediate);
 }
 
@@ -118,7 +119,7 @@ fn two_meshes_are_not_mixed() {
     assert!(matches!(mixed, Err(SharedError::Ca(CaError::Foreign(_) | CaError::OtherRoot(_)))));
     // The holder's data directory is lost: not silently another root.
     let empty = tempfile::tempdir().unwrap();
-    let lost = Shared::open(empty.path(), Some(one.secret()), one.store.clone(), "a", LIVES, NOW);
+    let lost = Shared::open(empty.path(), Some(&one.secret()), one.store.clone(), "a", LIVES, NOW);
     assert!(matches!(lost, Err(SharedError::Ca(CaError::OtherRoot(_)))));
     assert!(!empty.path().join("authority.json").exists());
 }

@@ -308,8 +308,7 @@ impl Shared {
             txn.compare.iter().zip(found).find(|(compare, found)| compare.modified != **found)?;
         let (key, found) = (compare.key.clone(), *found);
         self.wait(FOLLOW_TIME, |mirror| {
-            let known = mirror.modified(&key);
-            known == found || known > found || (found == 0 && mirror.get(&key).is_none())
+            if found == 0 { mirror.get(&key).is_none() } else { mirror.modified(&key) >= found }
         })
         .await;
         Some(StoreError::Conflict { key, expected: compare.modified, found })
@@ -329,10 +328,11 @@ impl Shared {
 
     /// A call failed. It may have been done all the same: the watch will say so.
     async fn doubt(&self, failure: &client::Failure, mark: &[u8]) -> Result<u64, StoreError> {
-        if !failure.undone && self.wait(DOUBT_TIME, |mirror| mirror.marked(mark).is_some()).await {
-            if let Some(revision) = self.mirror.lock().marked(mark) {
-                return Ok(revision);
-            }
+        let marked = |mirror: &Mirror| mirror.marked(mark).is_some();
+        let done = !failure.undone && self.wait(DOUBT_TIME, marked).await;
+        let revision = if done { self.mirror.lock().marked(mark) } else { None };
+        if let Some(revision) = revision {
+            return Ok(revision);
         }
         self.heard(Err(&failure.cause));
         let doubt = if failure.undone { "" } else { " (this write may have been done all the same)" };
