@@ -87,7 +87,7 @@ async fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         health::commands::read(path).map_err(anyhow::Error::msg).context("--commands")?;
     }
     let member = Member::open(&args.node, &args.join_token_file, &args.state_dir)?;
-    let control = ControlPlane::new(&args.control, member.clone())?;
+    let control = ControlPlane::new(&args.control, &args.zone, member.clone())?;
     let cgroup_root = match &args.cgroup_root {
         Some(path) => path.clone(),
         None => cgroups::mount_point()?,

@@ -44,8 +44,8 @@ pub struct RunArgs {
     /// Zone that this node is in, within its region.
     #[arg(long, env = "NODEMESH_ZONE", default_value = "", hide_default_value = true, value_parser = place)]
     pub zone: String,
-    /// The control plane.
-    #[arg(long, env = "NODEMESH_CONTROL", value_name = "https://HOST:15012")]
+    /// The control plane: each of its replicas, with the zone that it is in; the node's own zone is preferred.
+    #[arg(long, env = "NODEMESH_CONTROL", value_name = "https://HOST:15012[@ZONE],…")]
     pub control: String,
     /// File with the join token (`meshctl token create --node …`).
     #[arg(long, env = "NODEMESH_JOIN_TOKEN_FILE", value_name = "FILE")]

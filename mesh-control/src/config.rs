@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::ca::authority::{Given, Lives};
 use crate::engine::Times;
 use crate::jwks::keeper::Ways;
+use crate::store::StoreArgs;
 
 /// The control plane of a mesh.
 #[derive(Parser)]
@@ -74,6 +75,9 @@ pub struct Serve {
     /// Ask for key sets without TLS elsewhere than on loopback as well: whoever is on the way can issue tokens
     #[arg(long)]
     pub jwks_plain_http: bool,
+    /// The store, and the replicas that share it
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Acknowledge writes before they are on disk: for measuring the rest only, loses data
     #[arg(long, hide = true)]
     pub no_fsync: bool,

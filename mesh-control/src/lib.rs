@@ -19,6 +19,7 @@ pub mod hooks;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;
+pub mod replicas;
 pub mod rest;
 pub mod server;
 pub mod stop;

@@ -255,8 +255,10 @@ impl Metrics {
             let _ = writeln!(out, "{name}{{kind=\"{kind}\"}} {count}");
         }
         let name = "mesh_control_fsync_seconds";
-        let _ =
-            writeln!(out, "# HELP {name} Time that the store's disk takes, a commit.\n# TYPE {name} summary");
+        let _ = writeln!(
+            out,
+            "# HELP {name} Time that the store takes for a commit: its disk, or etcd.\n# TYPE {name} summary"
+        );
         for (share, took) in gauges.fsync {
             let _ = writeln!(out, "{name}{{quantile=\"{share}\"}} {}", took.as_secs_f64());
         }

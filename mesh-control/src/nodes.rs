@@ -124,6 +124,15 @@ impl Nodes {
         });
     }
 
+    /// Something else holds of this type now: what was taken before does not count any more.
+    pub fn unacked(&self, kind: Type) {
+        for node in self.0.lock().values_mut() {
+            if let Some(status) = node.types.get_mut(kind.name()) {
+                status.acked = 0;
+            }
+        }
+    }
+
     /// A response was refused.
     pub fn nacked(&self, name: &str, kind: impl Into<Type>, cause: String) {
         self.with(name, |node| node.types.entry(kind.into().name()).or_default().nack = Some(cause));

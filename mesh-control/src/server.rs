@@ -1,6 +1,6 @@
 //! Puts the control plane together, and takes it down again.
 //!
-//! data directory → authority → store → engine → office → admin token → ports. Nothing listens before the store has
+//! data directory → store → authority → engine → office → admin token → ports. Nothing listens before the store has
 //! been read, so no agent sees less than what was there before a restart.
 //!
 //! Invariant: whatever fails at start is one [`StartError`] that ends in a remedy.
@@ -25,14 +25,16 @@ use crate::ca::CaError;
 use crate::ca::authority::Authority;
 use crate::ca::names::server_names;
 use crate::ca::office::{Office, OfficeError};
+use crate::ca::shared::{Shared, SharedError};
 use crate::ca::verify::Clients;
 use crate::clock::{unix_ms, unix_s};
 use crate::config::Serve;
 use crate::engine::Engine;
 use crate::jwks::keeper::Keeper;
+use crate::replicas::Replicas;
 use crate::rest::Site;
 use crate::stop::stopped;
-use crate::store::{Options, RedbStore, Timings};
+use crate::store::Opened;
 use crate::tls::{self, ServerCert};
 use crate::{agents, envoy, rest};
 
@@ -58,6 +60,9 @@ pub enum StartError {
     /// The authority.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The authority of several replicas.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     /// The authority's beginning.
     #[error(transparent)]
     Office(#[from] OfficeError),
@@ -101,7 +106,7 @@ pub struct Running {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// Starts with the embedded store of the data directory.
+/// Starts with the store that the flags name.
 pub async fn start(config: &Serve) -> Result<Running, StartError> {
     prepare(&config.data)?;
     // Before the store: a wrong name should not leave half a mesh behind.
@@ -110,24 +115,15 @@ pub async fn start(config: &Serve) -> Result<Running, StartError> {
     if config.no_fsync {
         tracing::warn!("--no-fsync: a crash loses acknowledged writes");
     }
-    let options = Options { durable: !config.no_fsync, ..Options::default() };
-    let store = Arc::new(RedbStore::open(&config.data, options)?);
-    let timings = {
-        let store = Arc::downgrade(&store);
-        move || store.upgrade().map(|store| store.timings()).unwrap_or_default()
-    };
-    start_with(config, store, Box::new(timings)).await
+    let opened = Opened::open(config, hostname())?;
+    start_with(config, opened).await
 }
 
-/// Starts with any store, and what tells how long its commits took.
-pub async fn start_with(
-    config: &Serve,
-    store: Arc<dyn Store>,
-    timings: Box<dyn Fn() -> Timings + Send + Sync>,
-) -> Result<Running, StartError> {
+/// Starts with any store.
+pub async fn start_with(config: &Serve, opened: Opened) -> Result<Running, StartError> {
+    let Opened { store, timings, replicas } = opened;
     let times = config.times().map_err(StartError::Flags)?;
-    let lives = config.lives().map_err(StartError::Flags)?;
-    let authority = Authority::open(&config.data, config.given().as_ref(), lives, unix_s())?;
+    let (authority, shared) = authority(config, &store, &replicas)?;
     let names = server_names(&known_as(config), hostname())?;
     let cert = ServerCert::new(authority.live().server_certificate(&names, unix_s())?);
     let clients = Clients::new(&authority.live().roots, Vec::new())?;
@@ -135,10 +131,10 @@ pub async fn start_with(
     let agents_tls = tls::acceptor(cert.clone(), Some(clients.clone()), &[b"h2"])?;
     let envoys_tls = agents_tls.clone();
 
-    let engine = Engine::start(store, times)?;
+    let engine = Engine::start(store, times, replicas.clone())?;
     engine.ensure_mesh().await?;
     ensure_admin(&engine, &config.data).await?;
-    let office = Office::open(engine.clone(), authority, names, (cert, clients), unix_s())?;
+    let office = Office::open(engine.clone(), (authority, shared), names, (cert, clients), unix_s())?;
 
     let keeper = Keeper::open(engine.clone(), config.jwks())?;
 
@@ -148,6 +144,7 @@ pub async fn start_with(
         Some(address) => Some(listen("--envoys", address).await?),
         None => None,
     };
+    describe(config, &replicas, api, agents);
     let (stop, stopped) = watch::channel(false);
     let site = Arc::new(Site { engine: engine.clone(), office: office.clone(), timings });
     let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
@@ -181,10 +178,41 @@ pub async fn start_with(
     Ok(Running { api, agents, envoys, engine, stop, tasks })
 }
 
+/// The authority of this replica, and what it has to do with the others'.
+fn authority(
+    config: &Serve,
+    store: &Arc<dyn Store>,
+    replicas: &Replicas,
+) -> Result<(Authority, Option<Shared>), StartError> {
+    let lives = config.lives().map_err(StartError::Flags)?;
+    let given = config.given();
+    if given.is_some() || !replicas.shared() {
+        return Ok((Authority::open(&config.data, given.as_ref(), lives, unix_s())?, None));
+    }
+    let (secret, me) = (config.store.ca_secret.as_deref(), replicas.name());
+    let (authority, shared) = Shared::open(&config.data, secret, store.clone(), me, lives, unix_s())?;
+    Ok((authority, Some(shared)))
+}
+
+/// What the others are told of this replica.
+fn describe(config: &Serve, replicas: &Replicas, api: SocketAddr, agents: SocketAddr) {
+    let at = |bound: SocketAddr| match config.name.first() {
+        Some(name) if name.contains(':') => format!("[{name}]:{}", bound.port()),
+        Some(name) => format!("{name}:{}", bound.port()),
+        None => bound.to_string(),
+    };
+    replicas.describe(|about| {
+        (about.api, about.agents) = (at(api), at(agents));
+        about.zone.clone_from(&config.store.zone);
+        env!("CARGO_PKG_VERSION").clone_into(&mut about.version);
+    });
+}
+
 impl Running {
     /// Stops taking connections, ends streams, lets requests under way finish.
     pub async fn stop(self) {
         self.stop.send_replace(true);
+        self.engine.replicas.leave().await;
         let ended = async {
             for task in self.tasks {
                 // A task that panicked has ended too.

@@ -2,9 +2,10 @@
 //!
 //! REST, sources ──[`Txn`]──▶ **store** ──[`Changes`]──▶ [`crate::feed`] ──▶ registry
 //!
-//! Invariants: one revision counter a store, rising by one with each transaction that changes a key; an entry
-//! carries the revision of its last write; a transaction takes effect whole or not at all, and is durable when
-//! [`Store::transact`] returns; changes are read in revision order, and whole revisions at a time.
+//! Invariants: one revision counter a store, which rises with each transaction that changes a key (by one or more:
+//! where others share the counter, or for leases alone, numbers are left out); an entry carries the revision of its
+//! last write; a transaction takes effect whole or not at all, and is durable when [`Store::transact`] returns; changes
+//! are read in revision order, and whole revisions at a time; who reads where it wrote reads what it wrote.
 //! Calls block (callers on an async runtime move them to a blocking thread).
 //! Not here: meaning of keys and values ([`crate::intent`]); deadlines of leases ([`crate::lease`]): a lease in
 //! the store is the durable record of which keys go together, and how long it lasts between heartbeats.
@@ -13,10 +14,14 @@ use std::time::Duration;
 
 /// Longest key, in bytes.
 pub const MAX_KEY: usize = 1024;
-/// Largest value, in bytes.
-pub const MAX_VALUE: usize = 2 << 20;
-/// Most comparisons and operations of one transaction.
+/// Largest value, in bytes: an object of people, and what is noted beside it.
+pub const MAX_VALUE: usize = 1280 << 10;
+/// Most operations of one transaction.
 pub const MAX_TXN: usize = 4096;
+/// Most comparisons of one transaction; each lease that it revokes, or puts keys under, counts as one.
+pub const MAX_COMPARE: usize = 64;
+/// Most bytes of one transaction, keys and values together: etcd takes 1.5 MiB with all that is around them.
+pub const MAX_TXN_BYTES: usize = 1400 << 10;
 
 /// A key and what is stored under it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,10 +147,14 @@ impl Txn {
     /// Refuses what no backend takes. Every backend calls it first.
     pub fn check(&self) -> Result<(), StoreError> {
         let too_large = |what: String| Err(StoreError::TooLarge { what });
-        if self.compare.len() > MAX_TXN || self.ops.len() > MAX_TXN {
-            return too_large(format!("a transaction of more than {MAX_TXN} comparisons or operations"));
+        if self.ops.len() > MAX_TXN {
+            return too_large(format!("a transaction of more than {MAX_TXN} operations"));
+        }
+        if self.compare.len() + self.leases() > MAX_COMPARE {
+            return too_large(format!("a transaction of more than {MAX_COMPARE} comparisons and leases"));
         }
         let mut written = std::collections::BTreeSet::new();
+        let mut bytes = 0;
         for op in &self.ops {
             let (name, value) = match op {
                 Op::Put { key, value, .. } => (key, value.len()),
@@ -158,13 +167,26 @@ impl Txn {
             if value > MAX_VALUE {
                 return too_large(format!("a value of {value} bytes (up to {MAX_VALUE})"));
             }
+            bytes += name.len() + value;
             if let Op::Put { key, .. } | Op::Delete { key } = op
                 && !written.insert(key)
             {
                 return Err(StoreError::Twice { key: key.clone() });
             }
         }
+        if bytes > MAX_TXN_BYTES {
+            return too_large(format!("a transaction of {bytes} bytes (up to {MAX_TXN_BYTES})"));
+        }
         Ok(())
+    }
+
+    /// How many leases it revokes, or puts keys under.
+    fn leases(&self) -> usize {
+        let lease = |op: &'_ Op| match op {
+            Op::Put { lease: Some(lease), .. } | Op::Revoke { lease } => Some(lease.clone()),
+            _ => None,
+        };
+        self.ops.iter().filter_map(lease).collect::<std::collections::BTreeSet<_>>().len()
     }
 }
 
@@ -271,6 +293,15 @@ pub enum StoreError {
         /// What was found.
         cause: String,
     },
+    /// The store is elsewhere, and cannot be written now.
+    #[error(
+        "the store cannot be written now: {cause}; what is there is served on from memory; see that most of etcd's members run \
+         and are reached (etcdctl endpoint health), then try again"
+    )]
+    Unavailable {
+        /// Why.
+        cause: String,
+    },
     /// The disk, or the connection to the store, failed.
     #[error("the store failed to {operation}: {cause}")]
     Failed {
@@ -286,7 +317,7 @@ pub trait Store: Send + Sync {
     /// Random id, of this store and no other; kept for as long as the revisions are.
     fn id(&self) -> &str;
 
-    /// The newest durable revision; 0: nothing was ever written.
+    /// The newest durable revision; a new store may begin at any.
     fn revision(&self) -> Result<u64, StoreError>;
 
     /// One entry.
@@ -312,4 +343,9 @@ pub trait Store: Send + Sync {
     /// Forgets history up to and including `upto`: neither ranges before it nor changes after less than it can
     /// be asked for then.
     fn compact(&self, upto: u64) -> Result<(), StoreError>;
+
+    /// Why the store cannot be written now, although it can be read.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::replicas;
 use crate::table::{self, or_dash};
 use crate::token::human;
 
@@ -141,6 +142,7 @@ fn show(status: &Value) {
         vec![what.to_owned(), text(one, "name"), format!("in {ends}"), text(one, "sha256")]
     };
     table::print(&["WHAT", "NAME", "ENDS", "SHA-256"], &all.map(row).collect::<Vec<_>>());
+    replicas::show(status);
     let issued = &status["issued"];
     let revoked = status["revoked"].as_array().map_or(0, Vec::len);
     println!(

@@ -16,14 +16,22 @@ use serde_json::Value;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 const REQUEST_TIME: Duration = Duration::from_secs(30);
+/// How long one of several servers may take to take a connection.
+const PRESENT: Duration = Duration::from_secs(1);
 /// A list of some hundred thousand objects.
 const ANSWER_MAX: u64 = 256 << 20;
 
 /// Where the control plane is, and who is asking.
 #[derive(Args)]
 pub struct Connection {
-    /// URL of the control plane
-    #[arg(long, global = true, env = "MESHCTL_SERVER", default_value = "https://127.0.0.1:15080")]
+    /// URL of the control plane; several with commas between them: the first that is there is asked
+    #[arg(
+        long,
+        global = true,
+        env = "MESHCTL_SERVER",
+        value_name = "URL,…",
+        default_value = "https://127.0.0.1:15080"
+    )]
     server: String,
     /// Certificate of the mesh's authority (ca.pem of the control plane's data directory)
     #[arg(long, global = true, env = "MESHCTL_CA", default_value = "/var/lib/nodemesh-control/ca.pem")]
@@ -73,12 +81,28 @@ impl Connection {
             .proxy(None)
             .build()
             .new_agent();
-        let server = self.server.trim_end_matches('/').to_owned();
-        if !server.starts_with("https://") {
+        let all = self.server.split(',').map(|server| server.trim().trim_end_matches('/').to_owned());
+        let servers: Vec<String> = all.collect();
+        if let Some(server) = servers.iter().find(|server| !server.starts_with("https://")) {
             bail!("--server {server} is not an https:// URL; the control plane speaks TLS only");
         }
+        let server = present(&servers);
         Ok(Client { agent, server, authorization: format!("Bearer {}", token.trim()) })
     }
+}
+
+/// The first of several that takes a connection; the first where none does, which says why when it is asked.
+fn present(servers: &[String]) -> String {
+    use std::net::{TcpStream, ToSocketAddrs};
+    let takes = |server: &&String| {
+        let Ok(uri) = server.parse::<ureq::http::Uri>() else { return false };
+        let (Some(host), port) = (uri.host(), uri.port_u16().unwrap_or(443)) else { return false };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = (host, port).to_socket_addrs().into_iter().flatten();
+        addresses.into_iter().any(|address| TcpStream::connect_timeout(&address, PRESENT).is_ok())
+    };
+    let found = if servers.len() > 1 { servers.iter().find(takes) } else { None };
+    found.or(servers.first()).cloned().unwrap_or_default()
 }
 
 /// A control plane that can be asked.

@@ -23,6 +23,7 @@ mod identities;
 mod kernel;
 mod manifest;
 mod proxy;
+mod replicas;
 mod run;
 mod status;
 mod table;

@@ -9,6 +9,7 @@ use crate::agent::RunDir;
 use crate::client::Client;
 use crate::identities;
 use crate::kernel;
+use crate::replicas;
 use crate::table::{self, or_dash};
 
 /// Shows the nodes, and how far each is.
@@ -50,6 +51,7 @@ impl Status {
             return Ok(());
         }
         println!("store {}, revision {}", status["storeId"].as_str().unwrap_or("?"), status["revision"]);
+        replicas::show(&status);
         let nodes = status["nodes"].as_object().into_iter().flatten();
         let rows: Vec<_> = nodes.clone().map(|(name, node)| row(name, node)).collect();
         if rows.is_empty() {
@@ -73,6 +75,7 @@ fn row(name: &str, node: &Value) -> Vec<String> {
         (true, true) => "ready",
         (true, false) => "no session",
         (false, true) => "no configuration stream",
+        (false, false) if node["replica"].is_string() => "elsewhere",
         (false, false) => "away",
     };
     // How far the slowest type is.

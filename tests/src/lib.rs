@@ -2,6 +2,7 @@
 //!
 //! - [`mesh`]: a `Mesh`: a fabric (namespace with a bridge), a control plane in it, nodes, pods.
 //! - [`node`]: a `Node`: namespace, cgroup subtree, bpffs, one mesh-agent.
+//! - [`replicas`]: several control planes on an etcd of several members, in the place of the one.
 //! - [`pod`]: a `Pod`: namespace and cgroup, real programs inside, enrolled through the agent's socket.
 //! - [`agent_socket`]: one request over `agent.sock`, with descriptors.
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
@@ -38,6 +39,7 @@ pub mod pod;
 pub mod process;
 pub mod programs;
 pub mod reaper;
+pub mod replicas;
 pub mod resources;
 pub mod shell;
 pub mod tls;

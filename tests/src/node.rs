@@ -169,7 +169,9 @@ impl Node {
         let mut args = vec!["run".to_owned()];
         let mut flag = |name: &str, value: String| args.extend([name.to_owned(), value]);
         flag("--node", self.name.clone());
-        flag("--control", format!("https://{CONTROL}:15012"));
+        if !self.spec.args.iter().any(|arg| arg == "--control") {
+            flag("--control", format!("https://{CONTROL}:15012"));
+        }
         flag("--join-token-file", path(self.token_file()));
         flag("--run-dir", path(self.work.join("run")));
         flag("--state-dir", path(self.work.join("state")));

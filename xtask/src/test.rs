@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Program → Debian package: what stories, demo and benches run.
-const PROGRAMS: [(&str, &str); 22] = [
+const PROGRAMS: [(&str, &str); 23] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("ip", "iproute2"),
@@ -41,6 +41,7 @@ const PROGRAMS: [(&str, &str); 22] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("tinyproxy", "tinyproxy-bin"),
+    ("etcd", "etcd-server"),
 ];
 
 /// A fuzz target in `test --all`.

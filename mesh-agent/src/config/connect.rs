@@ -4,7 +4,8 @@
 //!
 //! Invariant: no certificate of the machine's own store is trusted; the roots are those of the mesh's bundle, and the
 //! certificate in the presented chain whose SHA-256 equals the join token's; the chain is verified against them,
-//! server name and validity included. Not here: joining (identity), when to connect again (xds, session).
+//! server name and validity included. Not here: joining (identity), when to connect again (xds, session), to which replica
+//! (replicas).
 
 use std::fmt;
 use std::future::Future;
@@ -13,9 +14,10 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -27,15 +29,20 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::replicas::{Replica, Replicas};
 use crate::identity::Credentials;
 use crate::identity::make::MakeError;
 use crate::identity::member::Member;
 
 /// How long TCP and TLS together may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long each may take where there are other replicas.
+const CONNECT_ONE: Duration = Duration::from_secs(1);
 /// A dead peer is noticed after the sum of these.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WAIT: Duration = Duration::from_secs(5);
+/// Both, where there are other replicas to go to.
+const PING_OFTEN: Duration = Duration::from_millis(800);
 
 /// What a node joins with: `nm1.<id>.<secret>.<sha256 of the CA's DER, hex>`.
 #[derive(Clone)]
@@ -68,7 +75,7 @@ pub enum ConnectError {
     )]
     Token(&'static str),
     /// The control plane's address is not usable.
-    #[error("--control {0:?} is not of the form https://HOST:PORT")]
+    #[error("--control {0:?} is not of the form https://HOST:PORT[@ZONE], several with commas between them")]
     Address(String),
     /// The node is no member, and cannot become one.
     #[error("this node cannot join: {0}")]
@@ -208,8 +215,9 @@ impl ServerCertVerifier for Pinned {
 /// Where the control plane is and how to speak to it. Cheap to clone.
 #[derive(Clone)]
 pub struct ControlPlane {
-    host: Arc<str>,
-    port: u16,
+    replicas: Arc<Mutex<Replicas>>,
+    /// There is more than one.
+    several: bool,
     /// Shows the node's certificate.
     mutual: Arc<rustls::ClientConfig>,
     /// Shows none: to join.
@@ -218,21 +226,15 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// From `https://HOST:PORT`, for a node.
-    pub fn new(address: &str, member: Arc<Member>) -> Result<Self, ConnectError> {
-        let this = Self::to(address, member.credentials())?;
+    /// From `https://HOST:PORT[@ZONE]`, for a node; several with commas between them.
+    pub fn new(addresses: &str, zone: &str, member: Arc<Member>) -> Result<Self, ConnectError> {
+        let this = Self::to(addresses, zone, member.credentials())?;
         Ok(Self { member: Some(member), ..this })
     }
 
-    fn to(address: &str, credentials: &Arc<Credentials>) -> Result<Self, ConnectError> {
-        let bad = || ConnectError::Address(address.to_owned());
-        let uri: Uri = address.parse().map_err(|_| bad())?;
-        if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
-            return Err(bad());
-        }
-        let host = uri.host().ok_or_else(bad)?;
-        let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
-        ServerName::try_from(host.to_string()).map_err(|_| bad())?;
+    fn to(addresses: &str, zone: &str, credentials: &Arc<Credentials>) -> Result<Self, ConnectError> {
+        let all =
+            addresses.split(',').map(|address| replica(address.trim())).collect::<Result<Vec<_>, _>>()?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let pinned = Pinned { credentials: credentials.clone(), provider: provider.clone() };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -245,20 +247,27 @@ impl ControlPlane {
         tls.resumption = rustls::client::Resumption::disabled();
         let mut plain = tls.clone();
         plain.client_auth_cert_resolver = Arc::new(Credentials::default());
-        let port = uri.port_u16().unwrap_or(15012);
-        Ok(Self { host, port, mutual: Arc::new(tls), plain: Arc::new(plain), member: None })
+        let several = all.len() > 1;
+        let replicas = Arc::new(Mutex::new(Replicas::new(all, zone)));
+        Ok(Self { replicas, several, mutual: Arc::new(tls), plain: Arc::new(plain), member: None })
     }
 
-    /// A new connection as a member: joins first where the node is none.
-    pub async fn connect(&self) -> Result<Channel, ConnectError> {
+    /// A new connection as a member: joins first where the node is none. With it, the number of the replica that it
+    /// leads to, for [`Self::leave`].
+    pub async fn connect(&self) -> Result<(Channel, usize), ConnectError> {
         if let Some(member) = &self.member {
             member.ensure(self).await?;
         }
-        let opened = self.channel(true).await;
+        let opened = self.open(true).await;
         if let (Err(_), Some(member)) = (&opened, &self.member) {
             member.look_for_token();
         }
         opened
+    }
+
+    /// What was said to this replica ended, or it is of no use: the next connection goes to another, if there is one.
+    pub fn leave(&self, replica: usize) {
+        self.replicas.lock().left(replica, Instant::now());
     }
 
     /// Notes what a call ended with: a certificate that is not taken is doubted.
@@ -270,40 +279,69 @@ impl ControlPlane {
         }
     }
 
-    /// A new connection, with the node's certificate or (to join) without one.
-    pub async fn channel(&self, mutual: bool) -> Result<Channel, ConnectError> {
-        let authority =
-            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.to_string() };
-        let at = format!("{authority}:{}", self.port);
+    /// A new connection, without a certificate: to join.
+    pub async fn channel(&self) -> Result<Channel, ConnectError> {
+        self.open(false).await.map(|(channel, _)| channel)
+    }
+
+    /// To the first replica that answers.
+    async fn open(&self, mutual: bool) -> Result<(Channel, usize), ConnectError> {
+        let mut failed: Option<ConnectError> = None;
+        let order = self.replicas.lock().order(Instant::now(), fastrand::f64);
+        for number in order {
+            let Some(replica) = self.replicas.lock().get(number).cloned() else { continue };
+            match self.open_to(&replica, mutual).await {
+                Ok(channel) => {
+                    self.replicas.lock().took(number);
+                    return Ok((channel, number));
+                }
+                Err(error) => {
+                    self.replicas.lock().left(number, Instant::now());
+                    failed = Some(and(failed, error));
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| ConnectError::Address(String::new())))
+    }
+
+    async fn open_to(&self, replica: &Replica, mutual: bool) -> Result<Channel, ConnectError> {
+        let at = replica.at();
         let unreachable =
             |error: &dyn std::error::Error| ConnectError::Unreachable { at: at.clone(), cause: chain(error) };
         // tonic refuses "https" where TLS is not its own: the scheme that requests carry is set by origin().
         let dial = format!("http://{at}");
         let origin: Uri = format!("https://{at}").parse().map_err(|e| unreachable(&e))?;
+        let (every, wait) = if self.several { (PING_OFTEN, PING_OFTEN) } else { (PING_EVERY, PING_WAIT) };
         let endpoint = Endpoint::from_shared(dial)
             .map_err(|e| unreachable(&e))?
             .origin(origin)
-            .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_WAIT)
+            .connect_timeout(self.patience())
+            .http2_keep_alive_interval(every)
+            .keep_alive_timeout(wait)
             .keep_alive_while_idle(true)
             // A full sync is one large message; small windows would cost it a round trip per 64 KiB.
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20);
-        let dialler = Dialler { control: self.clone(), mutual };
+        let dialler = Dialler { control: self.clone(), replica: replica.clone(), mutual };
         endpoint.connect_with_connector(dialler).await.map_err(|e| unreachable(&e))
     }
 
-    async fn dial(self, mutual: bool) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-        let stream = tokio::time::timeout(CONNECT, TcpStream::connect((&*self.host, self.port)))
+    /// How long TCP and TLS may take each: where there are others, they are not kept waiting.
+    fn patience(&self) -> Duration {
+        if self.several { CONNECT_ONE } else { CONNECT }
+    }
+
+    async fn dial(self, replica: Replica, mutual: bool) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+        let patience = self.patience();
+        let stream = tokio::time::timeout(patience, TcpStream::connect((&*replica.host, replica.port)))
             .await
-            .map_err(|_| timed_out("no answer to TCP"))??;
+            .map_err(|_| timed_out("no answer to TCP", patience))??;
         stream.set_nodelay(true)?;
-        let name = ServerName::try_from(self.host.to_string()).map_err(io::Error::other)?;
+        let name = ServerName::try_from(replica.host).map_err(io::Error::other)?;
         let config = if mutual { self.mutual } else { self.plain };
-        let tls = tokio::time::timeout(CONNECT, TlsConnector::from(config).connect(name, stream))
+        let tls = tokio::time::timeout(patience, TlsConnector::from(config).connect(name, stream))
             .await
-            .map_err(|_| timed_out("no answer to the TLS handshake"))??;
+            .map_err(|_| timed_out("no answer to the TLS handshake", patience))??;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(io::Error::other("the server does not speak HTTP/2: is --control the agents' port?"));
         }
@@ -311,8 +349,32 @@ impl ControlPlane {
     }
 }
 
-fn timed_out(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {CONNECT:?}"))
+/// From `https://HOST:PORT[@ZONE]`.
+fn replica(address: &str) -> Result<Replica, ConnectError> {
+    let bad = || ConnectError::Address(address.to_owned());
+    let (url, zone) = address.rsplit_once('@').unwrap_or((address, ""));
+    let uri: Uri = url.parse().map_err(|_| bad())?;
+    if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
+        return Err(bad());
+    }
+    let host = uri.host().ok_or_else(bad)?.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
+    Ok(Replica { host: host.to_owned(), port: uri.port_u16().unwrap_or(15012), zone: zone.to_owned() })
+}
+
+/// One failure after another, as one.
+fn and(before: Option<ConnectError>, error: ConnectError) -> ConnectError {
+    match (before, error) {
+        (
+            Some(ConnectError::Unreachable { at, cause }),
+            ConnectError::Unreachable { at: next, cause: why },
+        ) => ConnectError::Unreachable { at, cause: format!("{cause}; nor at {next}: {why}") },
+        (_, error) => error,
+    }
+}
+
+fn timed_out(what: &str, patience: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {patience:?}"))
 }
 
 /// An error with all its causes: tonic's own text is only "transport error".
@@ -332,6 +394,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Opens connections of one kind.
 struct Dialler {
     control: ControlPlane,
+    replica: Replica,
     mutual: bool,
 }
 
@@ -345,7 +408,7 @@ impl tower::Service<Uri> for Dialler {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        Box::pin(self.control.clone().dial(self.mutual))
+        Box::pin(self.control.clone().dial(self.replica.clone(), self.mutual))
     }
 }
 

@@ -20,6 +20,7 @@ mod ejected;
 mod maps;
 mod outside;
 mod owner;
+mod replicas;
 pub mod resource;
 pub mod sync;
 #[cfg(test)]

@@ -79,7 +79,8 @@ impl Client {
         let mut backoff = Backoff::default();
         let mut ask_all = false;
         loop {
-            let end = self.stream(ask_all).await;
+            let mut replica = None;
+            let end = self.stream(ask_all, &mut replica).await;
             let synced = self.stats.connected.swap(false, Relaxed);
             if synced {
                 backoff.reset();
@@ -90,7 +91,12 @@ impl Client {
             match end {
                 End::Closed => return,
                 End::AskAll => {}
-                End::Failed(why) => self.config.conditions().set(CONDITION, why),
+                End::Failed(why) => {
+                    self.config.conditions().set(CONDITION, why);
+                    if let Some(replica) = replica {
+                        self.control.leave(replica);
+                    }
+                }
             }
             if !retry_now {
                 tokio::time::sleep(backoff.step(fastrand::f64())).await;
@@ -98,14 +104,18 @@ impl Client {
         }
     }
 
-    async fn stream(&self, ask_all: bool) -> End {
+    /// `replica`: which it led to.
+    async fn stream(&self, ask_all: bool, replica: &mut Option<usize>) -> End {
         let Some(known) = self.config.known().await else { return End::Closed };
         let full = ask_all || known.revision.store.is_empty();
         let mut sync = Sync::new(full, known.revision.clone());
         let deadline = Instant::now() + FIRST_SYNC;
 
         let channel = match self.control.connect().await {
-            Ok(channel) => channel,
+            Ok((channel, number)) => {
+                *replica = Some(number);
+                channel
+            }
             Err(error) => return End::Failed(error.to_string()),
         };
         let mut client = AggregatedDiscoveryServiceClient::new(channel)

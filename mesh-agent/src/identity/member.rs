@@ -149,7 +149,7 @@ impl Member {
         }
         self.credentials.pin(token.pin());
         let (key, csr) = make::key(None)?;
-        let channel = control.channel(false).await?;
+        let channel = control.channel().await?;
         let request = v1::JoinRequest { token: token.text().to_owned(), node: self.node.clone(), csr };
         let mut client = IdentityClient::new(channel);
         let answer = match timeout(CALL, client.join(request)).await {

@@ -244,9 +244,11 @@ impl Renewal {
         due: &[Whose],
         channel: &mut Option<Channel>,
     ) -> Result<Vec<(Whose, Key, Option<Outcome>)>, String> {
-        let channel = match channel {
-            Some(channel) => channel.clone(),
-            None => channel.insert(self.control.connect().await.map_err(|e| e.to_string())?).clone(),
+        let channel = if let Some(channel) = channel {
+            channel.clone()
+        } else {
+            let (opened, _) = self.control.connect().await.map_err(|e| e.to_string())?;
+            channel.insert(opened).clone()
         };
         let ids = due.to_vec();
         let made = tokio::task::spawn_blocking(move || {

@@ -88,6 +88,8 @@ pub struct Session {
     changes: mpsc::Receiver<Change>,
     verdicts: mpsc::Sender<(Name, Verdict)>,
     table: Table,
+    /// Which replica of the control plane it is with.
+    replica: Option<usize>,
 }
 
 /// A stream's two halves.
@@ -104,7 +106,8 @@ pub fn new(
 ) -> (Session, Handle, mpsc::Receiver<(Name, Verdict)>) {
     let (sender, changes) = mpsc::channel(64);
     let (verdicts, unasked) = mpsc::channel(256);
-    let session = Session { control, node, config, changes, verdicts, table: Table::default() };
+    let session =
+        Session { control, node, config, changes, verdicts, table: Table::default(), replica: None };
     (session, Handle { changes: sender }, unasked)
 }
 
@@ -134,6 +137,9 @@ impl Session {
                     }
                 }
                 Err(why) => tracing::debug!(why, "no session with the control plane"),
+            }
+            if let Some(replica) = self.replica.take() {
+                self.control.leave(replica);
             }
             if !self.rest(backoff.step(fastrand::f64())).await {
                 return;
@@ -172,7 +178,8 @@ impl Session {
     }
 
     async fn open(&mut self) -> Result<Stream, String> {
-        let channel = self.control.connect().await.map_err(|e| e.to_string())?;
+        let (channel, replica) = self.control.connect().await.map_err(|e| e.to_string())?;
+        self.replica = Some(replica);
         let mut client = NodeClient::new(channel);
         let (up, messages) = mpsc::channel(64);
         let hello = Hello {

@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use super::files::{self, Former, Found, Pair, Retired, Saved, signer};
 use super::issued::Revoked;
 use super::profile::{self, P256, Signer};
+use super::shared::Roots;
 use super::{CaError, hex, peer};
 
 /// Former roots and retired intermediates that are kept, at most: so many rotations may follow one another within
@@ -123,14 +124,26 @@ impl Authority {
         Ok(())
     }
 
+    /// Refuses where another replica holds the root.
+    fn require_root(&self) -> Result<(), CaError> {
+        let live = self.live();
+        if live.is_own() && !live.holds_root() {
+            let text = "another replica holds the root: ask that one (`meshctl ca status` names it, --server says whom to ask)";
+            return Err(CaError::Refused(text.to_owned()));
+        }
+        Ok(())
+    }
+
     /// A new intermediate signs from now on.
     pub fn renew_intermediate(&self, now: u64) -> Result<(), CaError> {
+        self.require_root()?;
         let lives = self.lives;
         self.change(|saved| retire(saved, lives, now))
     }
 
     /// Makes a root and believes it; it signs nothing before [`Self::switch_root`].
     pub fn announce_root(&self, now: u64) -> Result<(), CaError> {
+        self.require_root()?;
         self.change(|saved| {
             if saved.next.is_some() {
                 return Err(CaError::Refused(
@@ -157,6 +170,39 @@ impl Authority {
         })
     }
 
+    /// A certificate of an intermediate for another replica's key, PEM.
+    pub fn intermediate_for(&self, key: &P256, now: u64) -> Result<String, CaError> {
+        let live = self.live();
+        let Some(saved) = live.saved.as_ref().filter(|_| live.holds_root()) else {
+            return Err(CaError::Refused("the root is not here".to_owned()));
+        };
+        let root = files::certificate("the root", &saved.root.cert)?;
+        Ok(profile::intermediate_of(key, &signer(&saved.root)?, now, peer::end(&root))?)
+    }
+
+    /// These are believed: who holds the root says so.
+    pub fn believe(&self, roots: &Roots) -> Result<(), CaError> {
+        self.change(|saved| {
+            let mut all = [Some(&roots.root), roots.next.as_ref()]
+                .map(|cert| cert.map(|cert| Pair { cert: cert.clone(), key: String::new() }));
+            if let Some(root) = all[0].take() {
+                saved.root = root;
+            }
+            saved.next = all[1].take();
+            saved.former.clone_from(&roots.former);
+            Ok(())
+        })
+    }
+
+    /// An intermediate that was asked for signs from now on.
+    pub fn take_intermediate(&self, pair: Pair, generation: u64, now: u64) -> Result<(), CaError> {
+        let lives = self.lives;
+        self.change(|saved| {
+            replace(saved, pair, generation, lives, now);
+            Ok(())
+        })
+    }
+
     /// Former roots whose time is over are believed no longer.
     pub fn drop_former(&self, now: u64) -> Result<(), CaError> {
         self.change(|saved| {
@@ -178,12 +224,17 @@ impl Authority {
 fn retire(saved: &mut Saved, lives: Lives, now: u64) -> Result<(), CaError> {
     let root = files::certificate("the root", &saved.root.cert)?;
     let fresh = profile::intermediate(&signer(&saved.root)?, now, peer::end(&root))?;
-    let pair = std::mem::replace(&mut saved.signer, fresh.into());
+    let generation = saved.generation + 1;
+    replace(saved, fresh.into(), generation, lives, now);
+    Ok(())
+}
+
+fn replace(saved: &mut Saved, fresh: Pair, generation: u64, lives: Lives, now: u64) {
+    let pair = std::mem::replace(&mut saved.signer, fresh);
     // Whose clock is behind must still see what of it is revoked.
     let until = now + lives.longest() + profile::SKEW;
     saved.retired.insert(0, Retired { pair, generation: saved.generation, until });
-    saved.generation += 1;
-    Ok(())
+    saved.generation = generation;
 }
 
 /// The mesh's own state, made where there is none.
@@ -250,6 +301,27 @@ impl Live {
     /// Is the intermediate the mesh's own?
     pub fn is_own(&self) -> bool {
         self.saved.is_some()
+    }
+
+    /// Is the root's key here?
+    pub fn holds_root(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| !saved.root.key.is_empty())
+    }
+
+    /// Whether this root, PEM, is one of those that are believed.
+    pub fn knows(&self, root: &str) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.roots().contains(&root))
+    }
+
+    /// What other replicas are told; `None`: the intermediate was given.
+    pub fn public(&self) -> Option<Roots> {
+        let saved = self.saved.as_ref()?;
+        Some(Roots {
+            generation: saved.generation,
+            root: saved.root.cert.clone(),
+            next: saved.next.as_ref().map(|next| next.cert.clone()),
+            former: saved.former.clone(),
+        })
     }
 
     /// Is there a root that is believed and signs nothing yet?

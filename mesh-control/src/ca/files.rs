@@ -69,6 +69,35 @@ pub enum CaError {
         "a certificate of the authority and its key do not belong together ({0}); restore both from the same backup"
     )]
     Pair(#[from] rustls::Error),
+    /// Replicas share a secret, and this one has not got it.
+    #[error(
+        "{} is missing: another replica holds the mesh's root; copy replica.secret of its data directory there, or name it \
+         with --ca-secret", .0.display()
+    )]
+    NoSecret(PathBuf),
+    /// What is there is no secret.
+    #[error("{} is no secret of replicas ({cause}); copy replica.secret of the replica that holds the root", path.display())]
+    BadSecret {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// What stands in the store was not written by a replica of this mesh.
+    #[error(
+        "{0} in the store is not of a replica with this secret: give every replica the same --ca-secret, and see who else \
+         writes into this etcd"
+    )]
+    Foreign(String),
+    /// Nobody gives this replica an intermediate.
+    #[error("replica {0}, which holds the mesh's root, gives no intermediate: start it, then this one again")]
+    NoHolder(String),
+    /// The data directory and the store are of two meshes.
+    #[error(
+        "the root in the data directory is not that of the mesh in the store, which replica {0} holds: give --data another \
+         directory, or --etcd-prefix another mesh"
+    )]
+    OtherRoot(String),
     /// What was asked for is not possible now.
     #[error("{0}")]
     Refused(String),
@@ -88,7 +117,7 @@ impl From<Made> for Pair {
 }
 
 /// A root that has been replaced and is still believed.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Former {
     /// Its certificate, PEM.
     pub cert: String,
@@ -238,7 +267,7 @@ pub fn signer(pair: &Pair) -> Result<Signer, CaError> {
 }
 
 /// Writes beside, then renames; synced, with its mode from the start.
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
     let failed = |cause| CaError::File { doing: "write", path: path.to_owned(), cause };
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {

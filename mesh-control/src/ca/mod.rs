@@ -7,6 +7,8 @@
 //!                     [`issued`] (store)              [`rotation`] ─▶ bundle ─▶ xDS
 //! ```
 //!
+//! Several replicas: one holds the root, each signs with an intermediate of its own: [`shared`].
+//!
 //! Invariants: a node gets a certificate for an identity only if it may host it and has a workload of it; nothing is
 //! handed out that is not on the list of what was issued; no private key of a workload or node is ever seen here.
 //! Not here: what agents do with certificates (mesh-agent), TLS between nodes (mesh-identity).
@@ -20,6 +22,8 @@ pub mod office;
 pub mod peer;
 mod profile;
 mod rotation;
+mod secret;
+pub mod shared;
 pub mod verify;
 
 pub use files::CaError;

@@ -8,16 +8,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_api::proto::v1;
-use mesh_api::resource::Key;
 use mesh_api::spiffe::{NodeId, SpiffeId};
 use mesh_registry::intent::WriteError;
-use mesh_registry::registry::WireResource;
-use mesh_registry::store::{StoreError, Txn};
+use mesh_registry::store::StoreError;
 use parking_lot::Mutex;
-use prost::Message;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use v1::SigningRefusal as Why;
@@ -26,6 +24,7 @@ use super::authority::Authority;
 use super::csr::{self, Names};
 use super::issued::{Issued, Ledger, RevokeError, Revoked, Which};
 use super::rotation::{self, Facts, Step};
+use super::shared::{Shared, SharedError};
 use super::verify::Clients;
 use super::{CaError, hex, peer};
 use crate::auth::Principal;
@@ -34,14 +33,14 @@ use crate::engine::members::JoinError;
 use crate::tls::ServerCert;
 use crate::xds::Type;
 
+mod tell;
+
+use tell::Told;
+
 /// Certificates that one call may ask for.
 pub const BATCH_MAX: usize = 256;
 /// Refusals that are remembered, so that each is logged once.
 const SAID_MAX: usize = 4096;
-/// What agents were told last, in the store: its revision orders bundles among all that they are sent.
-const BUNDLE: &str = "/ca/bundle";
-/// How often the server's certificate is made anew, seconds: long before it ends.
-const SERVER_RENEW: u64 = 86_400;
 
 /// Why the office could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +54,9 @@ pub enum OfficeError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
+    /// Between replicas.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     /// A node may not join.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -63,25 +65,13 @@ pub enum OfficeError {
     Request(String),
 }
 
-/// What was told last.
-#[derive(Default)]
-struct Told {
-    bundle: Option<v1::TrustBundle>,
-    revision: u64,
-    /// When, Unix seconds.
-    at: u64,
-    /// Of what the lists were made: (generation, serial numbers).
-    listed: (u64, Vec<String>),
-    lists: Vec<CertificateRevocationListDer<'static>>,
-    /// When the server's certificate was made, and by which generation.
-    server: (u64, u64),
-}
-
 /// The office.
 pub struct Office {
     engine: Arc<Engine>,
     /// Keys.
     pub authority: Authority,
+    /// What there is to do with other replicas'; `None`: nothing, it is alone or its intermediate was given.
+    shared: Option<Shared>,
     ledger: Ledger,
     cert: Arc<ServerCert>,
     names: Vec<String>,
@@ -97,14 +87,14 @@ impl Office {
     /// Opens it; `cert` and `clients` are the server's own, and follow the authority from now on.
     pub fn open(
         engine: Arc<Engine>,
-        authority: Authority,
+        (authority, shared): (Authority, Option<Shared>),
         names: Vec<String>,
         (cert, clients): (Arc<ServerCert>, Arc<Clients>),
         now: u64,
     ) -> Result<Arc<Self>, OfficeError> {
-        let ledger = Ledger::open(engine.store().clone())?;
+        let ledger = Ledger::open(engine.store().clone(), engine.replicas.name())?;
         let (told, turn, said) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let office = Self { engine, authority, ledger, cert, names, clients, told, turn, said };
+        let office = Self { engine, authority, shared, ledger, cert, names, clients, told, turn, said };
         office.publish(now)?;
         Ok(Arc::new(office))
     }
@@ -119,7 +109,7 @@ impl Office {
         let uri = id.to_string();
         let live = self.authority.live();
         let certificate = live.sign(&uri, &key, now, self.authority.lives.node)?;
-        self.ledger.note(vec![issued(&certificate, uri, &member.node, now)], now)?;
+        self.ledger.note(vec![self.issued(&certificate, uri, &member.node, now)], now)?;
         self.engine.metrics.certificates_issued.inc();
         tracing::info!(node = member.node, token = member.token, serial = certificate.serial, "node joined");
         Ok(v1::JoinResponse { certificate: Some(certificate), bundle: self.told.lock().bundle.clone() })
@@ -154,7 +144,7 @@ impl Office {
         for request in requests {
             results.push(match one(request) {
                 Ok(certificate) => {
-                    notes.push(issued(&certificate, request.identity.clone(), &who.node, now));
+                    notes.push(self.issued(&certificate, request.identity.clone(), &who.node, now));
                     v1::Signed { result: Some(v1::signed::Result::Certificate(certificate)) }
                 }
                 Err((why, text)) => self.refused(who, &request.identity, why, text),
@@ -178,6 +168,23 @@ impl Office {
         v1::Signed { result: Some(v1::signed::Result::Refused(v1::NotSigned { reason: why.into(), text })) }
     }
 
+    fn issued(&self, certificate: &v1::Certificate, identity: String, node: &str, now: u64) -> Issued {
+        Issued {
+            serial: certificate.serial.clone(),
+            identity,
+            node: node.to_owned(),
+            at: now,
+            not_after: certificate.not_after,
+            generation: certificate.generation,
+            by: self.engine.replicas.name().to_owned(),
+        }
+    }
+
+    /// Whether this replica says what agents are told.
+    fn leads(&self) -> bool {
+        self.engine.replicas.leads(Instant::now())
+    }
+
     /// Does what is due, and tells agents what has changed.
     pub fn tick(&self, now: u64) -> Result<(), OfficeError> {
         let _turn = self.turn.lock();
@@ -191,8 +198,28 @@ impl Office {
                 Step::Forget => self.authority.forget_retired(now)?,
             }
         }
-        self.ledger.prune(now)?;
-        self.publish(now)
+        self.ledger.follow()?;
+        if let Some(shared) = &self.shared {
+            shared.tick(&self.authority, now)?;
+        }
+        if self.leads() {
+            self.ledger.prune(now)?;
+        }
+        self.publish(now)?;
+        self.describe();
+        Ok(())
+    }
+
+    /// Says to the other replicas how far this one is.
+    fn describe(&self) {
+        let (live, told) = (self.authority.live(), self.told.lock().revision);
+        let taken = self.engine.nodes.all_have(Type::TrustBundle, told);
+        self.engine.replicas.describe(|about| {
+            (about.holds_root, about.intermediate_ends) = (live.holds_root(), live.end);
+            if taken {
+                about.bundle_taken = told;
+            }
+        });
     }
 
     fn facts(&self) -> Facts {
@@ -200,11 +227,14 @@ impl Office {
         let told = self.told.lock();
         Facts {
             announced: live.announced().then_some(told.at),
-            taken: self.engine.nodes.all_have(Type::TrustBundle, told.revision),
-            former_until: live.former_until(),
+            taken: told.of(&live.roots)
+                && self.engine.nodes.all_have(Type::TrustBundle, told.revision)
+                && self.engine.replicas.others_have(told.revision),
+            // Whoever holds the root says of former ones that they go.
+            former_until: live.former_until().filter(|_| live.holds_root()),
             signer: (peer::begin(&live.intermediate), live.end),
             retired_until: live.retired_until(),
-            own: live.is_own(),
+            own: live.holds_root(),
         }
     }
 
@@ -254,6 +284,8 @@ impl Office {
             "nodeTtlSeconds": self.authority.lives.node,
             "issued": { "held": held, "valid": valid, "forgotten": forgotten },
             "revoked": self.ledger.revoked(),
+            "holdsRoot": live.holds_root(),
+            "replicas": self.engine.replicas.show(),
         })
     }
 
@@ -266,58 +298,6 @@ impl Office {
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
-
-    /// Makes everybody believe, show and refuse what the authority says now.
-    fn publish(&self, now: u64) -> Result<(), OfficeError> {
-        let (live, revoked) = (self.authority.live(), self.ledger.revoked());
-        let mut told = self.told.lock();
-        let serials: Vec<String> = revoked.iter().map(|one| one.serial.clone()).collect();
-        let listed = (live.generation, serials);
-        let relisted = told.listed != listed;
-        if relisted {
-            told.lists = live.revocations(&revoked, now, now)?;
-            self.engine.members.revoke(listed.1.iter().cloned().collect());
-            told.listed = listed;
-        }
-        let bundle = v1::TrustBundle {
-            trust_domain: self.engine.trust_domain(),
-            roots: live.roots.iter().map(|root| root.to_vec()).collect(),
-            revoked: told.lists.iter().map(|list| list.to_vec()).collect(),
-            generation: live.generation,
-        };
-        let changed = told.bundle.as_ref() != Some(&bundle);
-        if changed {
-            self.clients.replace(&live.roots, told.lists.clone())?;
-            told.revision = self.tell(&bundle)?;
-            (told.bundle, told.at) = (Some(bundle), now);
-        }
-        if told.server.1 != live.generation || changed || told.server.0 + SERVER_RENEW <= now {
-            self.cert.replace(live.server_certificate(&self.names, now)?);
-            told.server = (now, live.generation);
-        }
-        Ok(())
-    }
-
-    /// To all agents; the revision since which it is so.
-    fn tell(&self, bundle: &v1::TrustBundle) -> Result<u64, StoreError> {
-        let (store, body) = (self.engine.store(), bundle.encode_to_vec());
-        let same = store.get(BUNDLE)?.is_some_and(|entry| entry.value == body);
-        let revision = if same {
-            store.revision()?
-        } else {
-            store.transact(Txn::default().put(BUNDLE, body.clone()))?
-        };
-        let version = hex(&Sha256::digest(&body)[..16]);
-        // Its xDS name is that of the one mesh.
-        let (key, name) = (Key::mesh(), Key::mesh().wire_name());
-        self.engine.hub.own(
-            Type::TrustBundle,
-            revision,
-            &name,
-            Some(WireResource { key, version, revision, body }),
-        );
-        Ok(revision)
-    }
 }
 
 /// An authority's certificate, for people.
@@ -329,17 +309,6 @@ fn described(der: &CertificateDer<'_>, now: u64) -> Value {
         "notAfter": end,
         "endsInSeconds": end.saturating_sub(now),
     })
-}
-
-fn issued(certificate: &v1::Certificate, identity: String, node: &str, now: u64) -> Issued {
-    Issued {
-        serial: certificate.serial.clone(),
-        identity,
-        node: node.to_owned(),
-        at: now,
-        not_after: certificate.not_after,
-        generation: certificate.generation,
-    }
 }
 
 /// May this member have a certificate for that identity? `true`: it is the node's own.

@@ -124,11 +124,21 @@ pub fn cross(root: &Made, by: &Signer, now: u64, end: u64) -> Result<String, sup
 /// A new intermediate of `root`, which ends at `end`.
 pub fn intermediate(root: &Signer, now: u64, end: u64) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    Ok(Made { cert: intermediate_of(&key, root, now, end)?, key: key.serialize_pem() })
+}
+
+/// The same for a key that is elsewhere, PEM.
+pub fn intermediate_of(
+    key: &impl PublicKeyData,
+    root: &Signer,
+    now: u64,
+    end: u64,
+) -> Result<String, rcgen::Error> {
     let to = (now + INTERMEDIATE_LIFE).min(end);
     let mut params = authority(&name("intermediate")?, BasicConstraints::Constrained(0), now - SKEW, to);
     params.serial_number = Some(SerialNumber::from_slice(&serial()?));
     params.use_authority_key_identifier_extension = true;
-    Ok(Made { cert: params.signed_by(&key, root)?.pem(), key: key.serialize_pem() })
+    Ok(params.signed_by(key, root)?.pem())
 }
 
 /// An identity's certificate for `life` seconds, or less where the signer ends before.

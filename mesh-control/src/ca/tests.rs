@@ -62,6 +62,7 @@ fn revoked(certificate: &Certificate) -> Revoked {
         since: NOW,
         not_after: certificate.not_after,
         generation: certificate.generation,
+        by: String::new(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::auth::table::NoToken;
 use crate::auth::token::TokenRecord;
 use crate::clock::unix_ms;
 
-const PREFIX: &str = "/nodes/";
+pub(super) const PREFIX: &str = "/nodes/";
 /// How many nodes may be members.
 const MEMBERS_MAX: usize = 16_384;
 
@@ -56,6 +56,20 @@ impl Engine {
             self.members.insert(record);
         }
         Ok(())
+    }
+
+    /// Another replica wrote of a member.
+    pub(super) fn member_changed(&self, key: &str, value: Option<&[u8]>) {
+        match value.map(serde_json::from_slice::<Member>) {
+            // Who has joined once is known for ever.
+            None => {}
+            // What this process wrote is known: its streams need not look again.
+            Some(Ok(record)) if self.members.get(&record.node).as_ref() == Some(&record) => {}
+            Some(Ok(record)) => self.members.insert(record),
+            Some(Err(error)) => {
+                tracing::error!(key, %error, "a node's record cannot be read and is left out");
+            }
+        }
     }
 
     /// Makes `node` a member by a join token. Blocks.

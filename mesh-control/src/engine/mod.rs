@@ -12,6 +12,7 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
+mod follow;
 mod health;
 pub mod members;
 mod pump;
@@ -36,6 +37,7 @@ use crate::hooks::Hooks;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::replicas::Replicas;
 use crate::xds::hub::Hub;
 
 /// How often agents say that they are there, and how long their workloads stay when they don't.
@@ -69,6 +71,8 @@ pub struct Engine {
     pub jwks: Shown,
     /// What was done for workloads that do not get well, and who is told.
     pub hooks: Arc<Hooks>,
+    /// Who else serves this store.
+    pub replicas: Arc<Replicas>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -77,7 +81,11 @@ pub struct Engine {
 
 impl Engine {
     /// Reads what the store holds, and follows it from then on until the engine is dropped.
-    pub fn start(store: Arc<dyn Store>, times: Times) -> Result<Arc<Self>, StoreError> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        times: Times,
+        replicas: Arc<Replicas>,
+    ) -> Result<Arc<Self>, StoreError> {
         let engine = Arc::new(Self {
             hub: Hub::new(store.id()),
             registry: Mutex::new(Registry::new([pump::source_owner()])),
@@ -89,13 +97,13 @@ impl Engine {
             envoys: Arc::default(),
             jwks: Shown::default(),
             hooks: Arc::default(),
+            replicas,
             metrics: Arc::default(),
             times,
             store,
         });
-        engine.load_tokens()?;
-        engine.load_members()?;
-        pump::start(&engine)?;
+        let follow = follow::Follow::begin(&engine)?;
+        pump::start(&engine, follow)?;
         Ok(engine)
     }
 

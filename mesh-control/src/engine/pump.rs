@@ -16,11 +16,14 @@ use mesh_registry::source::{Owner, Source};
 use mesh_registry::store::StoreError;
 
 use super::Engine;
+use super::follow::Follow;
 
 /// Most changes that are taken in at once.
 const BATCH: usize = 4096;
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// How often, at most, where replicas share the store.
+const LOOK: Duration = Duration::from_millis(250);
 /// A tick that comes this late says that the process was stopped: nobody could send heartbeats meanwhile.
 const STOPPED: Duration = Duration::from_secs(5);
 /// Pause after the store failed.
@@ -34,18 +37,23 @@ pub fn source_owner() -> Owner {
 struct Pump {
     engine: Weak<Engine>,
     source: StoreSource,
+    follow: Follow,
     news: Receiver<()>,
+    /// This replica led when it was looked last, and when that was.
+    led: bool,
+    looked: Instant,
 }
 
 /// Takes in what the store holds and starts following it.
-pub fn start(engine: &Arc<Engine>) -> Result<(), StoreError> {
+pub(super) fn start(engine: &Arc<Engine>, follow: Follow) -> Result<(), StoreError> {
     let (hook, news): (SyncSender<()>, _) = sync_channel(1);
     engine.store.on_commit(Box::new(move |_| {
         // Full: the pump is about to look anyway.
         let _ = hook.try_send(());
     }));
     let source = StoreSource::new(engine.store.clone());
-    let mut pump = Pump { engine: Arc::downgrade(engine), source, news };
+    let led = !engine.replicas.shared();
+    let mut pump = Pump { engine: Arc::downgrade(engine), source, follow, news, led, looked: Instant::now() };
     pump.drain(engine)?;
     let failed = |cause: std::io::Error| StoreError::Failed {
         operation: "start its thread",
@@ -74,7 +82,35 @@ impl Pump {
                 engine.registry.lock().leases_mut().restart(now);
             }
             last = now;
-            expire(&engine, now);
+            if !engine.replicas.shared() || now - self.looked >= LOOK {
+                self.looked = now;
+                self.leases(&engine, now);
+            }
+        }
+    }
+
+    /// Ends leases where this replica leads; tells the leader what is heard here where it does not.
+    fn leases(&mut self, engine: &Engine, now: Instant) {
+        let leads = engine.replicas.leads(now);
+        if engine.replicas.shared() {
+            let elsewhere = engine.replicas.heard_elsewhere();
+            let mut registry = engine.registry.lock();
+            let heard = registry.leases().heard(now);
+            registry.leases_mut().hold(elsewhere.keys(), now);
+            if leads && !self.led {
+                registry.leases_mut().restart(now);
+            }
+            drop(registry);
+            engine.replicas.hears(heard);
+            if leads != self.led {
+                tracing::info!(replica = engine.replicas.name(), leads, "the lead changed");
+            }
+        }
+        self.led = leads;
+        if leads {
+            expire(engine, now);
+        } else {
+            *engine.held.lock() = None;
         }
     }
 
@@ -97,7 +133,7 @@ impl Pump {
                 rises
             });
             if !more {
-                return Ok(());
+                return self.follow.poll(engine);
             }
         }
     }

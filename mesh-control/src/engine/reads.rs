@@ -9,8 +9,9 @@
 use std::time::Instant;
 
 use mesh_api::proto::v1::Health;
-use mesh_api::resource::{Key, Kind, Resource, Spec};
+use mesh_api::resource::{Condition, Key, Kind, Resource, Spec};
 use mesh_registry::registry::Registry;
+use mesh_registry::store::StoreError;
 use serde_json::{Value, json};
 
 use super::Engine;
@@ -59,9 +60,17 @@ impl Engine {
                 nodes[node]["workloads"] = lease.registrations.into();
             }
         }
+        for (lease, replica) in self.replicas.heard_elsewhere() {
+            if let Some(node) = lease.strip_prefix("node:") {
+                nodes[node]["replica"] = replica.into();
+            }
+        }
         let revision = registry.revision();
         drop(registry);
         let mut conditions: Vec<_> = self.held.lock().iter().map(|held| held.condition()).collect();
+        conditions.extend(self.store.trouble().map(|cause| {
+            Condition::new("StoreWritable", false, "NoQuorum", StoreError::Unavailable { cause }.to_string())
+        }));
         conditions.extend(self.jwks.conditions().into_iter().filter(is_problem));
         let counts: Value = Kind::ALL
             .into_iter()
@@ -76,6 +85,7 @@ impl Engine {
             "resources": counts,
             "nodes": nodes,
             "leases": leases,
+            "replicas": self.replicas.show(),
             "conditions": conditions,
         })
     }

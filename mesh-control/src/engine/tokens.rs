@@ -1,7 +1,9 @@
 //! Tokens in the store, and the first one.
 //!
-//! Key `/tokens/<id>`, value the record as JSON. The table in memory follows the writes of this process.
+//! Key `/tokens/<id>`, value the record as JSON. The table in memory follows the writes of this process, and those of
+//! other replicas as the store tells them (`follow`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_api::error::{ApiError, Reason};
@@ -13,7 +15,7 @@ use crate::auth::Role;
 use crate::auth::token::TokenRecord;
 use crate::clock::unix_ms;
 
-const PREFIX: &str = "/tokens/";
+pub(super) const PREFIX: &str = "/tokens/";
 /// Key of a token.
 pub(super) fn token_key(id: &str) -> String {
     format!("{PREFIX}{id}")
@@ -23,14 +25,30 @@ pub(super) fn token_key(id: &str) -> String {
 const TOKENS_MAX: usize = 16_384;
 
 impl Engine {
-    /// Reads all records.
+    /// Reads all records, and forgets those that are no more.
     pub(super) fn load_tokens(&self) -> Result<(), StoreError> {
+        let mut there = BTreeSet::new();
         for entry in self.store.range(PREFIX, None)?.entries {
             let record: TokenRecord = serde_json::from_slice(&entry.value)
                 .map_err(|cause| StoreError::Corrupt { path: entry.key, cause: cause.to_string() })?;
+            there.insert(record.id.clone());
             self.tokens.insert(record);
         }
+        for gone in self.tokens.list().into_iter().filter(|record| !there.contains(&record.id)) {
+            self.tokens.remove(&gone.id);
+        }
         Ok(())
+    }
+
+    /// Another replica wrote or revoked a token.
+    pub(super) fn token_changed(&self, id: &str, value: Option<&[u8]>) {
+        match value.map(serde_json::from_slice) {
+            None => self.tokens.remove(id),
+            Some(Ok(record)) => self.tokens.insert(record),
+            Some(Err(error)) => {
+                tracing::error!(id, %error, "a token's record cannot be read and is left out");
+            }
+        }
     }
 
     /// Whether somebody can make tokens.

@@ -112,7 +112,8 @@ impl Engine {
         let Some(owner) = owner else { return Err(not_found.into()) };
         let node = owner.as_str().strip_prefix("node:");
         if let Some(node) = node
-            && self.nodes.list().get(node).is_some_and(|node| node.session)
+            && (self.nodes.list().get(node).is_some_and(|node| node.session)
+                || self.replicas.heard_elsewhere().contains_key(&self.node_lease(node).name))
         {
             let message = format!("{key} runs on node {node}, which is there; end it on that node");
             let value = Value::from(key.name.as_str());
@@ -131,7 +132,11 @@ impl Engine {
             }
             let mesh = Resource::new("", "mesh", Spec::Mesh(MeshSpec::default()));
             let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
-            engine.commit(|| engine.intents().put(&author, &mesh, Some(0))).map(drop)
+            match engine.commit(|| engine.intents().put(&author, &mesh, Some(0))) {
+                // Another replica made it a moment ago.
+                Err(WriteError::Refused(error)) if error.reason == Reason::Stale => Ok(()),
+                done => done.map(drop),
+            }
         })
         .await
     }

@@ -85,20 +85,46 @@ impl Keeper {
     /// Tells what the store holds of the providers that there are. Blocks.
     pub fn open(engine: Arc<Engine>, ways: Ways) -> Result<Self, StoreError> {
         let mut keeper = Self { engine, ways, held: BTreeMap::new() };
+        keeper.adopt()?;
+        Ok(keeper)
+    }
+
+    /// Tells what stands in the store, if it is new: this process' own keys of before, or the leading replica's.
+    fn adopt(&mut self) -> Result<(), StoreError> {
         let sources: BTreeMap<_, _> =
-            keeper.providers().into_iter().map(|(name, jwks)| (name, source(&jwks))).collect();
-        for entry in keeper.engine.store().range(PREFIX, None)?.entries {
+            self.providers().into_iter().map(|(name, jwks)| (name, source(&jwks))).collect();
+        for entry in self.engine.store().range(PREFIX, None)?.entries {
             let name = entry.key.strip_prefix(PREFIX).unwrap_or_default().to_owned();
             let Ok(stored) = serde_json::from_slice::<Stored>(&entry.value) else { continue };
             if sources.get(&name) != Some(&stored.source) {
                 continue;
             }
+            let held = self.held.get(&name);
+            if held.is_some_and(|held| held.source == stored.source && held.told == stored.keys) {
+                continue;
+            }
             let keys = v1::JwtKeys::decode(&*stored.keys).unwrap_or_default().keys.len();
-            keeper.tell(&name, keeper.engine.store().revision()?, &stored.keys);
-            keeper.engine.jwks.change(&name, |state| state.keys = keys);
-            keeper.held.insert(name, Held { source: stored.source, told: stored.keys, ..Held::default() });
+            self.tell(&name, self.engine.store().revision()?, &stored.keys);
+            self.engine.jwks.change(&name, |state| state.keys = keys);
+            self.held.insert(name, Held { source: stored.source, told: stored.keys, ..Held::default() });
         }
-        Ok(keeper)
+        Ok(())
+    }
+
+    /// Where another replica leads: drops whom the mesh names no more, and tells what that one has found.
+    fn follow(&mut self) {
+        let providers: BTreeMap<_, _> =
+            self.providers().into_iter().map(|(name, jwks)| (name, source(&jwks))).collect();
+        let gone = |(name, held): &(&String, &Held)| providers.get(*name) != Some(&held.source);
+        let gone: Vec<String> = self.held.iter().filter(gone).map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.engine.hub.own(Type::JwtKeys, self.engine.hub.revision(), &name, None);
+            self.held.remove(&name);
+        }
+        self.engine.jwks.retain(|name| providers.contains_key(name));
+        if let Err(error) = self.adopt() {
+            tracing::error!(%error, "keys of providers of tokens cannot be read from the store");
+        }
     }
 
     /// Runs until the control plane stops.
@@ -120,7 +146,11 @@ impl Keeper {
                 }
                 () = stopped(&mut stop) => return,
             }
-            self.look(&mut looking);
+            if self.engine.replicas.leads(Instant::now()) {
+                self.look(&mut looking);
+            } else {
+                self.follow();
+            }
         }
     }
 

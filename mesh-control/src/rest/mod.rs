@@ -17,7 +17,7 @@ mod objects;
 mod tokens;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{FromRef, Request, State};
 use axum::http::StatusCode;
@@ -125,7 +125,11 @@ async fn method_not_allowed(request: Request) -> Refused {
 
 async fn readyz(State(engine): State<Arc<Engine>>) -> Response {
     if engine.ready() {
-        "ready\n".into_response()
+        match engine.store().trouble() {
+            None => "ready\n".into_response(),
+            // Agents are served all the same: who routes by this page must not take them away.
+            Some(cause) => format!("ready, but takes no writes: {cause}\n").into_response(),
+        }
     } else {
         Refused::unavailable("the store is still being read").into_response()
     }
@@ -149,7 +153,8 @@ async fn metrics(_: Reader, State(site): State<Arc<Site>>) -> Response {
         jwks: jwks(engine, unix_s()),
         resources: Kind::ALL.map(Kind::name).into_iter().zip(engine.hub.counts()).collect(),
     };
-    let page = engine.metrics.render(&gauges) + &engine.hooks.page();
+    let mut page = engine.metrics.render(&gauges) + &engine.hooks.page();
+    page.push_str(&engine.replicas.metrics(Instant::now(), engine.store().trouble().is_none()));
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 

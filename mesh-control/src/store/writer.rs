@@ -50,7 +50,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    fn add(&mut self, took: Duration, transactions: usize) {
+    pub(super) fn add(&mut self, took: Duration, transactions: usize) {
         self.commits += 1;
         self.transactions += transactions as u64;
         self.total += took;

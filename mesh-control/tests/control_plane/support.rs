@@ -52,6 +52,7 @@ pub fn config(data: PathBuf) -> Serve {
         jwks_dir: None,
         jwks_refresh: Duration::from_secs(1),
         jwks_plain_http: false,
+        store: mesh_control::store::StoreArgs::default(),
         no_fsync: false,
         log: String::new(),
     }

@@ -28,8 +28,8 @@ use crate::vip;
 
 /// How often a write that raced with another is tried again.
 const RETRIES: usize = 16;
-/// Registrations or leases that one transaction ends: at most two operations each, far below the store's bound.
-const AT_ONCE: usize = 1000;
+/// Registrations or leases that one transaction ends: each may be a lease, of which the store takes few at once.
+const AT_ONCE: usize = crate::store::MAX_COMPARE / 2;
 
 /// Why nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

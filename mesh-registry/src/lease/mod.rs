@@ -36,6 +36,8 @@ struct Lease {
     members: BTreeMap<Key, Standing>,
     /// A session began and has not sent its first heartbeat.
     greeting: bool,
+    /// When it was renewed here last; `None`: never, it is known from the store.
+    heard: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,7 @@ impl Leases {
             deadline: now + lease.ttl,
             members: BTreeMap::new(),
             greeting: false,
+            heard: None,
         });
         if entry.ttl != lease.ttl {
             entry.ttl = lease.ttl;
@@ -124,10 +127,12 @@ impl Leases {
     /// A node's session began: what it registered before and does not say again until its first heartbeat
     /// is withdrawn then. Renews the lease.
     pub fn hello(&mut self, lease: &LeaseRef, now: Instant) {
-        let fresh = || Lease { ttl: lease.ttl, deadline: now, members: BTreeMap::new(), greeting: true };
+        let (ttl, members) = (lease.ttl, BTreeMap::new());
+        let fresh = || Lease { ttl, deadline: now, members, greeting: true, heard: None };
         let entry = self.by_name.entry(lease.name.clone()).or_insert_with(fresh);
         entry.ttl = lease.ttl;
         entry.deadline = now + lease.ttl;
+        entry.heard = Some(now);
         entry.greeting = true;
         entry.members.values_mut().for_each(|standing| *standing = Standing::Stale);
     }
@@ -144,6 +149,7 @@ impl Leases {
     pub fn heartbeat(&mut self, lease: &str, now: Instant) -> Option<Vec<Key>> {
         let entry = self.by_name.get_mut(lease)?;
         entry.deadline = now + entry.ttl;
+        entry.heard = Some(now);
         let mut withdrawn = Vec::new();
         if std::mem::take(&mut entry.greeting) {
             let stale = entry.members.iter().filter(|(_, standing)| **standing == Standing::Stale);
@@ -183,6 +189,21 @@ impl Leases {
     /// Every lease begins anew: after a change of leader, or when this process was stopped for a while.
     pub fn restart(&mut self, now: Instant) {
         self.by_name.values_mut().for_each(|lease| lease.deadline = now + lease.ttl);
+    }
+
+    /// Leases that were renewed here within their time, and not by [`Self::hold`].
+    pub fn heard(&self, now: Instant) -> BTreeSet<String> {
+        let here = |lease: &Lease| lease.heard.is_some_and(|heard| now < heard + lease.ttl);
+        self.by_name.iter().filter(|(_, lease)| here(lease)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Another replica hears of these leases: each has its whole time from now on.
+    pub fn hold<'a>(&mut self, leases: impl IntoIterator<Item = &'a String>, now: Instant) {
+        for name in leases {
+            if let Some(lease) = self.by_name.get_mut(name) {
+                lease.deadline = now + lease.ttl;
+            }
+        }
     }
 
     /// What goes with a lease.

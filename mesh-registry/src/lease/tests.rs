@@ -96,3 +96,17 @@ fn a_session_that_registers_nothing_leaves_nothing() {
     assert_eq!(leases.heartbeat(&lease.name, now), Some(Vec::new()));
     assert_eq!(leases.iter().count(), 0);
 }
+
+#[test]
+fn what_another_replica_hears_is_held_and_not_said_to_be_heard_here() {
+    let now = Instant::now();
+    let mut leases = leases(now, 2, 1);
+    assert!(leases.heard(now).is_empty(), "known from the store alone");
+    leases.heartbeat("node:n0", at(now, 10));
+    leases.hold([&"node:n1".to_owned(), &"node:none".to_owned()], at(now, 25));
+    assert_eq!(leases.heard(at(now, 39)), ["node:n0".to_owned()].into());
+    assert!(leases.heard(at(now, 40)).is_empty());
+    assert_eq!(leases.expire(at(now, 54)).due, ["node:n0"]);
+    assert_eq!(leases.next_deadline(), Some(at(now, 40)));
+    assert_eq!(leases.expire(at(now, 55)).due.len(), 2, "its whole time after it was heard of elsewhere");
+}

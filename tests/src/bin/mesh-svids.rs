@@ -51,8 +51,8 @@ async fn run(
     spread: Duration,
 ) -> Result<()> {
     let member = Member::open(node, Path::new(files.0), Path::new(files.1))?;
-    let control = ControlPlane::new(control, member)?;
-    let channel = control.connect().await?;
+    let control = ControlPlane::new(control, "", member)?;
+    let (channel, _) = control.connect().await?;
     let (up, messages) = mpsc::channel(64);
     let hello = Hello { node: node.to_owned(), ..Hello::default() };
     say(&up, Up::Hello(hello)).await?;

@@ -48,6 +48,7 @@ mod neighbours;
 mod odd_input;
 mod policy;
 mod recovery;
+mod replicas;
 mod resilience;
 mod rotation;
 mod routes;

@@ -25,11 +25,16 @@ fn what_is_not_a_token_is_refused() {
 #[test]
 fn only_https_addresses_are_taken() {
     let credentials = Credentials::pinned([0; 32]);
-    for good in ["https://10.0.0.1:15012", "https://control.mesh", "https://[fd00::1]:15012/"] {
-        assert!(ControlPlane::to(good, &credentials).is_ok(), "{good}");
+    for good in [
+        "https://10.0.0.1:15012",
+        "https://control.mesh",
+        "https://[fd00::1]:15012/",
+        "https://a:1@z1, https://b@z2",
+    ] {
+        assert!(ControlPlane::to(good, "", &credentials).is_ok(), "{good}");
     }
-    for bad in ["http://10.0.0.1:1", "10.0.0.1:15012", "https://x/y", ""] {
-        assert!(ControlPlane::to(bad, &credentials).is_err(), "{bad}");
+    for bad in ["http://10.0.0.1:1", "10.0.0.1:15012", "https://x/y", "", "https://a,", "https://a:1,b:2"] {
+        assert!(ControlPlane::to(bad, "", &credentials).is_err(), "{bad}");
     }
 }
 
@@ -73,8 +78,9 @@ async fn server(signer: &Ca, shown: &Ca, name: &str, alpn: &[u8]) -> u16 {
 
 async fn dial(host: &str, port: u16, token: &JoinToken) -> Result<(), String> {
     let credentials = Credentials::pinned(token.pin());
-    let control = ControlPlane::to(&format!("https://{host}:{port}"), &credentials).unwrap();
-    control.dial(true).await.map(drop).map_err(|e| e.to_string())
+    let address = format!("https://{host}:{port}");
+    let control = ControlPlane::to(&address, "", &credentials).unwrap();
+    control.dial(replica(&address).unwrap(), true).await.map(drop).map_err(|e| e.to_string())
 }
 
 #[tokio::test]
@@ -107,4 +113,26 @@ async fn a_server_without_http_2_is_named() {
     let ca = ca();
     let port = server(&ca, &ca, "127.0.0.1", b"http/1.1").await;
     dial("127.0.0.1", port, &token(&ca)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn another_replica_is_taken_where_one_is_away() {
+    let ca = ca();
+    let (one, other) =
+        (server(&ca, &ca, "127.0.0.1", b"h2").await, server(&ca, &ca, "127.0.0.1", b"h2").await);
+    let credentials = Credentials::pinned(token(&ca).pin());
+    let away = "https://127.0.0.1:1";
+    let control =
+        ControlPlane::to(&format!("{away}@z,https://127.0.0.1:{one}@y"), "z", &credentials).unwrap();
+    let (_, number) = control.open(true).await.unwrap();
+    assert_eq!(number, 1, "its own zone's is away");
+    let all = format!("https://127.0.0.1:{one},https://127.0.0.1:{other}");
+    let control = ControlPlane::to(&all, "", &credentials).unwrap();
+    let (_, first) = control.open(true).await.unwrap();
+    assert_eq!(control.open(true).await.unwrap().1, first, "it stays");
+    control.leave(first);
+    assert_eq!(control.open(true).await.unwrap().1, 1 - first);
+    let none = ControlPlane::to(&format!("{away},https://127.0.0.1:2"), "", &credentials).unwrap();
+    let error = none.open(true).await.unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1:1") && error.contains("127.0.0.1:2"), "{error}");
 }
