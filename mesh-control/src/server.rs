@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use mesh_registry::intent::WriteError;
 use mesh_registry::store::{Store, StoreError};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::audit::Audit;
 use crate::auth::Role;
 use crate::auth::token::{Minted, TokenRecord};
 use crate::ca::CaError;
@@ -34,7 +36,7 @@ use crate::rest::Site;
 use crate::stop::stopped;
 use crate::store::{Options, RedbStore, Timings};
 use crate::tls::{self, ServerCert};
-use crate::{agents, rest};
+use crate::{agents, files, rest};
 
 /// How often the authority looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -129,7 +131,12 @@ pub async fn start_with(
     let names = server_names(&known_as(config), hostname())?;
     let cert = ServerCert::new(authority.live().server_certificate(&names, unix_s())?);
     let clients = Clients::new(&authority.live().roots, Vec::new())?;
-    let rest_tls = tls::acceptor(cert.clone(), None, &[b"http/1.1"])?;
+    let given = config.tls();
+    let rest_cert = match &given {
+        Some(files) => ServerCert::new(files.read().map_err(StartError::Flags)?),
+        None => cert.clone(),
+    };
+    let rest_tls = tls::acceptor(rest_cert.clone(), None, &[b"http/1.1"])?;
     let agents_tls = tls::acceptor(cert.clone(), Some(clients.clone()), &[b"h2"])?;
 
     let engine = Engine::start(store, times)?;
@@ -142,7 +149,15 @@ pub async fn start_with(
     let (rest_port, api) = listen("--api", config.api).await?;
     let (agents_port, agents) = listen("--agents", config.agents).await?;
     let (stop, stopped) = watch::channel(false);
-    let site = Arc::new(Site { engine: engine.clone(), office: office.clone(), timings });
+    let site = Arc::new(Site {
+        engine: engine.clone(),
+        office: office.clone(),
+        timings,
+        audit: Audit::new(&config.data),
+        attempts: Mutex::default(),
+        slots: Arc::default(),
+        stop: stopped.clone(),
+    });
     let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
     let agent_connections = tls::accept(agents_port, agents_tls, stopped.clone());
     let agents_task = {
@@ -153,12 +168,18 @@ pub async fn start_with(
             }
         }
     };
-    let tasks = vec![
+    let mut tasks = vec![
         tokio::spawn(rest::serve(site, rest_connections, stopped.clone())),
         tokio::spawn(agents_task),
         tokio::spawn(keep(office, stopped.clone())),
-        tokio::spawn(keeper.run(stopped)),
+        tokio::spawn(keeper.run(stopped.clone())),
     ];
+    if let Some(files) = given {
+        tasks.push(tokio::spawn(files.follow(rest_cert, stopped.clone())));
+    }
+    if let Some(directory) = config.files.clone() {
+        tasks.push(tokio::spawn(files::follow(engine.clone(), directory, stopped)));
+    }
     tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
     Ok(Running { api, agents, engine, stop, tasks })
 }
@@ -241,6 +262,7 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
     fs::rename(&fresh, &path).map_err(failed)?;
     let record = TokenRecord {
         id: minted.id,
+        name: "first".to_owned(),
         hash: minted.hash,
         role: Role::Admin,
         node: String::new(),

@@ -35,6 +35,9 @@ pub struct Create {
     /// API token of this role
     #[arg(long, value_parser = ["admin", "editor", "viewer"])]
     role: Option<String>,
+    /// What people call it, for history and the audit log
+    #[arg(long)]
+    name: Option<String>,
     /// Life of the token, such as 24h; without, it ends when it is revoked. A node that has joined stays
     #[arg(long)]
     ttl: Option<String>,
@@ -53,7 +56,7 @@ impl Token {
             Token::List => {
                 let answer = client.get("/v1/tokens")?;
                 let rows: Vec<_> = answer["items"].as_array().into_iter().flatten().map(row).collect();
-                table::print(&["ID", "ROLE", "NODE", "ALLOW", "EXPIRES", "USES"], &rows);
+                table::print(&["ID", "NAME", "ROLE", "NODE", "ALLOW", "EXPIRES", "USES"], &rows);
             }
             Token::Revoke { id } => {
                 client.delete(&format!("/v1/tokens/{id}"))?;
@@ -72,6 +75,9 @@ impl Create {
         };
         if self.single_use {
             request["singleUse"] = json!(true);
+        }
+        if let Some(name) = &self.name {
+            request["name"] = json!(name);
         }
         if let Some(ttl) = &self.ttl {
             request["ttl"] = json!(ttl);
@@ -92,7 +98,15 @@ fn row(token: &Value) -> Vec<String> {
         (true, true) => "used",
     };
     let node = or_dash(text("node"));
-    vec![text("id"), text("role"), node, or_dash(allow.join(",")), expires, uses.to_owned()]
+    vec![
+        text("id"),
+        or_dash(text("name")),
+        text("role"),
+        node,
+        or_dash(allow.join(",")),
+        expires,
+        uses.to_owned(),
+    ]
 }
 
 pub fn human(seconds: i64) -> String {

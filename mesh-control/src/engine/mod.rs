@@ -12,6 +12,9 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
+pub mod backup;
+pub mod discover;
+mod history;
 pub mod members;
 mod pump;
 pub mod reads;
@@ -20,6 +23,7 @@ mod why;
 pub mod writes;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use mesh_api::resource::{Condition, Key, Kind, Spec};
@@ -30,6 +34,7 @@ use tokio::sync::watch;
 
 use crate::auth::members::Members;
 use crate::auth::table::Tokens;
+use crate::files::Files;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -50,6 +55,8 @@ pub struct Engine {
     registry: Mutex<Registry>,
     /// Revision that the registry has taken in.
     applied: watch::Sender<u64>,
+    /// Writes that history was told of.
+    history_writes: AtomicU64,
     /// Why expiry stands still, if it does.
     held: Mutex<Option<mesh_registry::lease::Held>>,
     /// What agents should have.
@@ -62,6 +69,8 @@ pub struct Engine {
     pub nodes: Arc<Nodes>,
     /// What is known of the keys of those who issue tokens.
     pub jwks: Shown,
+    /// What the watched directory came to.
+    pub files: Files,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -75,11 +84,13 @@ impl Engine {
             hub: Hub::new(store.id()),
             registry: Mutex::new(Registry::new([pump::source_owner()])),
             applied: watch::Sender::new(0),
+            history_writes: AtomicU64::new(0),
             held: Mutex::default(),
             tokens: Arc::default(),
             members: Arc::default(),
             nodes: Arc::default(),
             jwks: Shown::default(),
+            files: Files::default(),
             metrics: Arc::default(),
             times,
             store,
@@ -116,6 +127,7 @@ impl Engine {
         if key.kind == Kind::Mesh {
             all.extend(self.jwks.conditions());
         }
+        all.extend(self.files.conflict(key));
         all
     }
 

@@ -1,6 +1,8 @@
 //! The control plane as its clients see it: started in this process on free ports with a directory of its
 //! own, spoken to over TLS.
 
+mod api;
+mod files;
 mod identity;
 mod jwks;
 mod lifecycle;
