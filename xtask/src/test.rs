@@ -83,6 +83,7 @@ pub fn test(args: &[String]) -> Result<()> {
     tools::programs(&PROGRAMS)?;
     tools::python_modules()?;
     tools::xds_protos()?;
+    tools::schemathesis()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {
