@@ -147,7 +147,7 @@ mod tests {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..30 {
             let list = vec![format!("*a{}", n - 1); 10].join(", ");
-            bomb.push_str(&format!("a{n}: &a{n} [{list}]\n"));
+            bomb.extend([format!("a{n}: &a{n} [{list}]\n")]);
         }
         for text in [
             bomb,

@@ -51,13 +51,13 @@ impl Diff {
             let place = || object.place.clone();
             let after = client.post("/v1/apply?dryRun=true", &object.json).with_context(place)?;
             let before = client.find(&path(&object.key)).with_context(place)?;
-            let before = before.as_ref().map_or(Value::Null, written);
+            let new = if before.is_none() { " is new" } else { "" };
+            let before = before.as_ref().map_or(json!({}), written);
             let changes = changes(&before, &written(&after));
             if changes.is_empty() {
                 continue;
             }
             differ += 1;
-            let new = if before.is_null() { " is new" } else { "" };
             println!("{} ({}){new}", object.key, object.place);
             changes.iter().for_each(show);
         }

@@ -74,7 +74,9 @@ impl Audit {
         let answer = client.get(&format!("/v1/audit?limit={}", self.limit))?;
         let items = answer["items"].as_array().cloned().unwrap_or_default();
         if self.output == "json" {
-            items.iter().for_each(|line| println!("{line}"));
+            for line in &items {
+                println!("{line}");
+            }
             return Ok(());
         }
         let row = |line: &serde_json::Value| {

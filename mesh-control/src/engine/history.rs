@@ -61,7 +61,7 @@ impl Engine {
 }
 
 fn shown(past: &Past, before: Option<&Past>) -> Value {
-    let nothing = Value::Null;
+    let nothing = json!({});
     let of = |past: Option<&Past>| past.and_then(|past| past.object.clone()).map(bare);
     let (old, new) = (of(before), of(Some(past)));
     let mut out = json!({

@@ -1,5 +1,6 @@
 //! Refusals over HTTP: `{"error": {reason, path, value, accepted, message}}` with the status that fits.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use axum::Json;
@@ -18,7 +19,7 @@ pub struct Refused {
     status: StatusCode,
     error: ApiError,
     /// Seconds after which it may be asked again.
-    retry: Option<u64>,
+    retry: Option<NonZeroU16>,
 }
 
 impl Refused {
@@ -45,7 +46,8 @@ impl Refused {
         let seconds = seconds(wait);
         let accepted = format!("the same request, {seconds} s later");
         let error = ApiError::new(Reason::TooMany, "", Value::Null, accepted.clone());
-        Self { retry: Some(seconds), ..error.saying(format!("{why}; accepted: {accepted}")).into() }
+        let retry = NonZeroU16::new(u16::try_from(seconds).unwrap_or(u16::MAX));
+        Self { retry, ..error.saying(format!("{why}; accepted: {accepted}")).into() }
     }
 
     /// The server is at fault.
@@ -111,7 +113,7 @@ impl IntoResponse for Refused {
         let mut response = (self.status, Json(json!({ "error": self.error }))).into_response();
         response.extensions_mut().insert(refusal);
         if let Some(seconds) = self.retry {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.get().into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response

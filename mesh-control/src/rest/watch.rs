@@ -196,13 +196,11 @@ impl Watch {
     fn told(&self, key: &Key) -> Bytes {
         let at = self.at;
         let found = self.site.engine.get(key).filter(|(_, object)| self.selected(object));
-        match found {
-            Some((_, object)) => event(at, "put", &json!({ "revision": at, "object": object })),
-            None => {
-                let key = json!({ "kind": key.kind.name(), "namespace": key.namespace, "name": key.name });
-                event(at, "delete", &json!({ "revision": at, "key": key }))
-            }
+        if let Some((_, object)) = found {
+            return event(at, "put", &json!({ "revision": at, "object": object }));
         }
+        let key = json!({ "kind": key.kind.name(), "namespace": key.namespace, "name": key.name });
+        event(at, "delete", &json!({ "revision": at, "key": key }))
     }
 
     fn selected(&self, object: &Value) -> bool {

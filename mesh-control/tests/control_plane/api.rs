@@ -267,7 +267,7 @@ async fn a_backup_fills_an_empty_control_plane_and_no_other() {
     let empty = Control::up().await;
     let other = empty.admin();
     let restore = async |text: &str| other.send("POST", "/v1/restore", &[], text.to_owned()).await;
-    let cut: String = backup.lines().take(20).map(|line| format!("{line}\n")).collect();
+    let cut = backup.lines().take(20).collect::<Vec<_>>().join("\n");
     let (status, answer) = restore(&cut).await;
     assert!(status == 400 && answer["error"]["message"].as_str().unwrap().contains("was cut"), "{answer}");
     assert_eq!(other.get("/v1/services").await.1["items"], json!([]));

@@ -30,7 +30,9 @@ fn named(name: &str) -> Value {
 }
 
 fn query(name: &str, says: &str, schema: Value) -> Value {
-    json!({ "name": name, "in": "query", "description": says, "schema": schema })
+    let mut out = json!({ "name": name, "in": "query", "description": says });
+    out["schema"] = schema;
+    out
 }
 
 fn dry_run() -> Value {
@@ -93,7 +95,9 @@ impl Operation {
     }
 
     fn body(mut self, schema: Value) -> Self {
-        self.body = Some(json!({ "required": true, "content": { JSON: { "schema": schema } } }));
+        let mut body = json!({ "required": true });
+        body["content"][JSON]["schema"] = schema;
+        self.body = Some(body);
         self
     }
 
@@ -228,9 +232,8 @@ fn of_the_server() -> Vec<Operation> {
                 Operation::new("post", "/v1/restore", "restore", "Fill an empty store from a backup")
                     .role("admin")
                     .json(200, named("Restored"));
-            restore.body = Some(
-                json!({ "required": true, "content": { "application/x-ndjson": { "schema": text() } } }),
-            );
+            restore.body =
+                Some(json!({ "required": true, "content": { "text/plain": { "schema": text() } } }));
             restore
         },
         Operation::new("post", "/v1/apply", "apply", "Write one object of any kind")
