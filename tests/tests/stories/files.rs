@@ -48,7 +48,7 @@ fn traffic_follows_the_files_of_a_directory() {
     files.write("broken.yaml", &Service::vip("more", 3).tcp("tcp", 80).yaml().replace("port: 80", "port: 0"));
     eventually("status names the broken file", || {
         let status = mesh.meshctl(&["status"], "");
-        status.contains("broken.yaml:7: spec.ports[0].port: 0 is not accepted")
+        status.contains("broken.yaml:8: spec.ports[0].port: 0 is not accepted")
     });
     files.remove("broken.yaml");
     answered(&client, at(vip4(2), 80), &["a"]);
