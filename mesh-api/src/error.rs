@@ -47,6 +47,10 @@ pub enum Reason {
     Forbidden,
     /// The server cannot do it now.
     Unavailable,
+    /// It was there and is forgotten: a revision that was compacted away.
+    Gone,
+    /// Too much of it in too short a time.
+    TooMany,
 }
 
 /// A refusal: where, what, and what would be accepted.

@@ -5,19 +5,25 @@
 //! - [`proto`]: the wire between control plane and agents (delta xDS resources, `Node.Session`); [`wire`]: from
 //!   one to the other.
 //! - [`spiffe`], [`token`], [`duration`], [`name`], [`http_path`]: text forms that both sides read and write.
+//! - [`diff`]: what differs between two objects; [`selector`]: labels that are asked for.
+//! - `manifest`: texts of objects (feature `yaml`).
 //! - [`jwks`]: sets of keys that tokens are checked with. [`schema`]: JSON schemas of the resources.
 //!
 //! Not here: I/O of any kind.
 
 #![forbid(unsafe_code)]
 
+pub mod diff;
 pub mod duration;
 pub mod error;
 pub mod http_path;
 pub mod jwks;
+#[cfg(feature = "yaml")]
+pub mod manifest;
 pub mod name;
 pub mod resource;
 pub mod schema;
+pub mod selector;
 pub mod spiffe;
 pub mod token;
 mod walk;

@@ -20,7 +20,7 @@ pub fn schema(kind: Kind) -> Value {
         "additionalProperties": false,
         "required": ["name"],
         "properties": {
-            "name": { "type": "string", "minLength": 1, "maxLength": 253 },
+            "name": if kind == Kind::Service { label() } else { subdomain() },
             "namespace": label(),
             "labels": { "type": "object", "maxProperties": 64, "additionalProperties": { "type": "string" } },
             "uid": { "type": "string", "readOnly": true },

@@ -10,6 +10,7 @@ use crate::ca::authority::{Given, Lives};
 use crate::engine::Times;
 use crate::jwks::keeper::Ways;
 use crate::store::StoreArgs;
+use crate::tls;
 
 /// The control plane of a mesh.
 #[derive(Parser)]
@@ -66,6 +67,16 @@ pub struct Serve {
     /// The roots above it, PEM; the first is the one that join tokens name
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     pub ca_bundle: Option<PathBuf>,
+    /// Certificate that the REST port shows instead of one of the mesh's authority, PEM with what is between it and a
+    /// root; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Directory of YAML and JSON files whose objects are part of the mesh; what vanishes from it is removed
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
     /// Directory of key sets that the Mesh's jwtProviders name; absent: jwks in the data directory
     #[arg(long, value_name = "DIR")]
     pub jwks_dir: Option<PathBuf>,
@@ -116,6 +127,11 @@ impl Serve {
             least: self.jwks_refresh,
             plain_http: self.jwks_plain_http,
         }
+    }
+
+    /// The certificate of the REST port that was given.
+    pub fn tls(&self) -> Option<tls::given::Files> {
+        Some(tls::given::Files { cert: self.tls_cert.clone()?, key: self.tls_key.clone()? })
     }
 
     /// The intermediate that was given.

@@ -3,12 +3,15 @@
 //! Reading path: [`server`] (what is put together) → [`engine`] (where state changes) → [`store`] (what is
 //! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes), [`envoy`] → [`auth`], [`ca`] and [`tls`] (who is who); [`jwks`]
 //! (keys of those who issue tokens).
+//! durable) → [`rest`] (people) → [`agents`] and [`xds`] (nodes) → [`auth`], [`ca`] and [`tls`] (who is who); [`jwks`]
+//! (keys of those who issue tokens); [`files`] (objects of a directory); [`audit`] (who did what).
 //!
 //! Invariant: traffic never waits for anything in here.
 
 #![forbid(unsafe_code)]
 
 pub mod agents;
+pub mod audit;
 pub mod auth;
 pub mod ca;
 pub mod clock;
@@ -16,6 +19,7 @@ pub mod config;
 pub mod engine;
 pub mod envoy;
 pub mod hooks;
+pub mod files;
 pub mod jwks;
 pub mod metrics;
 pub mod nodes;

@@ -51,6 +51,16 @@ pub struct Metrics {
     pub certificates_refused: Refusals,
     /// Looks for the keys of providers of tokens that failed.
     pub jwks_failures: Counter,
+    /// Entries of history that were forgotten for the bound of all of it.
+    pub history_dropped: Counter,
+    /// Requests with a token that is none.
+    pub logins_refused: Counter,
+    /// Requests that were not looked at because their address failed too often.
+    pub logins_limited: Counter,
+    /// Watches and long polls that were refused for their number.
+    pub watches_refused: Counter,
+    /// Lines that could not be written to the audit log.
+    pub audit_lost: Counter,
     /// Time from write to durable, fsync included.
     pub commit: Histogram,
 }
@@ -202,6 +212,31 @@ impl Metrics {
                 &self.joins_refused,
             ),
             ("mesh_control_certificates_issued_total", "Certificates handed out.", &self.certificates_issued),
+            (
+                "mesh_control_history_dropped_total",
+                "Entries of objects' history that were forgotten for the bound of all of it.",
+                &self.history_dropped,
+            ),
+            (
+                "mesh_control_logins_refused_total",
+                "Requests with a token that is none.",
+                &self.logins_refused,
+            ),
+            (
+                "mesh_control_logins_limited_total",
+                "Requests that were not looked at: their address failed too often.",
+                &self.logins_limited,
+            ),
+            (
+                "mesh_control_watches_refused_total",
+                "Watches and long polls that were refused for their number.",
+                &self.watches_refused,
+            ),
+            (
+                "mesh_control_audit_lost_total",
+                "Lines that could not be written to the audit log.",
+                &self.audit_lost,
+            ),
             (
                 "mesh_control_jwks_failures_total",
                 "Looks for the keys of a provider of tokens that failed.",

@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use mesh_registry::intent::WriteError;
 use mesh_registry::store::{Store, StoreError};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::audit::Audit;
 use crate::auth::Role;
 use crate::auth::token::{Minted, TokenRecord};
 use crate::ca::CaError;
@@ -36,7 +38,7 @@ use crate::rest::Site;
 use crate::stop::stopped;
 use crate::store::Opened;
 use crate::tls::{self, ServerCert};
-use crate::{agents, envoy, rest};
+use crate::{agents, envoy, files, rest};
 
 /// How often the authority looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -127,7 +129,12 @@ pub async fn start_with(config: &Serve, opened: Opened) -> Result<Running, Start
     let names = server_names(&known_as(config), hostname())?;
     let cert = ServerCert::new(authority.live().server_certificate(&names, unix_s())?);
     let clients = Clients::new(&authority.live().roots, Vec::new())?;
-    let rest_tls = tls::acceptor(cert.clone(), None, &[b"http/1.1"])?;
+    let given = config.tls();
+    let rest_cert = match &given {
+        Some(files) => ServerCert::new(files.read().map_err(StartError::Flags)?),
+        None => cert.clone(),
+    };
+    let rest_tls = tls::acceptor(rest_cert.clone(), None, &[b"http/1.1"])?;
     let agents_tls = tls::acceptor(cert.clone(), Some(clients.clone()), &[b"h2"])?;
     let envoys_tls = agents_tls.clone();
 
@@ -146,7 +153,15 @@ pub async fn start_with(config: &Serve, opened: Opened) -> Result<Running, Start
     };
     describe(config, &replicas, api, agents);
     let (stop, stopped) = watch::channel(false);
-    let site = Arc::new(Site { engine: engine.clone(), office: office.clone(), timings });
+    let site = Arc::new(Site {
+        engine: engine.clone(),
+        office: office.clone(),
+        timings,
+        audit: Audit::new(&config.data),
+        attempts: Mutex::default(),
+        slots: Arc::default(),
+        stop: stopped.clone(),
+    });
     let rest_connections = tls::accept(rest_port, rest_tls, stopped.clone());
     let agent_connections = tls::accept(agents_port, agents_tls, stopped.clone());
     let agents_task = {
@@ -173,6 +188,12 @@ pub async fn start_with(config: &Serve, opened: Opened) -> Result<Running, Start
                 tracing::error!(%error, "the Envoys' port failed");
             }
         }));
+    }
+    if let Some(files) = given {
+        tasks.push(tokio::spawn(files.follow(rest_cert, stopped.clone())));
+    }
+    if let Some(directory) = config.files.clone() {
+        tasks.push(tokio::spawn(files::follow(engine.clone(), directory, stopped)));
     }
     tracing::info!(%api, %agents, store = engine.store_id(), revision = engine.hub.revision(), "mesh-control is up");
     Ok(Running { api, agents, envoys, engine, stop, tasks })
@@ -287,6 +308,7 @@ async fn ensure_admin(engine: &Arc<Engine>, dir: &Path) -> Result<(), StartError
     fs::rename(&fresh, &path).map_err(failed)?;
     let record = TokenRecord {
         id: minted.id,
+        name: "first".to_owned(),
         hash: minted.hash,
         role: Role::Admin,
         node: String::new(),

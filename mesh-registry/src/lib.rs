@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`store`]: what a store can do; [`conformance`]: what every backend must pass; [`memory`]: one for tests.
-//! - [`intent`]: objects and registrations as keys of a store; [`record`]: as text; [`vip`]: virtual addresses.
+//! - [`intent`]: objects and registrations as keys of a store; [`record`]: as text; [`vip`]: virtual addresses;
+//!   [`history`]: what was written.
 //! - [`source`]: events; [`feed`]: a store as a source.
 //! - [`registry`]: events to wire resources and conditions; [`lease`]: who is still there.
 //!
@@ -19,6 +20,7 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod feed;
+pub mod history;
 pub mod intent;
 pub mod lease;
 #[cfg(any(test, feature = "conformance"))]

@@ -61,12 +61,17 @@ pub struct Record {
     pub resource: Resource,
     /// The lease of a registration.
     pub lease: Option<LeaseRef>,
+    /// Number of the object's last entry in [`crate::history`]; 0: none, or not known.
+    pub number: u32,
 }
 
 impl Record {
     /// As stored.
     pub fn write(&self) -> Vec<u8> {
         let mut out = json!({ "owner": self.owner.as_str(), "object": self.resource.to_json() });
+        if self.number > 0 {
+            out["number"] = self.number.into();
+        }
         if let Some(lease) = &self.lease {
             let millis = u64::try_from(lease.ttl.as_millis()).unwrap_or(u64::MAX);
             out["lease"] = json!({ "name": lease.name, "ttlMs": millis });
@@ -90,7 +95,8 @@ impl Record {
             }
             _ => None,
         };
-        Ok(Self { owner: Owner::named(owner), resource, lease })
+        let number = value["number"].as_u64().and_then(|number| number.try_into().ok()).unwrap_or(0);
+        Ok(Self { owner: Owner::named(owner), resource, lease, number })
     }
 }
 

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use mesh_api::local::Elsewhere;
 use serde_json::Value;
 
-use crate::client::Client;
+use crate::client::{Client, query};
 use crate::table;
 
 /// What policies come to.
@@ -103,19 +103,9 @@ fn row(item: &Value) -> Vec<String> {
     vec![text("workload"), item["port"].to_string(), answer.to_owned(), text("decided"), text("proof")]
 }
 
-/// Text as a value of a query: what is not plain is escaped.
-fn query(text: &str) -> String {
-    text.bytes()
-        .map(|b| match b {
-            b if b.is_ascii_alphanumeric() || b"-._~/:".contains(&b) => char::from(b).to_string(),
-            b => format!("%{b:02X}"),
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::query;
+    use crate::client::query;
 
     #[test]
     fn a_request_is_asked_about_where_one_is_given() {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use std::io::BufRead;
+
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use mesh_api::error::ApiError;
@@ -117,11 +119,97 @@ struct Refusal {
     error: ApiError,
 }
 
+/// What the control plane did not do, in its words.
+#[derive(Debug)]
+pub struct Refused {
+    /// HTTP's number for it.
+    pub status: u16,
+    error: ApiError,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Text as a value of a query: what is not plain is escaped.
+pub fn query(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b if b.is_ascii_alphanumeric() || b"-._~/:".contains(&b) => char::from(b).to_string(),
+            b => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
 impl Client {
     /// GET.
     pub fn get(&self, path: &str) -> Result<Value> {
         let request = self.agent.get(self.url(path)).header("authorization", &self.authorization);
         self.answer(request.call())
+    }
+
+    /// GET; `None`: it is not there.
+    pub fn find(&self, path: &str) -> Result<Option<Value>> {
+        match self.get(path) {
+            Err(error) if self.is_missing(&error) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// Whether that is why.
+    #[allow(clippy::unused_self)] // reads as what is asked of the server
+    pub fn is_missing(&self, error: &anyhow::Error) -> bool {
+        error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
+    }
+
+    /// GET of what is no JSON.
+    pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>> {
+        let request = self.agent.get(self.url(path)).header("authorization", &self.authorization);
+        self.bytes(request.call())
+    }
+
+    /// POST of what is no JSON; it may take minutes.
+    pub fn post_bytes(&self, path: &str, body: &[u8]) -> Result<Value> {
+        let request = self.agent.post(self.url(path)).header("authorization", &self.authorization);
+        let request = request.config().timeout_global(Some(10 * REQUEST_TIME)).build();
+        self.answer(request.header("content-type", "application/x-ndjson").send(body))
+    }
+
+    /// PUT of JSON, over this revision only.
+    pub fn put(&self, path: &str, body: &Value, expect: Option<u64>) -> Result<Value> {
+        let mut request = self.agent.put(self.url(path)).header("authorization", &self.authorization);
+        if let Some(revision) = expect {
+            request = request.header("if-match", format!("\"{revision}\""));
+        }
+        self.answer(request.send_json(body))
+    }
+
+    /// GET of an answer that goes on: `tell` is called with each event and its data. Ends with an error alone.
+    pub fn events(&self, path: &str, mut tell: impl FnMut(&str, &Value) -> Result<()>) -> Result<()> {
+        let request = self.agent.get(self.url(path)).header("authorization", &self.authorization);
+        let request = request.config().timeout_global(None).build();
+        let response = request.call().map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return self.answer(Ok(response)).map(drop);
+        }
+        let mut event = String::new();
+        for line in std::io::BufReader::new(response.into_body().into_reader()).lines() {
+            let line = line.context("the watch broke off; ask again")?;
+            if let Some(name) = line.strip_prefix("event: ") {
+                name.clone_into(&mut event);
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                let data: Value = serde_json::from_str(data).context("the watch is not readable")?;
+                if event == "error" {
+                    bail!("{}; ask again", data["error"]["message"].as_str().unwrap_or("the watch ended"));
+                }
+                tell(&event, &data)?;
+            }
+        }
+        bail!("{} ended the watch; ask again", self.server)
     }
 
     /// DELETE.
@@ -141,6 +229,15 @@ impl Client {
     }
 
     fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value> {
+        let body = self.bytes(sent)?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body)
+            .with_context(|| format!("{} did not answer with JSON; is it a mesh-control?", self.server))
+    }
+
+    fn bytes(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>> {
         let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         let body = response
@@ -150,14 +247,10 @@ impl Client {
             .read_to_vec()
             .map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
-            if body.is_empty() {
-                return Ok(Value::Null);
-            }
-            return serde_json::from_slice(&body)
-                .with_context(|| format!("{} did not answer with JSON; is it a mesh-control?", self.server));
+            return Ok(body);
         }
         match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => bail!(refusal.error.message),
+            Ok(Refusal { error }) => bail!(Refused { status: status.as_u16(), error }),
             Err(_) => bail!("{} answered {status}; is it a mesh-control?", self.server),
         }
     }

@@ -2,12 +2,16 @@
 //!
 //! Each kind has its own columns; `-o yaml` prints what `apply` takes.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, anyhow};
 use clap::Args;
-use mesh_api::resource::{DEFAULT_NAMESPACE, Kind};
-use serde_json::Value;
+use mesh_api::resource::{DEFAULT_NAMESPACE, Key, Kind};
+use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, query};
+use crate::manifest;
+use crate::object::{kind, path};
 use crate::table::{self, or_dash};
 
 /// Shows objects.
@@ -22,8 +26,14 @@ pub struct Get {
     /// Only this namespace; with a name: "default" unless told
     #[arg(short, long)]
     namespace: Option<String>,
-    /// How to show it
-    #[arg(short, long, default_value = "table", value_parser = ["table", "yaml", "json"])]
+    /// Only objects with these labels: KEY=VALUE, KEY!=VALUE, KEY in (A,B), KEY, !KEY; joined by commas
+    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with = "name")]
+    selector: Option<String>,
+    /// Go on with what changes, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
+    /// How to show it; wide: with revision and labels
+    #[arg(short, long, default_value = "table", value_parser = ["table", "wide", "yaml", "json"])]
     output: String,
 }
 
@@ -31,24 +41,27 @@ pub struct Get {
 #[derive(Args)]
 pub struct Delete {
     /// As for get
-    #[arg(value_parser = kind)]
-    kind: Kind,
+    #[arg(value_parser = kind, required_unless_present = "filename")]
+    kind: Option<Kind>,
     /// Which
-    name: String,
+    #[arg(required_unless_present = "filename")]
+    name: Option<String>,
     /// Its namespace
     #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
     namespace: String,
-}
-
-fn kind(word: &str) -> Result<Kind, String> {
-    Kind::from_word(word).ok_or_else(|| {
-        let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.name().to_ascii_lowercase()).collect();
-        format!("unknown kind; accepted: {}", known.join(", "))
-    })
+    /// The objects of files instead: a file, a directory or - for standard input; what is gone already is no error
+    #[arg(short, long, value_name = "FILE|DIR|-", conflicts_with = "kind")]
+    filename: Vec<PathBuf>,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Get {
     pub fn run(&self, client: &Client) -> Result<()> {
+        if self.watch {
+            return self.follow(client);
+        }
         let plural = self.kind.plural();
         let items = match (&self.name, self.kind.namespaced()) {
             (_, false) => vec![client.get("/v1/mesh")?],
@@ -58,7 +71,7 @@ impl Get {
             }
             (None, true) => {
                 let namespace = self.namespace.as_ref().map(|ns| format!("/{ns}")).unwrap_or_default();
-                let list = client.get(&format!("/v1/{plural}{namespace}"))?;
+                let list = client.get(&format!("/v1/{plural}{namespace}{}", self.asks('?')))?;
                 list["items"].as_array().cloned().ok_or_else(|| anyhow!("the answer is no list"))?
             }
         };
@@ -76,8 +89,59 @@ impl Get {
         Ok(())
     }
 
-    fn table(&self, items: &[Value]) {
-        let head: &[&str] = match self.kind {
+    /// What is asked of a list.
+    fn asks(&self, begin: char) -> String {
+        self.selector.as_ref().map_or(String::new(), |text| format!("{begin}labelSelector={}", query(text)))
+    }
+
+    /// Prints what there is and what changes, as it comes.
+    fn follow(&self, client: &Client) -> Result<()> {
+        let (kind, namespace) = (self.kind, self.namespace.as_deref());
+        let path = match (&self.name, namespace) {
+            _ if !kind.namespaced() => "/v1/mesh".to_owned(),
+            (Some(name), _) => path(&Key::new(kind, namespace.unwrap_or(DEFAULT_NAMESPACE), name)),
+            (None, Some(namespace)) => format!("/v1/{}/{namespace}", kind.plural()),
+            (None, None) => format!("/v1/{}", kind.plural()),
+        };
+        if matches!(self.output.as_str(), "table" | "wide") {
+            println!("{}", self.head().join("  "));
+        }
+        client.events(&format!("{path}?watch=true{}", self.asks('&')), |event, data| {
+            match (event, self.output.as_str()) {
+                ("put" | "delete", "json") => println!("{}", json!({ "event": event, "data": data })),
+                ("put", "yaml") => print!("---\n{}", serde_saphyr::to_string(&data["object"])?),
+                ("delete", "yaml") => println!("# deleted: {}", data["key"]),
+                ("put", _) => println!("{}", self.row(&data["object"]).join("  ")),
+                ("delete", _) => {
+                    let key = &data["key"];
+                    println!("{}  {}  deleted", text(&key["namespace"]), text(&key["name"]));
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn head(&self) -> Vec<&'static str> {
+        let mut head = self.columns().to_vec();
+        if self.output == "wide" {
+            head.extend(["REVISION", "LABELS"]);
+        }
+        head
+    }
+
+    fn row(&self, item: &Value) -> Vec<String> {
+        let mut row = row(self.kind, item);
+        if self.output == "wide" {
+            let labels = item["metadata"]["labels"].as_object().into_iter().flatten();
+            let labels = join(labels.map(|(key, value)| format!("{key}={}", text(value))));
+            row.extend([text(&item["metadata"]["revision"]), labels]);
+        }
+        row
+    }
+
+    fn columns(&self) -> &'static [&'static str] {
+        match self.kind {
             Kind::Mesh => &["TRUST DOMAIN", "VIPS V4", "VIPS V6", "HTTP", "EGRESS"],
             Kind::ExternalService => &["NAMESPACE", "NAME", "HOSTS", "ADDRESSES", "VIPS", "PORTS"],
             Kind::Service => &["NAMESPACE", "NAME", "VIPS", "PORTS", "ENDPOINTS", "HEALTHY", "PROXY"],
@@ -104,9 +168,12 @@ impl Get {
                 &["NAMESPACE", "NAME", "TYPE", "GATEWAY", "LISTENERS", "CLUSTERS", "ROUTES", "ENDPOINTS"]
             }
             Kind::TransportPolicy => &["NAMESPACE", "NAME", "FOR", "UDP", "EXCLUDED OUT", "EXCLUDED IN"],
-        };
-        let rows: Vec<_> = items.iter().map(|item| row(self.kind, item)).collect();
-        table::print(head, &rows);
+        }
+    }
+
+    fn table(&self, items: &[Value]) {
+        let rows: Vec<_> = items.iter().map(|item| self.row(item)).collect();
+        table::print(&self.head(), &rows);
         for item in items {
             for condition in
                 array(&item["status"]["conditions"]).filter(|condition| condition["status"] == "False")
@@ -119,11 +186,29 @@ impl Get {
 
 impl Delete {
     pub fn run(&self, client: &Client) -> Result<()> {
-        if !self.kind.namespaced() {
+        if let (Some(kind), Some(name)) = (self.kind, &self.name) {
+            return self.one(client, &Key::new(kind, &self.namespace, name), false);
+        }
+        // What refers to others goes before them.
+        for object in manifest::read_all(&self.filename)?.into_iter().rev() {
+            self.one(client, &object.key, true)?;
+        }
+        Ok(())
+    }
+
+    fn one(&self, client: &Client, key: &Key, may_be_gone: bool) -> Result<()> {
+        if !key.kind.namespaced() {
             return Err(anyhow!("the Mesh cannot be removed; change it with `meshctl apply`"));
         }
-        client.delete(&format!("/v1/{}/{}/{}", self.kind.plural(), self.namespace, self.name))?;
-        println!("{} {}/{} deleted", self.kind, self.namespace, self.name);
+        let dry = if self.dry_run { "?dryRun=true" } else { "" };
+        let done = client.delete(&format!("{}{dry}", path(key)));
+        match done {
+            Err(error) if may_be_gone && client.is_missing(&error) => println!("{key} is not there"),
+            done => {
+                done?;
+                println!("{key} deleted{}", if self.dry_run { " (dry run)" } else { "" });
+            }
+        }
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `meshctl`: the mesh from the command line.
 //!
 //! Reading path: [`client`] (one HTTPS client, errors with remedy) → [`manifest`] (YAML in) → [`apply`],
-//! [`get`], [`health`], [`status`], [`proxy`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
+//! [`get`], [`describe`], [`edit`], [`past`] (history), [`keep`] (backups, audit), [`health`], [`status`], [`proxy`], [`authz`], [`token`], [`ca`] (commands) → [`table`] (text out). [`run`], [`enrol`], [`flows`], [`tap`], [`explain`]
 //! and `status --kernel` ([`kernel`]) or `--identities` ([`identities`]) talk to the agent of this node instead:
 //! [`agent`].
 //!
@@ -14,26 +14,32 @@ mod apply;
 mod authz;
 mod ca;
 mod client;
+mod describe;
+mod edit;
 mod enrol;
 mod explain;
 mod flows;
 mod get;
 mod health;
 mod identities;
+mod keep;
 mod kernel;
 mod manifest;
 mod proxy;
 mod replicas;
+mod object;
+mod past;
 mod run;
 mod status;
 mod table;
 mod tap;
+mod time;
 mod token;
 mod workload;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use client::Connection;
 
@@ -51,12 +57,28 @@ struct Cli {
 enum Command {
     /// Writes the objects of YAML or JSON files.
     Apply(apply::Apply),
+    /// Shows what applying files would change.
+    Diff(apply::Diff),
     /// Shows objects.
     Get(get::Get),
-    /// Removes an object.
+    /// Shows all that is known of an object.
+    Describe(describe::Describe),
+    /// Edits an object with $VISUAL or $EDITOR.
+    Edit(edit::Edit),
+    /// Removes an object, or those of files.
     Delete(get::Delete),
     /// Shows how the endpoints of a service are, and why.
     Health(health::Health),
+    /// Shows what was written to an object, by whom, and what it changed.
+    History(past::History),
+    /// Writes an object as it was at a revision.
+    Rollback(past::Rollback),
+    /// Writes all that people wrote to a file.
+    Backup(keep::Backup),
+    /// Fills an empty control plane from a backup.
+    Restore(keep::Restore),
+    /// Shows who wrote what, and who was refused.
+    Audit(keep::Audit),
     /// Shows the nodes, and how far each is.
     Status(status::Status),
     /// Says what policies come to.
@@ -86,12 +108,30 @@ enum Command {
     /// Looks at the certificate authority, and rotates its keys.
     #[command(subcommand)]
     Ca(ca::Ca),
+    /// Prints what makes a shell complete the words of this program.
+    Completion {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Apply(apply) => cli.connection.open().and_then(|client| apply.run(&client)),
+        Command::Diff(diff) => cli.connection.open().and_then(|client| diff.run(&client)),
+        Command::Describe(describe) => cli.connection.open().and_then(|client| describe.run(&client)),
+        Command::Edit(edit) => cli.connection.open().and_then(|client| edit.run(&client)),
+        Command::History(history) => cli.connection.open().and_then(|client| history.run(&client)),
+        Command::Rollback(rollback) => cli.connection.open().and_then(|client| rollback.run(&client)),
+        Command::Backup(backup) => cli.connection.open().and_then(|client| backup.run(&client)),
+        Command::Restore(restore) => cli.connection.open().and_then(|client| restore.run(&client)),
+        Command::Audit(audit) => cli.connection.open().and_then(|client| audit.run(&client)),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Get(get) => cli.connection.open().and_then(|client| get.run(&client)),
         Command::Delete(delete) => cli.connection.open().and_then(|client| delete.run(&client)),
         Command::Health(health) => cli.connection.open().and_then(|client| health.run(&client)),

@@ -52,6 +52,12 @@ impl Status {
         }
         println!("store {}, revision {}", status["storeId"].as_str().unwrap_or("?"), status["revision"]);
         replicas::show(&status);
+        if let Some(files) = status["files"].as_object() {
+            println!("files of {}: {} objects", files["directory"].as_str().unwrap_or("?"), files["objects"]);
+            for problem in files["problems"].as_array().into_iter().flatten() {
+                println!("  {}", problem.as_str().unwrap_or_default());
+            }
+        }
         let nodes = status["nodes"].as_object().into_iter().flatten();
         let rows: Vec<_> = nodes.clone().map(|(name, node)| row(name, node)).collect();
         if rows.is_empty() {

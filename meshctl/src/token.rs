@@ -38,6 +38,9 @@ pub struct Create {
     /// Token of the Envoys and clients of gRPC of this node type
     #[arg(long, value_name = "TYPE")]
     envoy: Option<String>,
+    /// What people call it, for history and the audit log
+    #[arg(long)]
+    name: Option<String>,
     /// Life of the token, such as 24h; without, it ends when it is revoked. A node that has joined stays
     #[arg(long)]
     ttl: Option<String>,
@@ -56,7 +59,7 @@ impl Token {
             Token::List => {
                 let answer = client.get("/v1/tokens")?;
                 let rows: Vec<_> = answer["items"].as_array().into_iter().flatten().map(row).collect();
-                table::print(&["ID", "ROLE", "NODE", "ALLOW", "EXPIRES", "USES"], &rows);
+                table::print(&["ID", "NAME", "ROLE", "NODE", "ALLOW", "EXPIRES", "USES"], &rows);
             }
             Token::Revoke { id } => {
                 client.delete(&format!("/v1/tokens/{id}"))?;
@@ -77,6 +80,9 @@ impl Create {
         if self.single_use {
             request["singleUse"] = json!(true);
         }
+        if let Some(name) = &self.name {
+            request["name"] = json!(name);
+        }
         if let Some(ttl) = &self.ttl {
             request["ttl"] = json!(ttl);
         }
@@ -96,7 +102,15 @@ fn row(token: &Value) -> Vec<String> {
         (true, true) => "used",
     };
     let node = or_dash(text("node"));
-    vec![text("id"), text("role"), node, or_dash(allow.join(",")), expires, uses.to_owned()]
+    vec![
+        text("id"),
+        or_dash(text("name")),
+        text("role"),
+        node,
+        or_dash(allow.join(",")),
+        expires,
+        uses.to_owned(),
+    ]
 }
 
 pub fn human(seconds: i64) -> String {

@@ -4,6 +4,7 @@
 //! - [`node`]: a `Node`: namespace, cgroup subtree, bpffs, one mesh-agent.
 //! - [`replicas`]: several control planes on an etcd of several members, in the place of the one.
 //! - [`pod`]: a `Pod`: namespace and cgroup, real programs inside, enrolled through the agent's socket.
+//! - [`api`]: the control plane's API, by curl.
 //! - [`agent_socket`]: one request over `agent.sock`, with descriptors.
 //! - [`load`]: connections and requests under way while something happens, counted by `mesh-load`.
 //! - [`programs`], [`resources`]: nginx, curl and a line server; YAML.
@@ -25,6 +26,7 @@
 #![allow(clippy::return_self_not_must_use)]
 
 pub mod agent_socket;
+pub mod api;
 pub mod cgroup;
 pub mod clock;
 pub mod dns;

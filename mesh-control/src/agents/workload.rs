@@ -69,7 +69,7 @@ mod tests {
 
     fn who() -> Principal {
         let grants = vec!["shop/*".parse().unwrap(), "bank/pay".parse().unwrap()];
-        Principal { token: "t".into(), role: Role::Node, node: "n1".into(), grants }
+        Principal { token: "t".into(), name: String::new(), role: Role::Node, node: "n1".into(), grants }
     }
 
     fn upsert(namespace: &str, account: &str) -> WorkloadUpsert {

@@ -109,6 +109,7 @@ impl Members {
         }
         Ok(Principal {
             token: member.token.clone(),
+            name: String::new(),
             role: Role::Node,
             node: member.node.clone(),
             grants: member.grants.clone(),

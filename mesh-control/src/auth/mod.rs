@@ -1,16 +1,19 @@
 //! Who is asking, and what they may do.
 //!
 //! people: bearer text ──[`token`]──▶ id + secret ──[`table`]──▶ [`Principal`] {role}
+//! [`attempts`]: how often an address may be wrong.
 //! nodes: certificate ──[`members`]──▶ [`Principal`] {node, grants}; a join token makes a node a member
 //!
 //! Invariant: a secret is never stored, logged or compared as text; only its SHA-256 is kept, and hashes
 //! are compared in constant time.
 //! Not here: how the text travels (HTTP header, gRPC metadata).
 
+pub mod attempts;
 pub mod members;
 pub mod table;
 pub mod token;
 
+use mesh_registry::history::By;
 use token::{Grant, TokenRecord};
 
 /// What a token allows, from most to least. `Node` stands apart: agents only.
@@ -69,6 +72,8 @@ impl Role {
 pub struct Principal {
     /// The token's id: what audit lines and revocation name.
     pub token: String,
+    /// What people call it.
+    pub name: String,
     /// What it may do.
     pub role: Role,
     /// The node that a `Node` token belongs to, the node type of an `Envoy` token; empty for people.
@@ -81,10 +86,16 @@ impl Principal {
     fn of(record: &TokenRecord) -> Self {
         Self {
             token: record.id.clone(),
+            name: record.name.clone(),
             role: record.role,
             node: record.node.clone(),
             grants: record.grants.clone(),
         }
+    }
+
+    /// As history and the audit log name it.
+    pub fn by(&self) -> By {
+        By { id: self.token.clone(), name: self.name.clone() }
     }
 
     /// Whether this node may register a workload with that identity.

@@ -39,9 +39,14 @@ impl Tokens {
         if record.expired(now_ms) { Err(NoToken::Expired) } else { Ok(record.clone()) }
     }
 
-    /// The owner of a bearer text, if it is valid at `now_ms`.
-    pub fn authenticate(&self, text: &str, now_ms: u64) -> Option<Principal> {
-        self.find(text, now_ms).ok().as_ref().map(Principal::of)
+    /// The owner of a bearer text that is valid at `now_ms`.
+    pub fn authenticate(&self, text: &str, now_ms: u64) -> Result<Principal, NoToken> {
+        self.find(text, now_ms).as_ref().map(Principal::of).map_err(|no| *no)
+    }
+
+    /// Whether a token that was let in once is still good at `now_ms`.
+    pub fn still_good(&self, id: &str, now_ms: u64) -> bool {
+        self.records.read().get(id).is_some_and(|record| !record.expired(now_ms))
     }
 
     /// Adds or replaces a record.
@@ -79,6 +84,7 @@ mod tests {
     fn record(minted: &Minted, expires_ms: Option<u64>) -> TokenRecord {
         TokenRecord {
             id: minted.id.clone(),
+            name: String::new(),
             hash: minted.hash.clone(),
             role: Role::Viewer,
             node: String::new(),
@@ -97,9 +103,10 @@ mod tests {
         let text = minted.api_text();
         assert_eq!(tokens.authenticate(&text, 99).unwrap().role, Role::Viewer);
         assert_eq!(tokens.find(&text, 100), Err(NoToken::Expired));
-        assert!(tokens.authenticate(&other.api_text(), 0).is_none());
+        assert!(tokens.authenticate(&other.api_text(), 0).is_err());
         let forged = text.replace(&minted.id, &other.id);
-        assert!(tokens.authenticate(&forged, 0).is_none());
+        assert!(tokens.authenticate(&forged, 0).is_err());
+        assert!(tokens.still_good(&minted.id, 99) && !tokens.still_good(&minted.id, 100));
         tokens.remove(&minted.id);
         assert_eq!(tokens.find(&text, 99), Err(NoToken::Unknown));
     }

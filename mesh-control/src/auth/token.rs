@@ -28,6 +28,9 @@ const SECRET_BYTES: usize = 32;
 pub struct TokenRecord {
     /// Names the token in lists, audit lines and revocation.
     pub id: String,
+    /// What people call it, for history and the audit log; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// SHA-256 of the secret, hex.
     pub hash: String,
     /// What it allows.

@@ -356,7 +356,8 @@ mod tests {
     #[test]
     fn a_node_has_what_it_may_host_and_hosts() {
         let grants = vec!["shop/*".parse().unwrap()];
-        let who = Principal { token: "t".into(), role: Role::Node, node: "n1".into(), grants };
+        let who =
+            Principal { token: "t".into(), name: String::new(), role: Role::Node, node: "n1".into(), grants };
         let hosted = [("shop", "cart"), ("bank", "pay")].map(|(a, b)| (a.to_owned(), b.to_owned())).into();
         let ask = |identity: &str| may_have(&who, &hosted, "m", identity).map_err(|(why, _)| why);
         assert_eq!(ask("spiffe://m/ns/shop/sa/cart"), Ok(false));

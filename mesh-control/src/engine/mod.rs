@@ -14,6 +14,9 @@
 mod authz;
 mod follow;
 mod health;
+pub mod backup;
+pub mod discover;
+mod history;
 pub mod members;
 mod pump;
 pub mod reads;
@@ -22,6 +25,7 @@ mod why;
 pub mod writes;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use mesh_api::resource::{Condition, Key, Kind, Spec};
@@ -34,6 +38,7 @@ use crate::auth::members::Members;
 use crate::auth::table::Tokens;
 use crate::envoy::hub::Envoys;
 use crate::hooks::Hooks;
+use crate::files::Files;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -55,6 +60,8 @@ pub struct Engine {
     registry: Mutex<Registry>,
     /// Revision that the registry has taken in.
     applied: watch::Sender<u64>,
+    /// Writes that history was told of.
+    history_writes: AtomicU64,
     /// Why expiry stands still, if it does.
     held: Mutex<Option<mesh_registry::lease::Held>>,
     /// What agents should have.
@@ -73,6 +80,8 @@ pub struct Engine {
     pub hooks: Arc<Hooks>,
     /// Who else serves this store.
     pub replicas: Arc<Replicas>,
+    /// What the watched directory came to.
+    pub files: Files,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Heartbeats and leases of nodes.
@@ -90,6 +99,7 @@ impl Engine {
             hub: Hub::new(store.id()),
             registry: Mutex::new(Registry::new([pump::source_owner()])),
             applied: watch::Sender::new(0),
+            history_writes: AtomicU64::new(0),
             held: Mutex::default(),
             tokens: Arc::default(),
             members: Arc::default(),
@@ -98,6 +108,7 @@ impl Engine {
             jwks: Shown::default(),
             hooks: Arc::default(),
             replicas,
+            files: Files::default(),
             metrics: Arc::default(),
             times,
             store,
@@ -138,6 +149,7 @@ impl Engine {
         if key.kind == Kind::Mesh {
             all.extend(self.jwks.conditions());
         }
+        all.extend(self.files.conflict(key));
         all
     }
 

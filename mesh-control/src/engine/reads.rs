@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use mesh_api::proto::v1::Health;
 use mesh_api::resource::{Condition, Key, Kind, Resource, Spec};
+use mesh_api::selector::LabelSelector;
 use mesh_registry::registry::Registry;
+use mesh_registry::source::Owner;
 use mesh_registry::store::StoreError;
 use serde_json::{Value, json};
 
@@ -18,15 +20,45 @@ use super::Engine;
 use super::why::Whys;
 use super::writes::is_problem;
 
+/// Which objects of a kind are listed.
+pub struct Page<'a> {
+    /// Of one namespace; `None`: of all.
+    pub namespace: Option<&'a str>,
+    /// With these labels.
+    pub selector: &'a LabelSelector,
+    /// After this namespace and name.
+    pub after: Option<(String, String)>,
+    /// So many at most.
+    pub limit: Option<usize>,
+}
+
 impl Engine {
-    /// Objects of a kind, of one namespace or of all, and the revision that they are of.
-    pub fn list(&self, kind: Kind, namespace: Option<&str>) -> (u64, Vec<Value>) {
+    /// A page of the objects of a kind, the revision that they are of, and where the next page begins if there is
+    /// one.
+    pub fn list(&self, kind: Kind, page: &Page<'_>) -> (u64, Vec<Value>, Option<String>) {
         let registry = self.registry.lock();
-        let objects =
-            registry.list(kind).filter(|(_, o)| namespace.is_none_or(|ns| o.metadata.namespace == ns));
+        let place = |object: &Resource| (object.metadata.namespace.clone(), object.metadata.name.clone());
+        let mut objects = registry.list(kind).map(|(_, object)| object).filter(|object| {
+            page.namespace.is_none_or(|namespace| object.metadata.namespace == namespace)
+                && page.after.as_ref().is_none_or(|after| place(object) > *after)
+                && page.selector.matches(&object.metadata.labels)
+        });
         let whys = Whys::of(&registry, kind);
-        let items = objects.map(|(_, object)| self.shown(&registry, &whys, object)).collect();
-        (registry.revision(), items)
+        let (mut items, mut last) = (Vec::new(), None);
+        for object in objects.by_ref().take(page.limit.unwrap_or(usize::MAX)) {
+            items.push(self.shown(&registry, &whys, object));
+            last = page.limit.map(|_| place(object));
+        }
+        let more = objects.next().and(last).map(|(namespace, name)| format!("{namespace}/{name}"));
+        (registry.revision(), items, more)
+    }
+
+    /// What an owner holds of intent.
+    pub fn owned_by(&self, owner: &Owner) -> Vec<Key> {
+        let registry = self.registry.lock();
+        let of_kind = |kind| registry.list(kind).filter(|(holder, _)| *holder == owner);
+        let keys = Kind::ALL.into_iter().flat_map(of_kind).map(|(_, object)| object.key());
+        keys.collect()
     }
 
     /// One object, whoever owns it.
@@ -87,6 +119,7 @@ impl Engine {
             "leases": leases,
             "replicas": self.replicas.show(),
             "conditions": conditions,
+            "files": self.files.status(),
         })
     }
 

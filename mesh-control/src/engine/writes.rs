@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{Condition, Key, MeshSpec, Resource, Spec};
+use mesh_registry::history::By;
 use mesh_registry::intent::{Author, Intents, WriteError, Written};
 use mesh_registry::source::{LeaseRef, Owner};
 use mesh_registry::store::StoreError;
@@ -21,12 +22,43 @@ use crate::clock::unix_ms;
 const APPLY_TIME: Duration = Duration::from_secs(2);
 
 /// A random id for a new object.
-fn new_uid() -> String {
+pub(super) fn new_uid() -> String {
     let mut bytes = [0; 16];
     // Without randomness the server would not have come up; and what the id is for, telling an object from
     // an earlier one of its name, revisions do as well.
     let _ = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
     hex(&bytes)
+}
+
+/// How something is to be written.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// Whose the object is then.
+    pub owner: Owner,
+    /// Who writes.
+    pub by: By,
+    /// The revision that it is to be written over; 0: only if it is new.
+    pub expect: Option<u64>,
+    /// Only say what would be written.
+    pub dry_run: bool,
+}
+
+impl Manner {
+    /// Of the REST API, over whatever there is.
+    pub fn rest(by: By) -> Self {
+        Self { owner: Owner::rest(), by, expect: None, dry_run: false }
+    }
+
+    pub(super) fn author(&self) -> Author<'_> {
+        let Self { owner, by, dry_run, .. } = self;
+        Author {
+            owner: owner.clone(),
+            by: by.clone(),
+            dry_run: *dry_run,
+            now_ms: unix_ms(),
+            new_uid: &new_uid,
+        }
+    }
 }
 
 impl Engine {
@@ -55,22 +87,23 @@ impl Engine {
         result
     }
 
-    fn intents(&self) -> Intents<'_> {
+    pub(super) fn intents(&self) -> Intents<'_> {
         Intents::new(&*self.store)
     }
 
     /// Writes an object of people.
-    pub async fn put(
-        self: &Arc<Self>,
-        resource: Resource,
-        expect: Option<u64>,
-    ) -> Result<Written, WriteError> {
-        self.blocking(move |engine| {
-            mesh_envoy::check::check(&resource)?;
-            let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
-            engine.commit(|| engine.intents().put(&author, &resource, expect))
-        })
-        .await
+    pub async fn put(self: &Arc<Self>, manner: Manner, resource: Resource) -> Result<Written, WriteError> {
+        let written = self
+            .blocking(move |engine| {
+                mesh_envoy::check::check(&resource)?;
+                let write = || engine.intents().put(&manner.author(), &resource, manner.expect);
+                if manner.dry_run { write() } else { engine.commit(write) }
+            })
+            .await?;
+        if written.changed {
+            self.noted();
+        }
+        Ok(written)
     }
 
     /// Registers a workload under a lease.
@@ -81,7 +114,8 @@ impl Engine {
         lease: LeaseRef,
     ) -> Result<Written, WriteError> {
         self.blocking(move |engine| {
-            let author = Author { owner, now_ms: unix_ms(), new_uid: &new_uid };
+            let manner = Manner { owner, ..Manner::rest(By::system()) };
+            let author = manner.author();
             engine.commit(|| engine.intents().register(&author, &workload, &lease))
         })
         .await
@@ -93,19 +127,23 @@ impl Engine {
     }
 
     /// Removes an object of people, or a registration that nobody keeps alive.
-    pub async fn delete(self: &Arc<Self>, key: Key, expect: Option<u64>) -> Result<u64, WriteError> {
-        self.blocking(move |engine| {
-            engine.commit(|| match engine.intents().delete(&Owner::rest(), &key, expect) {
-                Err(WriteError::Refused(error)) if error.reason == Reason::NotFound => {
-                    engine.delete_registration(&key, error)
-                }
-                done => done,
+    pub async fn delete(self: &Arc<Self>, manner: Manner, key: Key) -> Result<u64, WriteError> {
+        let revision = self
+            .blocking(move |engine| {
+                let write = || match engine.intents().delete(&manner.author(), &key, manner.expect) {
+                    Err(WriteError::Refused(error)) if error.reason == Reason::NotFound => {
+                        engine.delete_registration(&key, manner.dry_run, error)
+                    }
+                    done => done,
+                };
+                if manner.dry_run { write() } else { engine.commit(write) }
             })
-        })
-        .await
+            .await?;
+        self.noted();
+        Ok(revision)
     }
 
-    fn delete_registration(&self, key: &Key, not_found: ApiError) -> Result<u64, WriteError> {
+    fn delete_registration(&self, key: &Key, dry_run: bool, not_found: ApiError) -> Result<u64, WriteError> {
         let registry = self.registry.lock();
         let owner = registry.lease_of(key).and_then(|_| registry.owner(key)).cloned();
         drop(registry);
@@ -121,6 +159,9 @@ impl Engine {
                 .saying(message)
                 .into());
         }
+        if dry_run {
+            return Ok(self.store.revision()?);
+        }
         self.intents().deregister(&owner, std::slice::from_ref(key))
     }
 
@@ -131,8 +172,8 @@ impl Engine {
                 return Ok(());
             }
             let mesh = Resource::new("", "mesh", Spec::Mesh(MeshSpec::default()));
-            let author = Author { owner: Owner::rest(), now_ms: unix_ms(), new_uid: &new_uid };
-            match engine.commit(|| engine.intents().put(&author, &mesh, Some(0))) {
+            let manner = Manner::rest(By::system());
+            match engine.commit(|| engine.intents().put(&manner.author(), &mesh, Some(0))) {
                 // Another replica made it a moment ago.
                 Err(WriteError::Refused(error)) if error.reason == Reason::Stale => Ok(()),
                 done => done.map(drop),

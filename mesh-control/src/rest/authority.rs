@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use mesh_api::error::{ApiError, Reason};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use super::Site;
 use super::body::Text;
 use super::caller::{Administrator, Reader};
 use super::error::Refused;
+use super::extract::{Ask, At};
 use crate::ca::CaError;
 use crate::ca::issued::Which;
 use crate::ca::office::{Office, OfficeError};
@@ -58,7 +59,7 @@ pub struct Page {
 pub async fn issued(
     _: Reader,
     State(site): State<Arc<Site>>,
-    Query(page): Query<Page>,
+    Ask(page): Ask<Page>,
 ) -> Result<Json<Value>, Refused> {
     let most = page.limit.unwrap_or(LISTED).min(LISTED_MAX);
     with(&site.office, move |office| {
@@ -107,7 +108,7 @@ pub async fn nodes(_: Reader, State(engine): State<Arc<Engine>>) -> Json<Value> 
 pub async fn revoke_node(
     Administrator(who): Administrator,
     State(site): State<Arc<Site>>,
-    Path(node): Path<String>,
+    At(node): At<String>,
 ) -> Result<Json<Value>, Refused> {
     let Some(member) = site.engine.revoke_node(node.clone()).await? else {
         return Err(no_member(&node).into());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use mesh_api::error::{ApiError, Reason};
 use mesh_core::check::Sample;
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::caller::Reader;
 use super::error::Refused;
+use super::extract::Ask;
 use crate::engine::Engine;
 
 /// A connection that might be.
@@ -54,7 +55,7 @@ impl Asked {
 pub async fn check(
     _: Reader,
     State(engine): State<Arc<Engine>>,
-    Query(asked): Query<Asked>,
+    Ask(asked): Ask<Asked>,
 ) -> Result<Json<Value>, Refused> {
     let request = asked.request()?;
     let Asked { source, destination, port, .. } = asked;

@@ -15,11 +15,14 @@ use super::error::Refused;
 
 /// How long a client may take to send a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
+/// Largest backup that is taken, and how long it may take to come.
+const WHOLE_MAX: usize = 256 << 20;
+const WHOLE_TIME: Duration = Duration::from_mins(2);
 /// How much of a body that is too large is read and dropped.
 const DROP_MAX: usize = 16 << 20;
 
 /// What answers carry beside an object.
-const READ_ONLY: [&str; 3] = ["observed", "result", "conditions"];
+const READ_ONLY: [&str; 4] = ["observed", "result", "conditions", "dryRun"];
 
 /// A body of at most [`MAX_BYTES`].
 pub struct Text(Vec<u8>);
@@ -28,38 +31,53 @@ impl<S: Sync> FromRequest<S> for Text {
     type Rejection = Refused;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
-        match tokio::time::timeout(BODY_TIME, read(request.into_body())).await {
-            Ok(Some(bytes)) => Ok(Self(bytes)),
-            Ok(None) => {
-                let accepted = format!("up to {MAX_BYTES} bytes");
-                let message = format!("the body is too large or was cut off; accepted: {accepted}");
-                let error = ApiError::new(Reason::OutOfRange, "", Value::Null, accepted).saying(message);
-                Err(Refused::from(error).with_status(StatusCode::PAYLOAD_TOO_LARGE))
-            }
-            Err(_) => {
-                let accepted = format!("a body within {} s", BODY_TIME.as_secs());
-                let error = ApiError::new(Reason::Malformed, "", Value::Null, accepted)
-                    .saying("the body did not arrive in time");
-                Err(Refused::from(error).with_status(StatusCode::REQUEST_TIMEOUT))
-            }
+        bounded(request, MAX_BYTES, BODY_TIME).await.map(Self)
+    }
+}
+
+/// A file of at most [`WHOLE_MAX`].
+pub struct Whole(pub Vec<u8>);
+
+impl<S: Sync> FromRequest<S> for Whole {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        bounded(request, WHOLE_MAX, WHOLE_TIME).await.map(Self)
+    }
+}
+
+async fn bounded(request: Request, max: usize, time: Duration) -> Result<Vec<u8>, Refused> {
+    match tokio::time::timeout(time, read(request.into_body(), max)).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => {
+            let accepted = format!("up to {max} bytes");
+            let message = format!("the body is too large or was cut off; accepted: {accepted}");
+            let error = ApiError::new(Reason::OutOfRange, "", Value::Null, accepted).saying(message);
+            Err(Refused::from(error).with_status(StatusCode::PAYLOAD_TOO_LARGE))
+        }
+        Err(_) => {
+            let accepted = format!("a body within {} s", time.as_secs());
+            let error = ApiError::new(Reason::Malformed, "", Value::Null, accepted)
+                .saying("the body did not arrive in time");
+            Err(Refused::from(error).with_status(StatusCode::REQUEST_TIMEOUT))
         }
     }
 }
 
 /// `None`: too large, or cut off. What is too large is read on for a while and dropped, so that a client that
 /// sends first and reads then sees the answer and not a reset.
-async fn read(body: Body) -> Option<Vec<u8>> {
+async fn read(body: Body, max: usize) -> Option<Vec<u8>> {
     let (mut stream, mut text, mut total) = (body.into_data_stream(), Vec::new(), 0);
     while let Some(piece) = stream.next().await {
         let piece = piece.ok()?;
         total += piece.len();
-        if total <= MAX_BYTES {
+        if total <= max {
             text.extend_from_slice(&piece);
-        } else if total > DROP_MAX {
+        } else if total > max + DROP_MAX {
             return None;
         }
     }
-    (total <= MAX_BYTES).then_some(text)
+    (total <= max).then_some(text)
 }
 
 impl Text {

@@ -9,12 +9,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Json, Router};
+use axum::Json;
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{DEFAULT_NAMESPACE, Key, Kind, NODE_TYPE, Resource, node_type_of};
 use mesh_envoy::catalog::Want;
@@ -26,29 +26,42 @@ use serde_json::{Value, json};
 use super::body::{Text, expected};
 use super::caller::{Administrator, Reader, Writer};
 use super::error::Refused;
-use super::{App, Site};
+use super::extract::At;
+use super::guard::Identity;
+use super::{Api, Site};
 use crate::auth::Role;
-use crate::clock::{unix_ms, unix_s};
+use crate::clock::unix_s;
 use crate::engine::Engine;
+use crate::engine::writes::Manner;
 use crate::envoy::certificate::{NoCertificate, issue};
 
 type Shared = State<Arc<Engine>>;
 
 /// The paths of this page.
-pub fn routes() -> Router<App> {
-    let mut router = Router::new()
+pub fn routes(api: Api) -> Api {
+    let mut api = api
         .route("/v1/proxies", get(proxies))
         .route("/v1/envoy/{node_type}", get(read).put(write).delete(remove))
         .route("/v1/envoy/{node_type}/certificate", post(certificate))
         .route("/resources/{node_type}", put(write_plain));
     for of in Type::ALL {
-        let path = format!("/v3/discovery:{}", of.plural());
         let answer = async move |Polling(node_type): Polling, State(engine): Shared, text: Text| {
             poll(of, &node_type, &engine, &text)
         };
-        router = router.route(&path, post(answer));
+        api = api.route(polled(of), post(answer));
     }
-    router
+    api
+}
+
+/// Where resources of a type are polled.
+const fn polled(of: Type) -> &'static str {
+    match of {
+        Type::Cluster => "/v3/discovery:clusters",
+        Type::Endpoints => "/v3/discovery:endpoints",
+        Type::Listener => "/v3/discovery:listeners",
+        Type::Route => "/v3/discovery:routes",
+        Type::Secret => "/v3/discovery:secrets",
+    }
 }
 
 async fn proxies(_: Reader, State(engine): Shared) -> Json<Value> {
@@ -80,7 +93,7 @@ fn key(node_type: &str) -> Result<Key, Refused> {
 async fn read(
     _: Reader,
     State(engine): Shared,
-    Path(node_type): Path<String>,
+    At(node_type): At<String>,
 ) -> Result<Json<Value>, Refused> {
     let resources = engine.read(|registry| {
         let want = Want { all: true, names: BTreeSet::new() };
@@ -101,7 +114,7 @@ async fn read(
 async fn write(
     Writer(who): Writer,
     State(engine): Shared,
-    Path(node_type): Path<String>,
+    At(node_type): At<String>,
     headers: HeaderMap,
     text: Text,
 ) -> Result<Response, Refused> {
@@ -116,7 +129,8 @@ async fn write(
         "metadata": { "name": key.name, "namespace": key.namespace },
         "spec": spec,
     }))?;
-    let written = engine.put(resource, expected(&headers)?).await?;
+    let manner = Manner { expect: expected(&headers)?, ..Manner::rest(who.by()) };
+    let written = engine.put(manner, resource).await?;
     engine.applied(written.revision).await;
     tracing::info!(token = %who.token, %key, revision = written.revision, "applied");
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
@@ -128,7 +142,7 @@ async fn write(
 async fn write_plain(
     who: Writer,
     state: Shared,
-    path: Path<String>,
+    path: At<String>,
     headers: HeaderMap,
     text: Text,
 ) -> Result<&'static str, Refused> {
@@ -138,11 +152,12 @@ async fn write_plain(
 async fn remove(
     Writer(who): Writer,
     State(engine): Shared,
-    Path(node_type): Path<String>,
+    At(node_type): At<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refused> {
     let key = key(&node_type)?;
-    let revision = engine.delete(key.clone(), expected(&headers)?).await?;
+    let manner = Manner { expect: expected(&headers)?, ..Manner::rest(who.by()) };
+    let revision = engine.delete(manner, key.clone()).await?;
     engine.applied(revision).await;
     tracing::info!(token = %who.token, %key, revision, "deleted");
     Ok(Json(json!({ "revision": revision })))
@@ -157,7 +172,7 @@ struct Asked {
 async fn certificate(
     Administrator(who): Administrator,
     State(site): State<Arc<Site>>,
-    Path(node_type): Path<String>,
+    At(node_type): At<String>,
     text: Text,
 ) -> Result<Json<Value>, Refused> {
     if !(NODE_TYPE.holds)(&node_type) {
@@ -184,20 +199,20 @@ async fn certificate(
 /// May ask for what nodes of this type have.
 struct Polling(String);
 
-impl FromRequestParts<App> for Polling {
+impl<S: Sync> FromRequestParts<S> for Polling {
     type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refused> {
-        let bearer = parts.headers.get("authorization").and_then(|value| value.to_str().ok());
-        let text = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
         let accepted = "a token of `meshctl token create --envoy TYPE`";
-        match app.0.engine.tokens.authenticate(text.trim(), unix_ms()) {
-            Some(principal) if principal.role == Role::Envoy => Ok(Self(principal.node)),
-            Some(principal) => {
+        match parts.extensions.get::<Identity>() {
+            Some(Identity::Known(principal)) if principal.role == Role::Envoy => {
+                Ok(Self(principal.node.clone()))
+            }
+            Some(Identity::Known(principal)) => {
                 let error = ApiError::new(Reason::Forbidden, "", principal.role.name().into(), accepted);
                 Err(error.saying(format!("discovery takes {accepted}")).into())
             }
-            None => {
+            _ => {
                 let error = ApiError::new(Reason::Unauthenticated, "", Value::Null, accepted);
                 Err(error.saying(format!("the request has no valid token; it takes {accepted}")).into())
             }

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use mesh_api::resource::{Key, Kind};
 use serde_json::Value;
 
 use super::caller::Reader;
 use super::error::Refused;
+use super::extract::At;
 use crate::engine::Engine;
 
 pub async fn get(
     _: Reader,
     State(engine): State<Arc<Engine>>,
-    Path((namespace, name)): Path<(String, String)>,
+    At((namespace, name)): At<(String, String)>,
 ) -> Result<Json<Value>, Refused> {
     let key = Key::new(Kind::Service, &namespace, &name);
     engine.health_of(&key).map(Json).ok_or_else(|| Refused::from(key.not_found()))

@@ -1,20 +1,29 @@
 //! The REST API on :15080.
 //!
-//! A handler's arguments say what it needs: [`caller`] the right, [`body`] the text. Every refusal has one
-//! shape ([`error`]).
+//! Every request passes [`guard`] (who is asking; the audit log). A handler's arguments say what it needs: [`caller`]
+//! the right, [`body`] the text, [`extract`] parts of path and query. Every refusal has one shape ([`error`]).
+//! [`openapi`] describes all of it: what is served without being described fails a test.
 //!
-//! Invariants: nothing but `/healthz` and `/readyz` answers without a token; a connection that sends nothing
+//! Invariants: nothing but `/healthz`, `/readyz` and `/openapi.json` answers without a token; a connection that sends nothing
 //! ends after [`HEAD_TIME`]; a stop lets requests under way finish for at most [`DRAIN_TIME`].
 
 mod authority;
 mod authz;
 mod body;
 mod caller;
+mod discover;
 mod envoy;
 mod error;
+mod extract;
+mod guard;
 mod health;
+mod keep;
+mod lists;
 mod objects;
+mod openapi;
+mod slots;
 mod tokens;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,16 +32,22 @@ use axum::extract::{FromRef, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mesh_api::error::{ApiError, Reason};
+use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::JoinSet;
+use tonic::transport::server::Connected;
 
+use crate::audit::Audit;
+use crate::auth::attempts::Attempts;
 use crate::ca::office::Office;
 use crate::clock::unix_s;
 use crate::engine::Engine;
@@ -42,10 +57,14 @@ use crate::store::Timings;
 use crate::tls::Connection;
 use caller::Reader;
 use error::Refused;
+use guard::Client;
 use mesh_api::resource::Kind;
+use slots::Slots;
 
 /// How long a client may take to send a request's head.
 const HEAD_TIME: Duration = Duration::from_secs(15);
+/// Largest head of a request, in bytes.
+const HEAD_MAX: usize = 64 << 10;
 /// How long a stop waits for requests under way.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -57,6 +76,14 @@ pub struct Site {
     pub office: Arc<Office>,
     /// How long commits took, for metrics.
     pub timings: Box<dyn Fn() -> Timings + Send + Sync>,
+    /// Where writes and refusals are noted.
+    pub audit: Audit,
+    /// Addresses that came with wrong tokens.
+    pub attempts: Mutex<Attempts>,
+    /// Places of answers that wait.
+    pub slots: Arc<Slots>,
+    /// Turns true when the server stops.
+    pub stop: watch_channel::Receiver<bool>,
 }
 
 #[derive(Clone)]
@@ -74,9 +101,23 @@ impl FromRef<App> for Arc<Engine> {
     }
 }
 
-fn router(site: Arc<Site>) -> Router {
-    let app = App(site);
-    Router::new()
+/// Everything that is served, with the paths noted.
+struct Api {
+    router: Router<App>,
+    paths: Vec<&'static str>,
+}
+
+impl Api {
+    fn route(mut self, path: &'static str, methods: MethodRouter<App>) -> Self {
+        self.paths.push(path);
+        self.router = self.router.route(path, methods);
+        self
+    }
+}
+
+fn api() -> Api {
+    envoy::routes(Api { router: Router::new(), paths: Vec::new() })
+        .route("/openapi.json", get(openapi::page))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -92,14 +133,28 @@ fn router(site: Arc<Site>) -> Router {
         .route("/v1/ca/revoke", post(authority::revoke))
         .route("/v1/nodes", get(authority::nodes))
         .route("/v1/nodes/{node}/revoke", post(authority::revoke_node))
-        .merge(envoy::routes())
-        .route("/v1/mesh", get(objects::get_mesh).put(objects::put_mesh))
-        .route("/v1/{plural}", get(objects::list))
-        .route("/v1/{plural}/{namespace}", get(objects::list_namespace))
-        .route("/v1/{plural}/{namespace}/{name}", put(objects::put).get(objects::get).delete(objects::delete))
+        .route("/v1/audit", get(keep::audit))
+        .route("/v1/backup", get(keep::backup))
+        .route("/v1/restore", post(keep::restore))
+        .route("/v1/discover/{namespace}/{service}", get(discover::discover))
+        .route("/v1/mesh", get(lists::mesh).put(objects::put_mesh))
+        .route("/v1/mesh/history", get(objects::history_of_mesh))
+        .route("/v1/mesh/rollback", post(objects::roll_mesh_back))
+        .route("/v1/{plural}", get(lists::all))
+        .route("/v1/{plural}/{namespace}", get(lists::of_namespace))
+        .route("/v1/{plural}/{namespace}/{name}", put(objects::put).get(lists::one).delete(objects::delete))
         .route("/v1/{plural}/{namespace}/{name}/heartbeat", post(objects::heartbeat))
+        .route("/v1/{plural}/{namespace}/{name}/history", get(objects::history))
+        .route("/v1/{plural}/{namespace}/{name}/rollback", post(objects::roll_back))
+}
+
+fn router(site: Arc<Site>) -> Router {
+    let app = App(site);
+    api()
+        .router
         .fallback(async |request: Request| Refused::not_found(request.uri().path()))
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(app.clone(), guard::guard))
         .layer(from_fn_with_state(app.clone(), counted))
         .with_state(app)
 }
@@ -167,7 +222,7 @@ fn jwks(engine: &Engine, now: u64) -> Vec<(String, usize, Option<u64>)> {
 pub async fn serve(
     site: Arc<Site>,
     mut connections: mpsc::Receiver<Connection>,
-    stop: watch::Receiver<bool>,
+    stop: watch_channel::Receiver<bool>,
 ) {
     let service = TowerToHyperService::new(router(site));
     let mut tasks = JoinSet::new();
@@ -189,11 +244,19 @@ pub async fn serve(
 async fn converse(
     connection: Connection,
     service: TowerToHyperService<Router>,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch_channel::Receiver<bool>,
 ) {
+    let address = connection.connect_info().tcp.remote_addr().map(|address| address.ip());
+    let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
+        if let Some(address) = address {
+            request.extensions_mut().insert(Client(address));
+        }
+        service.call(request)
+    });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(connection), service);
     let mut conversation = std::pin::pin!(conversation);
     let ended = tokio::select! {

@@ -1,13 +1,15 @@
-//! Objects over REST: read, write, remove, and the heartbeat of leased workloads.
+//! Objects over REST: read, write, remove, take back, and the heartbeat of leased workloads.
 //!
 //! Answers to writes carry the stored object, the conditions that deserve attention, and in
-//! `Server-Timing` how long the commit (fsync included) took.
+//! `Server-Timing` how long the commit (fsync included) took. With `?dryRun=true` nothing is written: the answer is
+//! what it would be, without conditions.
+//! Not here: lists and watches ([`super::lists`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mesh_api::duration;
@@ -21,59 +23,39 @@ use serde_json::{Value, json};
 use super::body::{Text, expected};
 use super::caller::{Reader, Writer};
 use super::error::Refused;
+use super::extract::{Ask, At, Dry};
+use super::guard::Did;
+use crate::auth::Principal;
 use crate::engine::Engine;
+use crate::engine::writes::Manner;
 
 /// Shortest and longest lease that the API takes.
 const LEASE_MIN: Duration = Duration::from_secs(1);
 const LEASE_MAX: Duration = Duration::from_hours(24);
 
 type App = State<Arc<Engine>>;
+/// Plural, namespace, name.
+pub type Place = At<(String, String, String)>;
 
-/// `?lease=30s`
+/// `?lease=30s&dryRun=true`
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutQuery {
     lease: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
 }
 
-pub async fn list(_: Reader, State(engine): App, Path(plural): Path<String>) -> Result<Json<Value>, Refused> {
-    Ok(items(&engine, kind(&plural)?, None))
-}
-
-pub async fn list_namespace(
-    _: Reader,
-    State(engine): App,
-    Path((plural, namespace)): Path<(String, String)>,
-) -> Result<Json<Value>, Refused> {
-    Ok(items(&engine, kind(&plural)?, Some(&namespace)))
-}
-
-fn items(engine: &Engine, kind: Kind, namespace: Option<&str>) -> Json<Value> {
-    let (revision, items) = engine.list(kind, namespace);
-    Json(json!({ "revision": revision, "items": items }))
-}
-
-pub async fn get(
-    _: Reader,
-    State(engine): App,
-    Path((plural, namespace, name)): Path<(String, String, String)>,
-) -> Result<Response, Refused> {
-    read(&engine, &Key::new(kind(&plural)?, &namespace, &name))
-}
-
-pub async fn get_mesh(_: Reader, State(engine): App) -> Result<Response, Refused> {
-    read(&engine, &Key::mesh())
-}
-
-fn read(engine: &Engine, key: &Key) -> Result<Response, Refused> {
-    let (revision, object) = engine.get(key).ok_or_else(|| Refused::from(key.not_found()))?;
-    Ok(([etag(revision)], Json(object)).into_response())
+/// How a request asks to write.
+fn manner(who: &Principal, headers: &HeaderMap, dry_run: bool) -> Result<Manner, Refused> {
+    Ok(Manner { expect: expected(headers)?, dry_run, ..Manner::rest(who.by()) })
 }
 
 pub async fn put(
     Writer(who): Writer,
     State(engine): App,
-    Path((plural, namespace, name)): Path<(String, String, String)>,
-    Query(query): Query<PutQuery>,
+    At((plural, namespace, name)): Place,
+    Ask(PutQuery { lease, dry_run }): Ask<PutQuery>,
     headers: HeaderMap,
     text: Text,
 ) -> Result<Response, Refused> {
@@ -81,10 +63,14 @@ pub async fn put(
     if resource.key() != key {
         return Err(mismatch(&key, &resource));
     }
-    let Some(lease) = query.lease else {
-        return write(&engine, &who.token, resource, expected(&headers)?).await;
+    let Some(lease) = lease else {
+        return write(&engine, manner(&who, &headers, dry_run)?, resource).await;
     };
     let ttl = lease_time(&key, &lease)?;
+    if dry_run {
+        let error = ApiError::new(Reason::Conflict, "dryRun", true.into(), "dryRun without lease");
+        return Err(error.into());
+    }
     let lease = LeaseRef::of_workload(&key, ttl);
     let start = Instant::now();
     let written = engine.register(Owner::rest(), resource, lease.clone()).await?;
@@ -92,12 +78,13 @@ pub async fn put(
     // Saying it again is a sign of life, as is the first time.
     engine.heartbeat_workload(&key);
     tracing::info!(token = %who.token, %key, revision = written.revision, lease = ?ttl, "registered");
-    Ok(answer(&engine, written, took).await)
+    Ok(answer(&engine, written, took, false).await)
 }
 
 pub async fn put_mesh(
     Writer(who): Writer,
     State(engine): App,
+    Ask(Dry { dry_run }): Ask<Dry>,
     headers: HeaderMap,
     text: Text,
 ) -> Result<Response, Refused> {
@@ -105,37 +92,34 @@ pub async fn put_mesh(
     if resource.key() != Key::mesh() {
         return Err(mismatch(&Key::mesh(), &resource));
     }
-    write(&engine, &who.token, resource, expected(&headers)?).await
+    write(&engine, manner(&who, &headers, dry_run)?, resource).await
 }
 
 pub async fn apply(
     Writer(who): Writer,
     State(engine): App,
+    Ask(Dry { dry_run }): Ask<Dry>,
     headers: HeaderMap,
     text: Text,
 ) -> Result<Response, Refused> {
-    write(&engine, &who.token, text.resource()?, expected(&headers)?).await
+    write(&engine, manner(&who, &headers, dry_run)?, text.resource()?).await
 }
 
-async fn write(
-    engine: &Arc<Engine>,
-    token: &str,
-    resource: Resource,
-    expect: Option<u64>,
-) -> Result<Response, Refused> {
-    let key = resource.key();
-    let start = Instant::now();
-    let written = engine.put(resource, expect).await?;
+async fn write(engine: &Arc<Engine>, manner: Manner, resource: Resource) -> Result<Response, Refused> {
+    let (key, start, token, dry_run) = (resource.key(), Instant::now(), manner.by.id.clone(), manner.dry_run);
+    let written = engine.put(manner, resource).await?;
     let took = start.elapsed();
-    tracing::info!(token, %key, revision = written.revision, created = written.created, "applied");
-    Ok(answer(engine, written, took).await)
+    if !dry_run {
+        tracing::info!(token, %key, revision = written.revision, created = written.created, "applied");
+    }
+    Ok(answer(engine, written, took, dry_run).await)
 }
 
-async fn answer(engine: &Engine, written: Written, took: Duration) -> Response {
+async fn answer(engine: &Engine, written: Written, took: Duration, dry_run: bool) -> Response {
     let Written { resource, created, changed, revision } = written;
     let key = resource.key();
-    let conditions = engine.problems(&key, revision).await;
-    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    let conditions = if dry_run { Vec::new() } else { engine.problems(&key, revision).await };
+    let status = if created && !dry_run { StatusCode::CREATED } else { StatusCode::OK };
     let result = match (created, changed) {
         (true, _) => "created",
         (false, true) => "updated",
@@ -144,19 +128,26 @@ async fn answer(engine: &Engine, written: Written, took: Duration) -> Response {
     let mut object = resource.to_json();
     object["result"] = result.into();
     object["conditions"] = json!(conditions);
+    if dry_run {
+        object["dryRun"] = true.into();
+    }
     let timing = format!("commit;dur={:.3}", took.as_secs_f64() * 1e3);
     let timing = HeaderValue::try_from(timing).unwrap_or(HeaderValue::from_static(""));
     let headers =
         [etag(resource.metadata.revision), (header::HeaderName::from_static("server-timing"), timing)];
-    (status, headers, Json(object)).into_response()
+    let mut response = (status, headers, Json(object)).into_response();
+    let did = Did { what: result.to_owned(), object: key.to_string(), revision };
+    response.extensions_mut().insert(did);
+    response
 }
 
 pub async fn delete(
     Writer(who): Writer,
     State(engine): App,
-    Path((plural, namespace, name)): Path<(String, String, String)>,
+    At((plural, namespace, name)): Place,
+    Ask(Dry { dry_run }): Ask<Dry>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Response, Refused> {
     let key = Key::new(kind(&plural)?, &namespace, &name);
     if !key.kind.namespaced() {
         return Err(Refused::from(
@@ -164,16 +155,22 @@ pub async fn delete(
                 .saying("the Mesh cannot be removed; change it with PUT /v1/mesh"),
         ));
     }
-    let revision = engine.delete(key.clone(), expected(&headers)?).await?;
+    let revision = engine.delete(manner(&who, &headers, dry_run)?, key.clone()).await?;
+    let did = Did { what: "deleted".to_owned(), object: key.to_string(), revision };
+    if dry_run {
+        return Ok((Json(json!({ "revision": revision, "dryRun": true }))).into_response());
+    }
     tracing::info!(token = %who.token, %key, revision, "deleted");
     engine.applied(revision).await;
-    Ok(Json(json!({ "revision": revision })))
+    let mut response = Json(json!({ "revision": revision })).into_response();
+    response.extensions_mut().insert(did);
+    Ok(response)
 }
 
 pub async fn heartbeat(
     _: Writer,
     State(engine): App,
-    Path((plural, namespace, name)): Path<(String, String, String)>,
+    At((plural, namespace, name)): Place,
 ) -> Result<Json<Value>, Refused> {
     let key = Key::new(kind(&plural)?, &namespace, &name);
     if engine.heartbeat_workload(&key) {
@@ -184,7 +181,67 @@ pub async fn heartbeat(
     Err(error.saying(format!("{key} has no lease of its own: register it again with {accepted}")).into())
 }
 
-fn kind(plural: &str) -> Result<Kind, Refused> {
+pub async fn history(_: Reader, State(engine): App, At(place): Place) -> Result<Json<Value>, Refused> {
+    past(&engine, key_of(&place)?).await
+}
+
+pub async fn history_of_mesh(_: Reader, State(engine): App) -> Result<Json<Value>, Refused> {
+    past(&engine, Key::mesh()).await
+}
+
+async fn past(engine: &Arc<Engine>, key: Key) -> Result<Json<Value>, Refused> {
+    Ok(Json(json!({ "items": engine.history(key).await? })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Back {
+    revision: u64,
+}
+
+pub async fn roll_back(
+    who: Writer,
+    State(engine): App,
+    At(place): Place,
+    Ask(dry): Ask<Dry>,
+    headers: HeaderMap,
+    text: Text,
+) -> Result<Response, Refused> {
+    back(&engine, &who.0, key_of(&place)?, dry, &headers, &text).await
+}
+
+pub async fn roll_mesh_back(
+    who: Writer,
+    State(engine): App,
+    Ask(dry): Ask<Dry>,
+    headers: HeaderMap,
+    text: Text,
+) -> Result<Response, Refused> {
+    back(&engine, &who.0, Key::mesh(), dry, &headers, &text).await
+}
+
+async fn back(
+    engine: &Arc<Engine>,
+    who: &Principal,
+    key: Key,
+    Dry { dry_run }: Dry,
+    headers: &HeaderMap,
+    text: &Text,
+) -> Result<Response, Refused> {
+    let Back { revision } = text.json("{revision: INTEGER}, as the history shows it")?;
+    let start = Instant::now();
+    let written = engine.roll_back(manner(who, headers, dry_run)?, key.clone(), revision).await?;
+    if !dry_run {
+        tracing::info!(token = %who.token, %key, to = revision, revision = written.revision, "rolled back");
+    }
+    Ok(answer(engine, written, start.elapsed(), dry_run).await)
+}
+
+fn key_of((plural, namespace, name): &(String, String, String)) -> Result<Key, Refused> {
+    Ok(Key::new(kind(plural)?, namespace, name))
+}
+
+pub fn kind(plural: &str) -> Result<Kind, Refused> {
     Kind::from_plural(plural).ok_or_else(|| {
         let known = Kind::ALL.map(Kind::plural).join(", ");
         Refused::from(
@@ -213,7 +270,7 @@ fn lease_time(key: &Key, text: &str) -> Result<Duration, Refused> {
         .ok_or_else(|| ApiError::new(Reason::OutOfRange, "lease", text.into(), accepted).into())
 }
 
-fn etag(revision: u64) -> (header::HeaderName, HeaderValue) {
+pub fn etag(revision: u64) -> (header::HeaderName, HeaderValue) {
     let value = HeaderValue::try_from(format!("\"{revision}\"")).unwrap_or(HeaderValue::from_static("\"\""));
     (header::ETAG, value)
 }

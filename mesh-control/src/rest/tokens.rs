@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use mesh_api::duration;
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::name::is_subdomain;
@@ -16,6 +16,8 @@ use super::Site;
 use super::body::Text;
 use super::caller::Administrator;
 use super::error::Refused;
+use super::extract::At;
+use super::guard::Did;
 use crate::auth::Role;
 use crate::auth::token::{Grant, Minted, TokenRecord};
 use crate::clock::unix_ms;
@@ -23,14 +25,18 @@ use crate::engine::Engine;
 
 /// Most grants of one token.
 const GRANTS_MAX: usize = 1024;
-const ACCEPTED: &str = "{role: admin | editor | viewer, ttl?: DURATION} or \
-                        {role: node, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION, singleUse?: BOOL} or \
-                        {role: envoy, node: NODE TYPE, ttl?: DURATION}";
+/// Longest name of a token, in bytes.
+const NAME_MAX: usize = 64;
+const ACCEPTED: &str = "{role: admin | editor | viewer, name?: TEXT, ttl?: DURATION} or \
+                        {role: node, name?: TEXT, node: NAME, allow: [NAMESPACE/SERVICEACCOUNT, …], ttl?: DURATION, singleUse?: BOOL} or \
+                        {role: envoy, name?: TEXT, node: NODE TYPE, ttl?: DURATION}";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Create {
     role: String,
+    #[serde(default)]
+    name: String,
     #[serde(default)]
     node: String,
     #[serde(default)]
@@ -49,6 +55,9 @@ impl Create {
             return refuse("role", self.role.as_str().into(), "admin, editor, viewer, node, envoy");
         };
         let of_node = role == Role::Node;
+        if self.name.len() > NAME_MAX || self.name.chars().any(char::is_control) {
+            return refuse("name", self.name.as_str().into(), "up to 64 bytes without control characters");
+        }
         if of_node && !is_subdomain(&self.node) {
             return refuse("node", self.node.as_str().into(), "the node's name, a DNS subdomain");
         }
@@ -86,6 +95,7 @@ impl Create {
         };
         Ok(TokenRecord {
             id: minted.id.clone(),
+            name: self.name.clone(),
             hash: minted.hash.clone(),
             role,
             node: self.node.clone(),
@@ -102,7 +112,7 @@ pub async fn create(
     Administrator(who): Administrator,
     State(site): State<Arc<Site>>,
     text: Text,
-) -> Result<(StatusCode, Json<Value>), Refused> {
+) -> Result<(StatusCode, Extension<Did>, Json<Value>), Refused> {
     let create: Create = text.json(ACCEPTED)?;
     let minted =
         Minted::new().map_err(|_| Refused::unavailable("the system gives no random numbers; try again"))?;
@@ -115,7 +125,9 @@ pub async fn create(
         minted.api_text()
     };
     tracing::info!(by = %who.token, token = %id, role = role.name(), "token made");
-    Ok((StatusCode::CREATED, Json(json!({ "id": id, "role": role, "token": token }))))
+    let object = format!("token {id} of role {}", role.name());
+    let did = Did { what: "created".to_owned(), object, revision: 0 };
+    Ok((StatusCode::CREATED, Extension(did), Json(json!({ "id": id, "role": role, "token": token }))))
 }
 
 pub async fn list(_: Administrator, State(engine): State<Arc<Engine>>) -> Json<Value> {
@@ -128,6 +140,7 @@ pub async fn list(_: Administrator, State(engine): State<Arc<Engine>>) -> Json<V
             let left = record.expires_ms.map(|end| (end as i64 - now as i64) / 1000);
             json!({
                 "id": record.id,
+                "name": record.name,
                 "role": record.role,
                 "node": record.node,
                 "grants": record.grants,
@@ -144,7 +157,7 @@ pub async fn list(_: Administrator, State(engine): State<Arc<Engine>>) -> Json<V
 pub async fn revoke(
     Administrator(who): Administrator,
     State(engine): State<Arc<Engine>>,
-    Path(id): Path<String>,
+    At(id): At<String>,
 ) -> Result<Json<Value>, Refused> {
     if !engine.revoke_token(id.clone()).await? {
         return Err(Refused::not_found(&format!("token {id}")));

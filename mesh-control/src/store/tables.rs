@@ -40,7 +40,13 @@ const FORGET_AT_ONCE: u64 = 512;
 
 /// A failure of the file, as the trait says it.
 pub(super) fn failed(operation: &'static str, cause: impl std::fmt::Display) -> StoreError {
-    StoreError::Failed { operation, cause: cause.to_string() }
+    let mut cause = cause.to_string();
+    // redb trusts nothing that it has in memory once its disk has failed.
+    if cause.contains("Previous I/O error") {
+        "its disk failed before: free space on it or mend it, then restart mesh-control"
+            .clone_into(&mut cause);
+    }
+    StoreError::Failed { operation, cause }
 }
 
 /// Every table of one write transaction.

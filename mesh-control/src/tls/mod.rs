@@ -1,4 +1,5 @@
-//! Everything that listens here speaks TLS 1.3 with a certificate of the mesh's own authority.
+//! Everything that listens here speaks TLS 1.3 with a certificate of the mesh's own authority; the REST
+//! port may show a given one ([`given`]).
 //!
 //! [`accept`] turns a listening socket into finished handshakes: both servers (REST and agents) take their
 //! connections from it, so limits and timeouts stand in one place.
@@ -7,6 +8,7 @@
 //! most [`HANDSHAKE_TIME`]; further clients wait in the listening socket's backlog.
 
 mod connection;
+pub mod given;
 
 pub use connection::{Connection, Origin};
 

@@ -2,6 +2,8 @@
 //! own, spoken to over TLS.
 
 mod envoy;
+mod api;
+mod files;
 mod identity;
 mod jwks;
 mod lifecycle;

@@ -49,6 +49,9 @@ pub fn config(data: PathBuf) -> Serve {
         ca_cert: None,
         ca_key: None,
         ca_bundle: None,
+        tls_cert: None,
+        tls_key: None,
+        files: None,
         jwks_dir: None,
         jwks_refresh: Duration::from_secs(1),
         jwks_plain_http: false,
@@ -273,6 +276,17 @@ impl Person {
             (response.status().as_u16(), value)
         };
         tokio::task::spawn_blocking(call).await.unwrap()
+    }
+
+    /// An answer that goes on, or is no JSON.
+    pub fn open(&self, path: &str) -> impl std::io::Read + Send + 'static {
+        let mut request = self.http.get(format!("{}{path}", self.url)).config().timeout_global(None).build();
+        if !self.token.is_empty() {
+            request = request.header("authorization", format!("Bearer {}", self.token));
+        }
+        let response = request.call().unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response.into_body().into_reader()
     }
 
     /// Asks until `holds`; fails after [`PATIENCE`].

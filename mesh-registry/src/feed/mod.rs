@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use mesh_api::resource::Key;
 
-use crate::record::{Record, parse_key};
+use crate::record::{INTENT, REGISTERED, Record, parse_key};
 use crate::source::{Batch, Change, Event, Owner, Source, SourceError, What};
 use crate::store::{self, Entry, Store, StoreError};
 
@@ -32,7 +32,9 @@ impl StoreSource {
 
     /// Everything, and removals of what was told before and is no longer there.
     fn everything(&mut self) -> Result<Batch, StoreError> {
-        let range = self.store.range("/", None)?;
+        let mut range = self.store.range(INTENT, None)?;
+        // Of the same revision; history, which may be much, is not read.
+        range.entries.extend(self.store.range(REGISTERED, Some(range.revision))?.entries);
         let mut batch = Batch { revision: range.revision, ..Batch::default() };
         let there: BTreeSet<&String> = range.entries.iter().map(|entry| &entry.key).collect();
         let gone: Vec<String> = self.told.keys().filter(|key| !there.contains(key)).cloned().collect();

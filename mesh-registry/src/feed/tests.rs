@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::history::By;
 use crate::intent::{Author, Intents};
 use crate::memory::MemoryStore;
 use crate::source::LeaseRef;
@@ -13,13 +14,16 @@ fn uid() -> String {
     "uid-1".to_owned()
 }
 
+fn rest() -> Author<'static> {
+    Author { owner: Owner::rest(), by: By::system(), dry_run: false, now_ms: 1, new_uid: &uid }
+}
+
 fn put(store: &dyn Store, name: &str) {
     let value = json!({
         "apiVersion": "nodemesh.io/v1", "kind": "Service", "metadata": {"name": name},
         "spec": {"ports": [{"port": 80}]},
     });
-    let author = Author { owner: Owner::rest(), now_ms: 1, new_uid: &uid };
-    Intents::new(store).put(&author, &Resource::parse(&value).expect("parses"), None).expect("written");
+    Intents::new(store).put(&rest(), &Resource::parse(&value).expect("parses"), None).expect("written");
 }
 
 fn told(batch: &Batch) -> Vec<String> {
@@ -51,12 +55,12 @@ fn first_everything_then_changes() {
     });
     let workload = Resource::parse(&value).expect("parses");
     let owner = Owner::node("n1");
-    let author = Author { owner: owner.clone(), now_ms: 1, new_uid: &uid };
+    let author = Author { owner: owner.clone(), ..rest() };
     let lease = LeaseRef::of_node("n1", std::time::Duration::from_secs(30));
     let intents = Intents::new(&*store);
     intents.register(&author, &workload, &lease).expect("registered");
     intents
-        .delete(&Owner::rest(), &Key::new(mesh_api::resource::Kind::Service, "default", "b"), None)
+        .delete(&rest(), &Key::new(mesh_api::resource::Kind::Service, "default", "b"), None)
         .expect("deleted");
     let batch = source.poll(100).expect("poll");
     assert_eq!(told(&batch), ["node:n1 sees Workload default/w", "rest takes back Service default/b"]);
@@ -73,7 +77,7 @@ fn after_compaction_what_is_gone_is_taken_back() {
     let mut source = StoreSource::new(store.clone());
     source.poll(100).expect("poll");
     Intents::new(&*store)
-        .delete(&Owner::rest(), &Key::new(mesh_api::resource::Kind::Service, "default", "a"), None)
+        .delete(&rest(), &Key::new(mesh_api::resource::Kind::Service, "default", "a"), None)
         .expect("deleted");
     put(&*store, "c");
     store.compact(store.revision().expect("revision")).expect("compact");

@@ -7,20 +7,24 @@
 //! | `/intent/<plural>/<namespace>/<name>` | owner and object |
 //! | `/registered/<owner>/<namespace>/<name>` | owner, Workload, lease |
 //! | `/vip/<address>` | the service that has it |
+//! | `/history/…` | what was written, by whom: [`crate::history`] |
 //!
 //! Invariants: an address belongs to one service, claimed in the same transaction that writes the service; an
-//! object that is written again unchanged costs no write; a write that raced with another is tried again, unless
+//! object that is written again unchanged costs no write, one that changes is noted in its history in the same transaction; a write that raced with another is tried again, unless
 //! the caller named the revision that it read.
 //! Not here: who may write (mesh-control), what it means (registry).
 
 mod health;
+mod past;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{Key, Kind, Resource, Spec, VipPool};
+use serde_json::Value;
 
+use crate::history::{self, By, Past, What};
 use crate::record::{Record, intent_key, namespace_prefix, registered_key, vip_key};
 use crate::source::{LeaseRef, Owner};
 use crate::store::{Entry, Store, StoreError, Txn};
@@ -60,6 +64,10 @@ pub struct Written {
 pub struct Author<'a> {
     /// Who owns what is written.
     pub owner: Owner,
+    /// Who writes, for history.
+    pub by: By,
+    /// Only says what would be written.
+    pub dry_run: bool,
     /// Unix milliseconds.
     pub now_ms: u64,
     /// A random id, for an object that is new.
@@ -98,9 +106,20 @@ impl<'s> Intents<'s> {
         resource: &Resource,
         expect: Option<u64>,
     ) -> Result<Written, WriteError> {
+        self.put_as(author, resource, expect, None)
+    }
+
+    /// The same; `what` history shall say, where it is not what it looks like.
+    fn put_as(
+        &self,
+        author: &Author<'_>,
+        resource: &Resource,
+        expect: Option<u64>,
+        what: Option<What>,
+    ) -> Result<Written, WriteError> {
         let key = resource.key();
         let path = intent_key(&key);
-        retrying(expect.is_some(), || {
+        retrying(expect.map(|_| path.as_str()), || {
             let old = self.read(&path)?;
             let found = old.as_ref().map_or(0, |record| record.resource.metadata.revision);
             check_expected(&key, expect, found)?;
@@ -118,24 +137,35 @@ impl<'s> Intents<'s> {
                 let revision = self.store.revision()?;
                 return Ok(Written { resource: before.clone(), created: false, changed: false, revision });
             }
-            let record = Record { owner: author.owner.clone(), resource: new, lease: None };
+            let created = old.is_none();
+            if author.dry_run {
+                let revision = self.store.revision()?;
+                return Ok(Written { resource: new, created, changed: true, revision });
+            }
+            let what = what.unwrap_or(if created { What::Created } else { What::Updated });
+            let (txn, number) = self.noted(txn, author, &key, old.as_ref(), what, Past::of(&new))?;
+            let record = Record { owner: author.owner.clone(), resource: new, lease: None, number };
             let revision = self.store.transact(txn.put(path.clone(), record.write()))?;
             let mut resource = record.resource;
             resource.metadata.revision = revision;
-            Ok(Written { resource, created: found == 0, changed: true, revision })
+            Ok(Written { resource, created, changed: true, revision })
         })
         .map_err(|error| stale(&key, &path, error))
     }
 
     /// Removes an object; with `expect`, only that revision of it.
-    pub fn delete(&self, owner: &Owner, key: &Key, expect: Option<u64>) -> Result<u64, WriteError> {
+    pub fn delete(&self, author: &Author<'_>, key: &Key, expect: Option<u64>) -> Result<u64, WriteError> {
         let path = intent_key(key);
-        retrying(expect.is_some(), || {
+        retrying(expect.map(|_| path.as_str()), || {
             let Some(old) = self.read(&path)? else { return Err(key.not_found().into()) };
             let found = old.resource.metadata.revision;
             check_expected(key, expect, found)?;
-            check_owner(key, &old.owner, owner)?;
-            let mut txn = Txn::default().if_at(path.clone(), found).delete(path.clone());
+            check_owner(key, &old.owner, &author.owner)?;
+            if author.dry_run {
+                return Ok(self.store.revision()?);
+            }
+            let txn = Txn::default().if_at(path.clone(), found).delete(path.clone());
+            let (mut txn, _) = self.noted(txn, author, key, Some(&old), What::Deleted, None)?;
             for address in addresses(&old.resource) {
                 txn = txn.delete(vip_key(address));
             }
@@ -152,7 +182,7 @@ impl<'s> Intents<'s> {
         lease: &LeaseRef,
     ) -> Result<Written, WriteError> {
         let path = registered_key(&author.owner, &workload.key());
-        retrying(false, || {
+        retrying(None, || {
             let old = self.read(&path)?;
             let found = old.as_ref().map_or(0, |record| record.resource.metadata.revision);
             let before = old.as_ref().map(|record| &record.resource);
@@ -171,7 +201,12 @@ impl<'s> Intents<'s> {
                     revision,
                 });
             }
-            let record = Record { owner: author.owner.clone(), resource: new, lease: Some(lease.clone()) };
+            if author.dry_run {
+                let revision = self.store.revision()?;
+                return Ok(Written { resource: new, created: found == 0, changed: true, revision });
+            }
+            let (owner, lease_of) = (author.owner.clone(), Some(lease.clone()));
+            let record = Record { owner, resource: new, lease: lease_of, number: 0 };
             let txn = Txn::default()
                 .if_at(path.clone(), found)
                 .grant(lease.name.clone(), lease.ttl)
@@ -216,6 +251,26 @@ impl<'s> Intents<'s> {
             revision = self.store.transact(txn)?;
         }
         Ok(revision)
+    }
+
+    /// Adds to a transaction that its change is noted in the object's history; the note's number.
+    fn noted(
+        &self,
+        txn: Txn,
+        author: &Author<'_>,
+        key: &Key,
+        before: Option<&Record>,
+        what: What,
+        object: Option<Value>,
+    ) -> Result<(Txn, u32), WriteError> {
+        // A record says what its last note was; only of what is new history must be asked.
+        let number = match before.map_or(0, |record| record.number) {
+            0 => history::last(self.store, key)?,
+            number => number,
+        } + 1;
+        let (by, owner) = (author.by.clone(), author.owner.clone());
+        let past = Past { revision: 0, at_ms: author.now_ms, by, owner, what, object };
+        Ok((history::note(txn, key, number, &past), number))
     }
 
     fn read(&self, path: &str) -> Result<Option<Record>, WriteError> {
@@ -307,11 +362,14 @@ fn addresses(resource: &Resource) -> Vec<IpAddr> {
     }
 }
 
-/// Tries again what raced with another write.
-fn retrying<T>(once: bool, mut attempt: impl FnMut() -> Result<T, WriteError>) -> Result<T, WriteError> {
+/// Tries again what raced with another write, unless it is a race for `pinned`.
+fn retrying<T>(
+    pinned: Option<&str>,
+    mut attempt: impl FnMut() -> Result<T, WriteError>,
+) -> Result<T, WriteError> {
     for _ in 1..RETRIES {
         match attempt() {
-            Err(WriteError::Store(StoreError::Conflict { .. })) if !once => {}
+            Err(WriteError::Store(StoreError::Conflict { key, .. })) if pinned != Some(key.as_str()) => {}
             result => return result,
         }
     }

@@ -12,7 +12,8 @@ fn uid() -> String {
 }
 
 fn author(owner: Owner) -> Author<'static> {
-    Author { owner, now_ms: 1_700_000_000_000, new_uid: &uid }
+    let by = By { id: "t1".to_owned(), name: "ann".to_owned() };
+    Author { owner, by, dry_run: false, now_ms: 1_700_000_000_000, new_uid: &uid }
 }
 
 fn service(name: &str, spec: &Value) -> Resource {
@@ -64,8 +65,10 @@ fn a_service_is_given_addresses_and_keeps_them() {
     let claims: Vec<String> =
         store.range("/vip/", None).expect("range").entries.into_iter().map(|e| e.key).collect();
     assert_eq!(claims, ["/vip/10.9.9.9"]);
-    intents.delete(&Owner::rest(), &plain("web").key(), None).expect("deleted");
-    assert_eq!(store.range("/", None).expect("range").entries, []);
+    intents.delete(&rest, &plain("web").key(), None).expect("deleted");
+    for prefix in ["/vip/", "/intent/"] {
+        assert_eq!(store.range(prefix, None).expect("range").entries, [], "{prefix}");
+    }
 }
 
 #[test]
@@ -113,9 +116,9 @@ fn a_write_over_another_revision_or_another_owners_object_is_refused() {
     assert_eq!((error.reason, error.accepted.as_str()), (Reason::Stale, "1"));
     let error = refused(intents.put(&author(Owner::named("file:/etc")), &plain("web"), None));
     assert_eq!(error.reason, Reason::Owned);
-    let gone = intents.delete(&Owner::rest(), &plain("other").key(), None);
+    let gone = intents.delete(&rest, &plain("other").key(), None);
     assert!(matches!(gone, Err(WriteError::Refused(ApiError { reason: Reason::NotFound, .. }))), "{gone:?}");
-    assert!(intents.delete(&Owner::rest(), &plain("web").key(), Some(7)).is_err());
+    assert!(intents.delete(&rest, &plain("web").key(), Some(7)).is_err());
     assert_eq!(store.revision(), Ok(1));
 }
 
@@ -144,4 +147,75 @@ fn a_registration_ends_with_its_lease() {
     assert_eq!(leases(), ["workload:default/d"]);
     intents.deregister(&Owner::rest(), &[key]).expect("ended");
     assert_eq!((leases(), store.range("/", None).expect("range").entries.len()), (vec![], 0));
+}
+
+fn told(intents: &Intents<'_>, key: &Key) -> Vec<String> {
+    let one = |past: Past| {
+        let port = past.object.map_or(Value::Null, |object| object["spec"]["ports"][0]["port"].clone());
+        format!("{} {} by {} ({}): {port}", past.revision, past.what.name(), past.by.id, past.by.name)
+    };
+    intents.history(key).expect("history").into_iter().map(one).collect()
+}
+
+#[test]
+fn every_write_is_noted_and_can_be_taken_back() {
+    let store = MemoryStore::new("s");
+    let intents = Intents::new(&store);
+    let rest = author(Owner::rest());
+    let of = |port: u16| service("web", &json!({"ports": [{"port": port}]}));
+    let key = plain("web").key();
+    intents.put(&rest, &of(80), None).expect("written");
+    intents.put(&rest, &of(81), None).expect("written");
+    intents.put(&rest, &of(81), None).expect("unchanged");
+    intents.delete(&rest, &key, None).expect("deleted");
+    assert_eq!(
+        told(&intents, &key),
+        ["3 deleted by t1 (ann): null", "2 updated by t1 (ann): 81", "1 created by t1 (ann): 80"]
+    );
+    let back = intents.roll_back(&rest, &key, 2, None).expect("taken back");
+    assert!(back.created && back.resource.spec == of(81).spec);
+    let back = intents.roll_back(&rest, &key, 1, Some(back.revision)).expect("further back");
+    assert!(!back.created && back.resource.spec == of(80).spec);
+    assert_eq!(told(&intents, &key)[..2], ["5 rolledBack by t1 (ann): 80", "4 rolledBack by t1 (ann): 81"]);
+    assert_eq!(refused(intents.roll_back(&rest, &key, 1, Some(4))).reason, Reason::Stale);
+    assert_eq!(refused(intents.roll_back(&rest, &key, 3, None)).reason, Reason::Conflict, "a removal");
+    let error = refused(intents.roll_back(&rest, &key, 77, None));
+    assert_eq!((error.reason, error.accepted.as_str()), (Reason::NotFound, "one of 5, 4, 3, 2, 1"));
+    assert_eq!(refused(intents.roll_back(&rest, &plain("x").key(), 1, None)).reason, Reason::NotFound);
+}
+
+#[test]
+fn history_is_bounded_an_object_and_over_all() {
+    let store = MemoryStore::new("s");
+    let intents = Intents::new(&store);
+    let rest = author(Owner::rest());
+    for name in ["a", "b"] {
+        for port in 1..=30 {
+            let spec = json!({"ports": [{"port": port}]});
+            intents.put(&rest, &service(name, &spec), None).expect("written");
+        }
+        let past = intents.history(&plain(name).key()).expect("history");
+        assert_eq!(past.len(), history::KEPT as usize);
+        assert_eq!(past[0].object.as_ref().expect("kept")["spec"]["ports"][0]["port"], 30);
+    }
+    assert_eq!(history::trim(&store, 40, 1 << 20), Ok(0));
+    assert_eq!(history::trim(&store, 30, 1 << 20), Ok(13), "down to nine tenths");
+    let left = |name: &str| intents.history(&plain(name).key()).expect("history").len();
+    assert_eq!((left("a"), left("b")), (7, 20), "the oldest go");
+    assert!(matches!(history::trim(&store, 1000, 2000), Ok(1..)), "by bytes as well");
+}
+
+#[test]
+fn a_dry_run_says_what_a_write_would_come_to_and_writes_nothing() {
+    let store = MemoryStore::new("s");
+    let intents = Intents::new(&store);
+    let dry = Author { dry_run: true, ..author(Owner::rest()) };
+    let told = intents.put(&dry, &plain("web"), None).expect("it could be");
+    assert!(told.created && told.resource.status.vips.len() == 2);
+    assert_eq!(store.revision(), Ok(0));
+    intents.put(&author(Owner::rest()), &plain("web"), None).expect("written");
+    assert!(!intents.put(&dry, &plain("web"), None).expect("the same").changed);
+    assert_eq!(intents.delete(&dry, &plain("web").key(), None), Ok(1));
+    assert_eq!(refused(intents.put(&dry, &plain("web"), Some(9))).reason, Reason::Stale);
+    assert_eq!(store.revision(), Ok(1));
 }
