@@ -19,6 +19,7 @@ use mesh_core::http1::{
     write_request, write_response,
 };
 use mesh_core::mtls::MtlsMode;
+use mesh_core::resilience::sticky::Wanted;
 use mesh_core::route::{Backend, Edits, PathMatch, RouteSpec, RouteTable, RuleSpec};
 use mesh_core::snapshot::{Balancing, Endpoint, EndpointId, OnProxyLoss, Service, ServiceId, Traffic};
 
@@ -125,6 +126,8 @@ fn service(balancing: Balancing, weights: fn(u32) -> u32) -> Service {
         fallback: vec![],
         split: false,
         backends: vec![],
+        health: None,
+        dns_ttl: None,
     }
 }
 
@@ -141,7 +144,9 @@ fn balance(c: &mut Criterion) {
         c.bench_function(&format!("balance: {name}, 20 endpoints"), |b| {
             b.iter(|| {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                balancer.pick(black_box(&service), 1, random, &Idle).map(|endpoint| endpoint.id)
+                balancer
+                    .pick(black_box(&service), (1, Wanted::Any), random, &Idle)
+                    .map(|endpoint| endpoint.id)
             });
         });
     }

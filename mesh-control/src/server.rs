@@ -182,7 +182,7 @@ pub async fn start_with(config: &Serve, opened: Opened) -> Result<Running, Start
     if let Some((port, address)) = envoys_port {
         tracing::info!(%address, "Envoys are served");
         let connections = tls::accept(port, envoys_tls, stopped.clone());
-        let engine = engine.clone();
+        let (engine, stopped) = (engine.clone(), stopped.clone());
         tasks.push(tokio::spawn(async move {
             if let Err(error) = envoy::port::serve(engine, connections, stopped).await {
                 tracing::error!(%error, "the Envoys' port failed");

@@ -12,10 +12,10 @@
 //! Not here: HTTP, gRPC.
 
 mod authz;
-mod follow;
-mod health;
 pub mod backup;
 pub mod discover;
+mod follow;
+mod health;
 mod history;
 pub mod members;
 mod pump;
@@ -37,8 +37,8 @@ use tokio::sync::watch;
 use crate::auth::members::Members;
 use crate::auth::table::Tokens;
 use crate::envoy::hub::Envoys;
-use crate::hooks::Hooks;
 use crate::files::Files;
+use crate::hooks::Hooks;
 use crate::jwks::Shown;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;

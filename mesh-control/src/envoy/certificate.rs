@@ -51,6 +51,7 @@ pub fn issue(
         at: now,
         not_after: certificate.not_after,
         generation: certificate.generation,
+        by: engine.replicas.name().to_owned(),
     };
     office.ledger().note(vec![note], now).map_err(|error| failed(error.to_string()))?;
     engine.metrics.certificates_issued.inc();

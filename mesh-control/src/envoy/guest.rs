@@ -78,7 +78,7 @@ impl Guest {
 
 /// The node type that a token is bound to.
 pub fn of_token(engine: &Engine, text: &str) -> Result<String, Status> {
-    let Some(principal) = engine.tokens.authenticate(text, unix_ms()) else {
+    let Ok(principal) = engine.tokens.authenticate(text, unix_ms()) else {
         return Err(Status::unauthenticated(
             "the token is not known, or not any more: make one with `meshctl token create --envoy TYPE`",
         ));

@@ -9,12 +9,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::Json;
 use mesh_api::error::{ApiError, Reason};
 use mesh_api::resource::{DEFAULT_NAMESPACE, Key, Kind, NODE_TYPE, Resource, node_type_of};
 use mesh_envoy::catalog::Want;
@@ -90,11 +90,7 @@ fn key(node_type: &str) -> Result<Key, Refused> {
     Ok(Key::new(Kind::EnvoyResources, DEFAULT_NAMESPACE, node_type))
 }
 
-async fn read(
-    _: Reader,
-    State(engine): Shared,
-    At(node_type): At<String>,
-) -> Result<Json<Value>, Refused> {
+async fn read(_: Reader, State(engine): Shared, At(node_type): At<String>) -> Result<Json<Value>, Refused> {
     let resources = engine.read(|registry| {
         let want = Want { all: true, names: BTreeSet::new() };
         let all = Type::ALL.map(|of| (of, engine.envoys.wanted(registry, &node_type, of, &want)));

@@ -1,8 +1,8 @@
 //! The control plane as its clients see it: started in this process on free ports with a directory of its
 //! own, spoken to over TLS.
 
-mod envoy;
 mod api;
+mod envoy;
 mod files;
 mod identity;
 mod jwks;

@@ -25,8 +25,10 @@ impl Intents<'_> {
         health: &WorkloadHealth,
     ) -> Result<Option<u64>, WriteError> {
         let path = registered_key(owner, key);
-        retrying(false, || {
-            let Some(Record { owner, mut resource, lease }) = self.read(&path)? else { return Ok(None) };
+        retrying(None, || {
+            let Some(Record { owner, mut resource, lease, number }) = self.read(&path)? else {
+                return Ok(None);
+            };
             let found = resource.metadata.revision;
             let health = health.clone().bounded().since(resource.status.health.as_ref());
             let nothing = health == WorkloadHealth::default();
@@ -36,7 +38,7 @@ impl Intents<'_> {
             }
             resource.status.health = health;
             resource.metadata.revision = 0;
-            let record = Record { owner, resource, lease };
+            let record = Record { owner, resource, lease, number };
             let txn = Txn::default().if_at(path.clone(), found);
             let txn = match &record.lease {
                 Some(lease) => txn.grant(lease.name.clone(), lease.ttl).put_leased(
@@ -59,6 +61,7 @@ mod tests {
 
     use super::super::Author;
     use super::*;
+    use crate::history::By;
     use crate::memory::MemoryStore;
 
     fn unhealthy(reason: &str, since_ms: u64) -> WorkloadHealth {
@@ -78,7 +81,8 @@ mod tests {
         let store = MemoryStore::new("s");
         let intents = Intents::new(&store);
         let (owner, lease) = (Owner::node("n1"), LeaseRef::of_node("n1", Duration::from_secs(30)));
-        let author = Author { owner: owner.clone(), now_ms: 1, new_uid: &|| "u".to_owned() };
+        let (by, new_uid) = (By::system(), || "u".to_owned());
+        let author = Author { owner: owner.clone(), by, dry_run: false, now_ms: 1, new_uid: &new_uid };
         let spec = WorkloadSpec { addresses: vec!["10.0.0.1".parse().unwrap()], ..WorkloadSpec::default() };
         let mut workload = Resource::new("default", "a", Spec::Workload(spec));
         let key = workload.key();

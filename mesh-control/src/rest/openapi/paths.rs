@@ -396,9 +396,14 @@ fn of_envoys() -> Vec<Operation> {
     let any = || json!({ "type": "object" });
     let one = "/v1/envoy/{node_type}";
     let mut all = vec![
-        Operation::new("get", "/v1/proxies", "listProxies", "Envoys and clients of gRPC, and what they refused")
-            .role("viewer")
-            .json(200, any()),
+        Operation::new(
+            "get",
+            "/v1/proxies",
+            "listProxies",
+            "Envoys and clients of gRPC, and what they refused",
+        )
+        .role("viewer")
+        .json(200, any()),
         Operation::new("get", one, "getEnvoy", "What Envoys of a node type have")
             .role("viewer")
             .json(200, any()),
