@@ -7,10 +7,10 @@ use mesh_api::resource::Kind;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::moment::utc;
 use crate::object::{Which, path};
 use crate::past::line;
 use crate::table;
-use crate::time::utc;
 
 /// Writes of an object that are shown.
 const PAST: usize = 5;

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::client::Client;
+use crate::moment::utc;
 use crate::table::{self, or_dash};
-use crate::time::utc;
 
 /// Writes all that people wrote, tokens (as hashes) and nodes included, to a file.
 #[derive(Args)]

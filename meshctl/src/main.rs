@@ -25,6 +25,7 @@ mod identities;
 mod keep;
 mod kernel;
 mod manifest;
+mod moment;
 mod object;
 mod past;
 mod proxy;
@@ -33,7 +34,6 @@ mod run;
 mod status;
 mod table;
 mod tap;
-mod time;
 mod token;
 mod workload;
 

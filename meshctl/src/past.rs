@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::apply::show;
 use crate::client::Client;
+use crate::moment::utc;
 use crate::object::{Which, path};
-use crate::time::utc;
 
 /// Shows what was written to an object, the newest first; of one that is gone as well.
 #[derive(Args)]

@@ -286,10 +286,15 @@ impl Mesh {
 
     /// `meshctl` against the control plane, to be run in the fabric.
     pub fn meshctl_command(&self, args: &[&str]) -> Command {
+        self.meshctl_as(&self.fabric.data().join("admin.token"), args)
+    }
+
+    /// The same with the token in this file.
+    pub fn meshctl_as(&self, token: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(own_program("meshctl"));
         command.args(["--server", &format!("https://{CONTROL}:15080")]);
         command.arg("--ca").arg(self.fabric.data().join("ca.pem"));
-        command.arg("--token-file").arg(self.fabric.data().join("admin.token"));
+        command.arg("--token-file").arg(token);
         command.args(args);
         command
     }

@@ -14,7 +14,7 @@ use mesh_api::resource::Key;
 use mesh_registry::history::{self, By, Past, What};
 use mesh_registry::intent::WriteError;
 use mesh_registry::record::{INTENT, REGISTERED, Record, intent_key};
-use mesh_registry::store::{Entry, StoreError, Txn};
+use mesh_registry::store::{Entry, MAX_COMPARE, MAX_TXN_BYTES, MAX_VALUE, StoreError, Txn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -29,8 +29,10 @@ const VIPS: &str = "/vip/";
 /// There while a restore is under way.
 const MARK: &str = "/restoring";
 const FORMAT: u32 = 1;
-/// Entries of one transaction; each is two operations at most.
-const AT_ONCE: usize = 1000;
+/// Entries of one transaction: each is compared, and noted in history.
+const AT_ONCE: usize = MAX_COMPARE / 2;
+/// Bytes of values that one transaction begins with: each of an object stands in its history as well, where that keeps it.
+const BYTES: usize = (MAX_TXN_BYTES - MAX_VALUE) / 2;
 
 /// The first line.
 #[derive(Serialize, Deserialize)]
@@ -87,7 +89,7 @@ impl Engine {
             let count = lines.len();
             let (nodes, rest): (Vec<_>, Vec<_>) =
                 lines.into_iter().partition(|(line, _)| line.key.starts_with(NODES));
-            for lines in rest.chunks(AT_ONCE).chain(nodes.chunks(AT_ONCE)) {
+            for lines in batches(&rest).chain(batches(&nodes)) {
                 let txn = lines.iter().fold(Txn::default(), |txn, line| restored(txn, line, &by, mesh));
                 engine.store.transact(txn)?;
             }
@@ -126,6 +128,21 @@ impl Engine {
             None => Ok(found),
         }
     }
+}
+
+/// Lines in portions that a transaction takes: a portion holds one that is large, or several that are not.
+fn batches<T>(mut lines: &[(Line, T)]) -> impl Iterator<Item = &[(Line, T)]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |(line, _): &&(Line, T)| {
+            bytes += line.key.len() + line.value.len();
+            bytes <= BYTES
+        };
+        let count = lines.iter().take(AT_ONCE).take_while(fits).count().max(1).min(lines.len());
+        let (batch, rest) = lines.split_at(count);
+        lines = rest;
+        (count > 0).then_some(batch)
+    })
 }
 
 /// Every line, found good; with the record of an object.
@@ -208,6 +225,17 @@ mod tests {
 
     fn told(file: &str) -> String {
         read(file.as_bytes()).err().expect("refused").message
+    }
+
+    #[test]
+    fn portions_hold_all_lines_and_are_small() {
+        let line = |bytes: usize| (Line { key: "k".into(), value: "v".repeat(bytes) }, ());
+        let lines: Vec<_> = [10, BYTES + 5, BYTES, 1].into_iter().chain([1; 100]).map(line).collect();
+        let sizes: Vec<usize> = batches(&lines).map(<[_]>::len).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 104, "{sizes:?}");
+        assert_eq!(sizes[..3], [1, 1, 1], "{sizes:?}");
+        assert!(sizes.iter().all(|size| (1..=AT_ONCE).contains(size)), "{sizes:?}");
+        assert_eq!(batches::<()>(&[]).count(), 0);
     }
 
     #[test]

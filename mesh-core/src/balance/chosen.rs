@@ -121,9 +121,9 @@ impl Balancer {
     fn draw<L: Loads + ?Sized>(&mut self, service: &Service, client: u32, random: u64, loads: &L) -> usize {
         match service.traffic.balancing {
             Balancing::RoundRobin => self.turns.turn(service, random),
-            Balancing::Random => weighted(service, random),
+            Balancing::Random => weighted(service, random, None),
             Balancing::LeastConnections => {
-                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                let (one, other) = two(service, random);
                 let of = |at: usize| {
                     let endpoint = &service.serving()[at];
                     (loads.load(endpoint.id).live, endpoint.weight)
@@ -132,13 +132,13 @@ impl Balancer {
                 if pick::less_loaded(other_live, other_weight, live, weight) { other } else { one }
             }
             Balancing::LeastRequests => {
-                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                let (one, other) = two(service, random);
                 let of = |at: usize| (loads.requests(at), service.serving()[at].weight);
                 let ((held, weight), (other_held, other_weight)) = (of(one), of(other));
                 if pick::less_loaded(other_held, other_weight, held, weight) { other } else { one }
             }
             Balancing::PeakEwma => {
-                let (one, other) = (weighted(service, random), weighted(service, mix(random)));
+                let (one, other) = two(service, random);
                 if loads.cost(other) < loads.cost(one) { other } else { one }
             }
             Balancing::Maglev => self.maglev(service, client),
@@ -175,16 +175,25 @@ impl Maglev {
     }
 }
 
-/// At random by weight. Cost: the number of endpoints.
-fn weighted(service: &Service, random: u64) -> usize {
-    let serving = service.serving();
-    let total: u64 = serving.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+/// Two by weight, which are two where there are two: of a pair of endpoints a slow one would else be drawn twice, and
+/// win, each fourth time.
+fn two(service: &Service, random: u64) -> (usize, usize) {
+    let one = weighted(service, random, None);
+    (one, weighted(service, mix(random), Some(one)))
+}
+
+/// At random by weight, but not this one; it, where there is no other. Cost: the number of endpoints.
+fn weighted(service: &Service, random: u64, but: Option<usize>) -> usize {
+    let weight =
+        |at: usize, endpoint: &Endpoint| if but == Some(at) { 0 } else { u64::from(endpoint.weight) };
+    let all = || service.serving().iter().enumerate();
+    let total: u64 = all().map(|(at, endpoint)| weight(at, endpoint)).sum();
     let mut point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-    let found = serving.iter().position(|endpoint| {
-        let weight = u64::from(endpoint.weight);
+    let found = all().position(|(at, endpoint)| {
+        let weight = weight(at, endpoint);
         let found = point < weight;
         point = point.saturating_sub(weight);
         found
     });
-    found.unwrap_or(0)
+    found.or(but).unwrap_or(0)
 }

@@ -141,7 +141,7 @@ fn requests_choose_between_two_and_who_has_no_room_is_passed_over() {
             (times(&picked, 2), picked.len())
         };
         let (less, all) = times_of_2([Some(5), Some(1)]);
-        assert!((240..360).contains(&less) && all == 400, "{balancing:?}: three quarters: {less}");
+        assert_eq!((less, all), (400, 400), "{balancing:?}");
         assert_eq!(times_of_2([None, Some(8)]), (400, 400), "{balancing:?}");
         assert_eq!(times_of_2([None, None]), (0, 0), "{balancing:?}");
     }
@@ -155,7 +155,7 @@ fn the_less_loaded_of_two_is_chosen_and_a_client_keeps_its_endpoint() {
     let mut balancer = Balancer::default();
     let seen: Vec<u32> =
         (0..400).map(|i| balancer.pick(&least, (0, Wanted::Any), mix(i), &counters).unwrap().id).collect();
-    assert!((240..360).contains(&times(&seen, 2)), "three quarters: {}", times(&seen, 2));
+    assert_eq!(times(&seen, 2), 400);
 
     let by_client = ejecting(&[(1, 1), (2, 1), (3, 1)], Balancing::Maglev);
     let first = balancer.pick(&by_client, (77, Wanted::Any), 1, &counters).unwrap().id;
@@ -356,4 +356,16 @@ fn who_is_wanted_is_taken_until_that_one_is_ejected_or_full() {
     assert!(elsewhere.len() == 1 && !elsewhere.contains(&keyed), "another one, and the same each time");
     let place = keyed as usize - 1;
     assert!(!picked(&counters, Wanted::Place(place)).contains(&keyed));
+}
+
+#[test]
+fn of_two_endpoints_both_are_compared_each_time() {
+    let mut least = service(&[(1, 1), (2, 5)]);
+    least.traffic.balancing = Balancing::LeastConnections;
+    let busy = Load { live: 100, ..Load::default() };
+    let counters = Counters { loads: [(2, busy)].into(), ..Counters::default() };
+    let mut balancer = Balancer::default();
+    let mut picked =
+        |random: u64| balancer.pick(&least, (0, Wanted::Any), mix(random), &counters).unwrap().id;
+    assert!((0..1000).all(|random| picked(random) == 1));
 }

@@ -7,7 +7,7 @@ use mesh_tests::{
     resources::{Service, at, vip4},
 };
 
-use crate::words::{answered, lines, refused};
+use crate::words::{answered, lines, silent};
 
 /// A directory that is there before the mesh is, and goes with it.
 struct Watched(PathBuf);
@@ -52,7 +52,7 @@ fn traffic_follows_the_files_of_a_directory() {
     });
     files.remove("broken.yaml");
     answered(&client, at(vip4(2), 80), &["a"]);
-    refused(&client, at(vip4(1), 80));
+    silent(&client, at(vip4(1), 80));
 
     // Nobody else may write what the files say; what they leave out goes.
     let error = mesh.try_meshctl(&["delete", "service", "raw"], "").unwrap_err();
@@ -63,7 +63,7 @@ fn traffic_follows_the_files_of_a_directory() {
         mesh.meshctl(&["describe", "service", "mine"], "").contains("also claimed by file:")
     });
     files.remove("raw.yaml");
-    refused(&client, at(vip4(2), 80));
+    silent(&client, at(vip4(2), 80));
     let listed = mesh.meshctl(&["get", "services", "-o", "wide"], "");
     assert!(listed.contains("mine") && listed.contains("240.240.0.4") && !listed.contains("raw"), "{listed}");
     let history = mesh.meshctl(&["history", "service", "raw"], "");

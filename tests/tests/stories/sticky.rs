@@ -40,7 +40,7 @@ fn cookies(reply: &Reply) -> Vec<&str> {
 
 #[test]
 fn a_cookie_brings_a_browser_back_until_its_endpoint_is_gone() {
-    let (mesh, client, mut servers) = shop("affinity: {cookie: {name: shop-at, ttl: 1h, path: /}}");
+    let (mesh, client, servers) = shop("affinity: {cookie: {name: shop-at, ttl: 1h, path: /}}");
     let front = url(vip4(1), 80, "/");
     let first = || curl(&client, &["-i", &front]);
     eventually("the cookie is set", || cookies(&first()).len() == 1);
@@ -64,7 +64,7 @@ fn a_cookie_brings_a_browser_back_until_its_endpoint_is_gone() {
     eventually("it holds there as well", || who(&other, 10, &["-H", &sent, &front]) == kept);
 
     let name = kept.first().unwrap().as_str();
-    drop(servers.remove(name));
+    servers[name].0.leave();
     let moved = || curl(&client, &["-b", &jar, "-c", &jar, &front]);
     eventually("its endpoint is gone", || moved().status == 200 && moved().name() != name);
     let moved = who(&client, 20, &browse);

@@ -60,6 +60,14 @@ pub fn refused(pod: &Pod, to: SocketAddr) {
     assert!(refused(5), "{to} from {}", pod.name());
 }
 
+/// Waits until nobody answers `pod` at `to`: it is nobody's address any more.
+#[track_caller]
+pub fn silent(pod: &Pod, to: SocketAddr) {
+    within(Duration::from_secs(20), &format!("nobody answers {} at {to}", pod.name()), || {
+        connect_lines(pod, to, 1).servers.is_empty()
+    });
+}
+
 /// Connects from a source address, once.
 pub fn connect_from(pod: &Pod, source: &str, to: SocketAddr) -> String {
     let script = "import socket, sys\n\

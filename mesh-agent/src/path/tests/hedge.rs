@@ -73,7 +73,9 @@ fn a_slow_endpoint_is_overtaken_by_another() {
     all_answered(&rig, 20, "quick");
     let slow = u64::from(got.load(SeqCst));
     assert!(slow >= 5, "{slow} of 20 were its turn");
-    assert_eq!(counts(&rig), (slow, slow));
+    let (sent, won) = counts(&rig);
+    // On a machine that stands still the quick one may be slow as well.
+    assert!(sent == slow && (5..=sent).contains(&won), "{won} of {sent}");
     assert_eq!(rig.counted(200, ""), 20, "each request is counted once");
     nothing_is_left(&rig);
 }
@@ -181,6 +183,7 @@ fn a_stream_is_begun_a_second_time_where_its_endpoint_is_slow() {
     });
     let silent = u64::from(asked.load(SeqCst));
     assert!(silent >= 5, "{silent} of 20 were its turn");
-    assert_eq!(counts(&rig), (silent, silent));
+    let (sent, won) = counts(&rig);
+    assert!(sent == silent && (5..=sent).contains(&won), "{won} of {sent}");
     nothing_is_left(&rig);
 }
