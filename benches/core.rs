@@ -131,8 +131,11 @@ fn service(balancing: Balancing, weights: fn(u32) -> u32) -> Service {
     }
 }
 
+/// What it is called, how, and the weight of each endpoint.
+type Kind = (&'static str, Balancing, fn(u32) -> u32);
+
 fn balance(c: &mut Criterion) {
-    let kinds: [(&str, Balancing, fn(u32) -> u32); 3] = [
+    let kinds: [Kind; 3] = [
         ("in turns", Balancing::RoundRobin, |_| 1),
         ("in turns by weight", Balancing::RoundRobin, |id| id),
         ("least connections", Balancing::LeastConnections, |_| 1),

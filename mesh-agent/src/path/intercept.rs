@@ -195,16 +195,11 @@ async fn begin(worker: Rc<Worker>, job: Job) -> Option<Begun> {
         let serving = Box::pin(hbone::server::serve(worker, member, stream));
         return Some(Begun { serving, _noted: None, _admitted: admitted });
     }
-    let record = match direction {
-        Direction::Out => match client_of(&worker, &stream) {
-            Some(record) => Some(record),
-            None => {
-                stream.reset();
-                return None;
-            }
-        },
-        Direction::In => None,
-    };
+    let record = if direction == Direction::Out { client_of(&worker, &stream) } else { None };
+    if direction == Direction::Out && record.is_none() {
+        stream.reset();
+        return None;
+    }
     let spliced = record.as_ref().is_some_and(|record| record.flags & captured::SPLICE != 0);
     let stream = if spliced { stream.spliced() } else { stream };
     if let Some(resolver) = record.as_ref().and_then(dns::resolver) {

@@ -67,7 +67,7 @@ fn grpc_resolves_and_balances_by_xds() {
     let args =
         [&format!("PYTHONPATH={MODULES}"), &format!("GRPC_XDS_BOOTSTRAP={file}"), PYTHON, "-c", CLIENT];
     let target = "xds:///echo.default.mesh:8080".to_owned();
-    let args: Vec<&str> = args.iter().map(|arg| arg.as_ref() as &str).chain([target.as_str()]).collect();
+    let args: Vec<&str> = args.iter().map(|arg| &**arg).chain([target.as_str()]).collect();
     let client = pod.start("client", "/usr/bin/env", &args);
     let asked = |name: &str| {
         let before = answers(&client, name);

@@ -85,14 +85,14 @@ impl Prepared {
     }
 }
 
-impl Connection {
-    /// What a second request would come from; `None`: there will be none.
-    pub(super) fn seed(&self, acquired: &Acquired, prepared: &Prepared, account: &Account) -> Option<Seed> {
-        account.ticket.as_ref()?;
-        let service = prepared.backend.as_ref().filter(|_| prepared.may_double())?;
-        account.seed(service, &acquired.hop)
-    }
+/// What a second request would come from; `None`: there will be none.
+pub(super) fn seed(acquired: &Acquired, prepared: &Prepared, account: &Account) -> Option<Seed> {
+    account.ticket.as_ref()?;
+    let service = prepared.backend.as_ref().filter(|_| prepared.may_double())?;
+    account.seed(service, &acquired.hop)
+}
 
+impl Connection {
     /// One request and its response, with a second one where the first takes long.
     pub(super) async fn hedged(
         &self,

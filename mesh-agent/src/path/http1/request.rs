@@ -19,8 +19,8 @@ use super::super::intercept::{Hop, Session};
 use super::super::pump::Pump;
 use super::super::routing::{Account, Routed, Way, within};
 use super::super::tries::Terms;
-use super::Connection;
 use super::exchange::{Exchange, Outcome};
+use super::{Connection, hedge};
 
 /// Bytes by which the head may grow on its way: the fields of the connection, said anew.
 pub(super) const GROWTH: usize = 256;
@@ -93,7 +93,7 @@ impl Connection {
             });
             match within(deadline, self.acquire(prepared, account)).await {
                 Ok((acquired, sent)) => {
-                    let outcome = match self.seed(&acquired, &sent, account) {
+                    let outcome = match hedge::seed(&acquired, &sent, account) {
                         None => Exchange::new(self, acquired, sent).run(account).await,
                         Some(seed) => Box::pin(self.hedged(seed, acquired, sent, account)).await,
                     };

@@ -104,10 +104,12 @@ impl Seed {
         let mut hop = caller.other(&self.service, &[self.first])?;
         let asked = self.service.resilience.as_ref()?;
         let mut ticket = Box::new(Ticket::second(caller.worker, &self.service, asked));
-        let taken = hop.endpoint != self.first
-            && ticket.take(caller, &self.service, &mut hop, false).is_ok_and(|taken| taken)
-            && hop.endpoint != self.first;
-        if !taken {
+        if hop.endpoint == self.first {
+            return None;
+        }
+        let taken = ticket.take(caller, &self.service, &mut hop, false);
+        // It may be another one that had room.
+        if !taken.is_ok_and(|taken| taken) || hop.endpoint == self.first {
             return None;
         }
         one(&caller.worker.shared.counters.hedged);
